@@ -1,0 +1,1 @@
+"""Hyperparameter sweeps over `ali`: Ray Tune, Optuna and MLflow live here and nowhere else."""
