@@ -1,0 +1,110 @@
+"""Algorithm 1: a step, and an epoch of steps; no files, no loggers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ali import data
+from ali.config import D_LOSS, G_LOSS, IMAGES_PER_SECOND
+from ali.errors import NonFiniteError, UserError
+from ali.objective import losses
+from ali.state import State
+
+
+def device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train_step(state: State, x: Tensor) -> tuple[Tensor, Tensor]:
+    """One iteration of Algorithm 1 on x (M, 3, H, W) in [0, 1]; the networks are in training mode.
+
+    Returns (L_d, L_g) in nats, before the updates, detached fp32 scalars on the device.
+    """
+    networks, rng = state.networks, state.generator
+    mu, log_sigma = networks.encoder(x)
+    noise = torch.randn(mu.shape, generator=rng, device=mu.device)
+    z_hat = mu + log_sigma.exp() * noise  # ẑ ~ q(z | x)
+    z = torch.randn(mu.shape, generator=rng, device=mu.device)  # z ~ p(z)
+    x_tilde = networks.decoder(z)  # x̃ ~ p(x | z)
+
+    # ρ_q = σ(a), ρ_p = σ(b): one pass over both, so that batch norm sees the mixed batch of 2M
+    logits = networks.discriminator(torch.cat([x, x_tilde]), torch.cat([z_hat, z]), rng)
+    a, b = logits.chunk(2)
+    loss_d, loss_g = losses(a, b)
+
+    # Both gradients from that one graph, each with respect to its own weights, then both updates
+    theta_d, theta_g = _weights(state.optimizer_d), _weights(state.optimizer_g)
+    gradients_d = torch.autograd.grad(loss_d, theta_d, retain_graph=True)
+    gradients_g = torch.autograd.grad(loss_g, theta_g)
+    _update(state.optimizer_d, theta_d, gradients_d)
+    _update(state.optimizer_g, theta_g, gradients_g)
+    state.step += 1
+    return loss_d.detach(), loss_g.detach()
+
+
+def train_epoch(state: State, images: Tensor) -> dict[str, float]:
+    """One pass over images, uint8 (N, H, W, 3) on the state's device, in a random order.
+
+    Returns the means of both losses (nats) and images a second. On CUDA the host does not wait
+    for the device until the end. Raises NonFiniteError for a loss (CPU: at once; CUDA: at the end
+    of the epoch, with the step it occurred in) or a weight (at the end), and UserError where there
+    are fewer images than a batch.
+    """
+    steps = len(images) // state.config.batch_size
+    if steps == 0:
+        raise UserError(
+            f"{len(images)} training images do not fill a batch of {state.config.batch_size}: "
+            "lower --batch-size"
+        )
+    start, first = time.perf_counter(), state.step
+    state.networks.train()
+    seen = torch.empty(steps, 2, device=images.device)  # L_d, L_g of each step
+    for i, x in enumerate(data.batches(images, state.config.batch_size, state.generator)):
+        seen[i, 0], seen[i, 1] = train_step(state, x)
+        if images.device.type == "cpu":  # elsewhere this would wait for the device
+            _check(seen[i : i + 1], first + i, state)
+    _check(seen, first, state)
+    if broken := non_finite(state):
+        raise NonFiniteError(state.step, broken)
+    loss_d, loss_g = seen.mean(dim=0).tolist()
+    state.epoch += 1
+    seconds = time.perf_counter() - start
+    return {
+        D_LOSS: loss_d,
+        G_LOSS: loss_g,
+        IMAGES_PER_SECOND: steps * state.config.batch_size / seconds,
+    }
+
+
+def non_finite(state: State) -> tuple[str, ...]:
+    """Names of the weights and statistics that hold a NaN or an infinity."""
+    named = state.networks.state_dict()
+    finite = torch.stack([tensor.isfinite().all() for tensor in named.values()]).tolist()
+    return tuple(name for name, fine in zip(named, finite, strict=True) if not fine)
+
+
+def _check(seen: Tensor, first: int, state: State) -> None:
+    """Raises NonFiniteError for the first row of `seen` (steps, 2) that is not finite."""
+    bad = ~seen.isfinite()
+    if bad.any():
+        i = int(bad.any(dim=1).nonzero()[0])
+        what = tuple(n for n, b in zip((D_LOSS, G_LOSS), bad[i].tolist(), strict=True) if b)
+        raise NonFiniteError(first + i, what + non_finite(state))
+
+
+def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def _update(
+    optimizer: torch.optim.Adam, weights: list[Tensor], gradients: tuple[Tensor, ...]
+) -> None:
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient
+    optimizer.step()
+    optimizer.zero_grad()
