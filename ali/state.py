@@ -1,4 +1,4 @@
-"""A whole training run in one value, saved and loaded exactly: networks, Adam, epoch, randomness."""
+"""A training run in one value, saved and loaded exactly: networks, Adam, epoch, randomness."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ TABLE3 = Table(  # SVHN. Consistent as printed: 512 encoder outputs are μ and l
     d_xz=(
         Row(CONV,      1,      1,      1024,  N,   0.2,     LEAKY,        MAP),
         Row(CONV,      1,      1,      1024,  N,   0.2,     LEAKY,        MAP),
-        Row(CONV,      1,      1,         1,  N,   0.2,     SIGMOID,      MAP),  # D yields the logit
+        Row(CONV,      1,      1,         1,  N,   0.2,     SIGMOID,      MAP),  # we keep the logit
     ),
 )
 # fmt: on
