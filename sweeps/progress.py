@@ -1,0 +1,128 @@
+"""A sweep as it runs: a line for each event, readable through ssh and in a log file; ends trials."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from ali.config import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND, VAL_ERROR
+from sweeps import tracking
+from sweeps.search import Study, checkpoints
+from sweeps.sweep import Options, Share, prune
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+
+class Progress(tune.Callback):
+    """Prints what happens, writes end states to MLflow and keeps the disk bounded."""
+
+    def __init__(
+        self, options: Options, study: Study, to: tracking.Destination, share: Share
+    ) -> None:
+        self._options, self._study, self._to = options, study, to
+        self._courier = tracking.Courier(f"sweep {options.name}", options.outage_seconds)
+        self._start = time.monotonic()
+        self._trained = 0.0  # slot-seconds spent in trials
+        self._slots = share.concurrent
+        self._checkpoint_bytes = 0
+        ended = sum(t.state.is_finished() for t in study.trials())
+        goes_on = f", {ended} of them ended before" if ended else ""
+        gpus = f" and {share.gpus:g} GPU" if share.gpus else ""
+        self._say(
+            f"sweep {options.name}: {options.num_trials} trials{goes_on}; {share.concurrent} at a "
+            f"time, {share.cpus} CPU{gpus} each; up to {options.epochs} epochs on {options.data}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its arguments; a resume makes this object anew
+
+    def get_state(self) -> None:
+        return None
+
+    def close(self) -> None:
+        """Waits for MLflow to have taken every end state."""
+        self._courier.close()
+
+    @property
+    def busy_share(self) -> float:
+        """Share of the slots' time that went into epochs, in [0, 1]."""
+        return self._trained / (self._slots * (time.monotonic() - self._start))
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        config = trial.config
+        verb = "goes on" if trial.checkpoint else "starts"
+        bn = "".join("01"[on] for on in config["bn_x"])
+        self._say(
+            f"trial {trial.trial_id} {verb}: lr {config['lr_d']:.1e}/{config['lr_g']:.1e}, "
+            f"dropout {config['dropout_x']:.2f} {config['dropout_z']:.2f} "
+            f"{config['dropout_xz']:.2f}, D(x) batch norm {bn}"
+        )
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **_: Any
+    ) -> None:
+        self._trained += result.get("time_this_iter_s", 0.0)
+        if EPOCH not in result or tracking.END in result:
+            return
+        value = result.get(VAL_ERROR)
+        shown = f"val_error {value:.4f}" if value is not None else "not evaluated"
+        if best := [t.value for t in self._study.trials() if t.value is not None]:
+            shown += f" (best {min(best):.4f})"
+        losses = f"d {result.get(D_LOSS, 0):.3f} g {result.get(G_LOSS, 0):.3f}"
+        speed = result.get(IMAGES_PER_SECOND, 0)
+        self._say(
+            f"trial {trial.trial_id} epoch {result[EPOCH]}/{self._options.epochs}: {shown}, "
+            f"{losses}, {speed:.0f} images/s"
+        )
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
+    ) -> None:
+        self._ended(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        self._ended(trial)
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        self._say(f"trial {trial.trial_id} lost its process: it goes on from its checkpoint")
+
+    def on_checkpoint(
+        self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **_: Any
+    ) -> None:
+        if self._checkpoint_bytes:
+            return
+        found = checkpoints(self._options.folder / trial.trial_id)
+        self._checkpoint_bytes = sum(
+            file.stat().st_size for folder in found[-1:] for file in folder.rglob("*")
+        )
+        # two of each running trial, a third while it is written, and one of each of the best
+        at_most = 3 * self._slots + self._options.keep
+        mib = self._checkpoint_bytes / 2**20
+        self._say(
+            f"checkpoints: {mib:.1f} MiB each, at most {at_most} at a time "
+            f"({at_most * mib:.0f} MiB) in {self._options.folder}"
+        )
+
+    def _ended(self, trial: Trial) -> None:
+        frozen = self._study.trials()[int(trial.trial_id)]
+        end = frozen.user_attrs.get(tracking.END, tracking.FAILED)
+        reason = frozen.user_attrs.get(tracking.REASON, "")
+        ended = sum(t.state.is_finished() for t in self._study.trials())
+        self._say(
+            f"trial {trial.trial_id} {end}: {reason} [{ended}/{self._options.num_trials} ended]"
+        )
+        client: list[Any] = []
+
+        def record() -> None:
+            if not client:
+                client.append(tracking.connect(self._to.uri))
+            tracking.end_trial(client[0], self._to, trial.trial_id, end, reason)
+
+        self._courier.put(record)
+        prune(self._options.folder, self._study, self._options.keep)
+
+    def _say(self, text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)

@@ -1,0 +1,216 @@
+"""What a sweep found: best trials, what mattered, what ended early and why, and what it cost.
+
+    python sweeps/report.py --name NAME
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ali.config import EPOCH, VAL_ERROR
+from ali.errors import UserError
+from sweeps import tracking
+from sweeps.sweep import JOURNAL, OPTIONS, Options, Sweep
+
+if TYPE_CHECKING:
+    import optuna
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from sweeps.search import Study
+
+BEST_SHOWN = 10
+COLUMNS = {  # heading: parameters shown under it
+    "lr D/EG": ("lr_d", "lr_g"),
+    "β₁ D/EG": ("beta1_d", "beta1_g"),
+    "1−β₂ D/EG": ("beta2_d", "beta2_g"),
+    "dropout x/z/xz": ("dropout_x", "dropout_z", "dropout_xz"),
+    "slope E/G/D": ("slope_encoder", "slope_decoder", "slope_discriminator"),
+}
+
+
+def report(options: Options, study: Study, client: MlflowClient, experiment: str) -> str:
+    """The report of a sweep as text: tables at most 100 columns wide, then the next commands."""
+    runs = {
+        run.data.tags[tracking.TRIAL]: run
+        for run in tracking.find_runs(
+            client, experiment, sweep=options.name, kind=tracking.KIND_TRIAL
+        )
+    }
+    out = io.StringIO()
+    console = Console(file=out, width=118, color_system=None)
+    console.print(_best(options, runs))
+    console.print(_ends(runs))
+    console.print(_importance(study.optuna))
+    console.print(_cost(runs))
+    uri = "" if options.uri == tracking.default_uri(Path("runs")) else f" URI={options.uri}"
+    name = f"--name {options.name}"
+    if options.output_dir != Path("runs"):
+        name += f" --output-dir {options.output_dir}"
+    if options.tracking_uri:
+        name += f" --tracking-uri {options.tracking_uri}"
+    console.print("Next:")
+    console.print(f"  look at the runs      make ui{uri}", highlight=False)
+    console.print(f"  train the best        python sweeps/best.py {name}", soft_wrap=True)
+    return out.getvalue()
+
+
+def _best(options: Options, runs: dict[str, Run]) -> Table:
+    done = [r for r in runs.values() if r.data.tags.get(tracking.END) == tracking.COMPLETED]
+    done.sort(key=lambda run: run.data.metrics.get(VAL_ERROR, 2.0))
+    table = Table(
+        title=f"Best trials of {options.name} at their full budget of {options.epochs} epochs",
+        title_justify="left",
+    )
+    for heading in ("trial", VAL_ERROR, *COLUMNS, "bn D(x)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for run in done[:BEST_SHOWN]:
+        params = run.data.params
+        cells = [
+            "/".join(_short(name, params.get(name, "")) for name in names)
+            for names in COLUMNS.values()
+        ]
+        bn = "".join("1" if on == "True" else "0" for on in params.get("bn_x", "").split(","))
+        error = f"{run.data.metrics.get(VAL_ERROR, float('nan')):.4f}"
+        table.add_row(run.data.tags[tracking.TRIAL], error, *cells, bn)
+    return table
+
+
+def _short(name: str, text: str) -> str:
+    value = float(text or "nan")
+    if name.startswith("lr"):
+        return f"{value:.1e}".replace("e-0", "e-")
+    if name.startswith("beta2"):
+        return f"{1 - value:.0e}".replace("e-0", "e-")
+    return f"{value:.2f}".lstrip("0") or "0"
+
+
+def _ends(runs: dict[str, Run]) -> Table:
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs.values():
+        groups[run.data.tags.get(tracking.END) or run.info.status.lower()].append(run)
+    table = Table(title="How trials ended", title_justify="left")
+    for heading in ("end", "trials", "epochs", "why (the first three)"):
+        table.add_column(heading)
+    for end, group in sorted(groups.items()):
+        group.sort(key=lambda run: run.data.tags[tracking.TRIAL])
+        epochs = [int(run.data.metrics.get(EPOCH, 0)) for run in group]
+        why = [
+            f"{run.data.tags[tracking.TRIAL]}: {run.data.tags.get(tracking.REASON, '')}"
+            for run in group[:3]
+        ]
+        span = f"{min(epochs)}–{max(epochs)}" if min(epochs) < max(epochs) else f"{epochs[0]}"
+        table.add_row(end, str(len(group)), span, "\n".join(why))
+    return table
+
+
+def _importance(study: optuna.Study) -> Table | str:
+    """Importance by PED-ANOVA (arXiv 2304.10255) over completed and stopped trials alike."""
+    import optuna
+
+    # A trial that was stopped counts with the value it was stopped at: it was among the worst.
+    flat = optuna.create_study()
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.name in ("COMPLETE", "PRUNED") and trial.intermediate_values:
+            value = trial.intermediate_values[max(trial.intermediate_values)]
+            flat.add_trial(
+                optuna.trial.create_trial(
+                    params=trial.params, distributions=trial.distributions, value=value
+                )
+            )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = optuna.importance.get_param_importances(flat)
+    except (ValueError, RuntimeError):
+        found = {}
+    found = {name: weight for name, weight in found.items() if weight > 0}
+    if len(flat.trials) < 4 or not found:
+        return f"Importance: too few trials to tell ({len(flat.trials)}).\n"
+    table = Table(title=f"Importance, from {len(flat.trials)} trials", title_justify="left")
+    table.add_column("hyperparameter")
+    table.add_column("share", justify="right")
+    table.add_column("")
+    for name, weight in list(found.items())[:8]:
+        table.add_row(name, f"{weight:.0%}", "█" * max(1, round(40 * weight)))
+    return table
+
+
+def _cost(runs: dict[str, Run]) -> Table:
+    table = Table(title="Time and cost", title_justify="left")
+    for heading in ("trials", "epochs", "training s", "evaluation s", "s/trial", "core-hours"):
+        table.add_column(heading, justify="right")
+    histories = [run.data.metrics for run in runs.values()]
+    train = sum(m.get("total_train_seconds", 0.0) for m in histories)
+    judge = sum(m.get("total_eval_seconds", 0.0) for m in histories)
+    epochs = sum(int(m.get(EPOCH, 0)) for m in histories)
+    cores = [
+        (m.get("total_train_seconds", 0.0) + m.get("total_eval_seconds", 0.0))
+        * float(run.data.params.get("threads", 1))
+        for m, run in zip(histories, runs.values(), strict=True)
+    ]
+    table.add_row(
+        str(len(runs)),
+        str(epochs),
+        f"{train:.0f}",
+        f"{judge:.0f}",
+        f"{(train + judge) / max(1, len(runs)):.1f}",
+        f"{sum(cores) / 3600:.2f}",
+    )
+    return table
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Options of the report."""
+
+    name: str
+    """Name of the sweep."""
+    output_dir: Path = Path("runs")
+    """Folder of all sweeps."""
+    tracking_uri: str | None = None
+    """MLflow server; default: the one that the sweep logged to."""
+
+
+def load(name: str, output_dir: Path, tracking_uri: str | None) -> Options:
+    """The options that a sweep was started with. Raises UserError where there is no such sweep."""
+    import json
+
+    file = output_dir / name / OPTIONS
+    if not file.exists():
+        there = sorted(p.parent.name for p in output_dir.glob(f"*/{OPTIONS}"))
+        raise UserError(
+            f"there is no sweep {name!r} in {output_dir}: there is {', '.join(there) or 'none'}"
+        )
+    saved: dict[str, Any] = {**json.loads(file.read_text()), "output_dir": output_dir}
+    if tracking_uri:
+        saved["tracking_uri"] = tracking_uri
+    return Options.from_dict(saved)
+
+
+def main() -> None:
+    from ali.cli import parse_args
+    from sweeps.search import Study
+
+    asked = parse_args(ReportOptions)
+    options = load(asked.name, asked.output_dir, asked.tracking_uri)
+    client = tracking.connect(options.uri)
+    experiment = tracking.experiment_id(client, options.output_dir)
+    study = Study(options.folder / JOURNAL, options.name, options.seed)
+    print(report(options, study, client, experiment), end="")
+
+
+if __name__ == "__main__":
+    from ali.cli import main as guarded
+
+    guarded(main)
+
+__all__ = ["Sweep", "report"]

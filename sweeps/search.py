@@ -1,0 +1,328 @@
+"""The search: an Optuna study that is the sweep's memory, its face towards Ray Tune, and ASHA.
+
+The study's journal is the one record of a sweep that a resume trusts. Tune's table of trials, the
+scheduler's rungs and the end states in MLflow are made from it again, so a driver may be killed
+between any two of its writes.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from ray import tune
+from ray.tune.experiment import Experiment, Trial
+from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_parser
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from ray.tune.search import SearchAlgorithm
+
+from ali.config import EPOCH, VAL_ERROR
+from sweeps.tracking import COMPLETED, END, FAILED, OUT_OF_MEMORY, REASON, STOPPED
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config"  # user attribute of a trial: the whole experiment, a plain dict
+_STATE = {COMPLETED: TrialState.COMPLETE, STOPPED: TrialState.PRUNED}
+
+
+def trial_id(number: int) -> str:
+    """Name of a trial in Tune, in MLflow and on disk: its number in the study."""
+    return f"{number:05d}"
+
+
+class Study:
+    """An Optuna study in a journal file, with every write made so that doing it twice is harmless."""
+
+    def __init__(self, journal: Path, name: str, seed: int, startup_trials: int = 10) -> None:
+        _mend(journal)
+        self._storage: BaseStorage = JournalStorage(JournalFileBackend(str(journal)))
+        self._seed = seed
+        self._startup_trials = startup_trials
+        self._study = optuna.create_study(
+            study_name=name,
+            storage=self._storage,
+            direction="minimize",
+            pruner=optuna.pruners.NopPruner(),  # ASHA alone stops trials
+            load_if_exists=True,
+        )
+
+    @property
+    def optuna(self) -> optuna.Study:
+        """The study itself, to read."""
+        return self._study
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials by number."""
+        return self._study.get_trials(deepcopy=False)
+
+    def ask(self, suggest: Callable[[optuna.Trial], dict[str, Any]]) -> FrozenTrial:
+        """A new trial whose user attribute CONFIG holds what `suggest` made of it."""
+        self._seed_sampler(len(self.trials()))
+        return self._configure(self._study.ask(), suggest)
+
+    def complete_ask(
+        self, trial: FrozenTrial, suggest: Callable[[optuna.Trial], dict[str, Any]]
+    ) -> FrozenTrial:
+        """Finishes an `ask` that a kill cut short: parameters already drawn stay as they are."""
+        if CONFIG in trial.user_attrs:
+            return trial
+        self._seed_sampler(trial.number)
+        return self._configure(optuna.Trial(self._study, trial._trial_id), suggest)
+
+    def _configure(
+        self, trial: optuna.Trial, suggest: Callable[[optuna.Trial], dict[str, Any]]
+    ) -> FrozenTrial:
+        trial.set_user_attr(CONFIG, suggest(trial))
+        return self._storage.get_trial(trial._trial_id)
+
+    def enqueue(self, params: Mapping[str, Any]) -> None:
+        """Puts a known point at the head of a new study."""
+        self._study.enqueue_trial(dict(params), skip_if_exists=True)
+
+    def report(self, number: int, epoch: int, value: float) -> None:
+        """Records a trial's value after an epoch, once; non-finite values are not recorded."""
+        trial = self.trials()[number]
+        if trial.state.is_finished() or epoch in trial.intermediate_values:
+            return
+        if math.isfinite(value):
+            self._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+
+    def tell(self, number: int, end: str, reason: str, value: float | None) -> None:
+        """Ends a trial: COMPLETE with its value, PRUNED when stopped before that, or FAIL."""
+        trial = self.trials()[number]
+        if trial.state.is_finished():
+            return
+        self._storage.set_trial_user_attr(trial._trial_id, END, end)
+        self._storage.set_trial_user_attr(trial._trial_id, REASON, reason)
+        state = _STATE.get(end, TrialState.FAIL)
+        values = [value] if state == TrialState.COMPLETE and value is not None else None
+        self._study.tell(number, values, state)
+
+    def _seed_sampler(self, number: int) -> None:
+        # Seeded by the trial's number and not once, so that a search that was interrupted goes on
+        # as it would have, and one with a concurrency of 1 can be repeated.
+        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+        self._study.sampler = optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=self._startup_trials,
+            multivariate=True,
+            group=True,  # the space is conditional
+            constant_liar=True,  # trials run side by side
+        )
+
+
+def _mend(journal: Path) -> None:
+    """Removes what a killed driver may leave: its lock and half a last line.
+
+    Only called while this process holds the sweep's own lock.
+    """
+    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
+    if not journal.exists():
+        return
+    with journal.open("rb+") as file:
+        data = file.read()
+        if data and not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+class Asha(AsyncHyperBandScheduler):
+    """Asynchronous successive halving (arXiv 1810.05934) that survives a resume and a NaN.
+
+    Ray's scheduler keeps its rungs in memory only, and `nan < cutoff` never stops a trial. Here the
+    rungs are filled again from the study, and why a trial was stopped is kept in `reasons`.
+    """
+
+    def __init__(self, epochs: int, grace_epochs: int, reduction_factor: float) -> None:
+        super().__init__(
+            time_attr=EPOCH,
+            max_t=epochs,
+            grace_period=min(grace_epochs, epochs),
+            reduction_factor=reduction_factor,
+        )
+        self.reasons: dict[str, str] = {}
+        self._doomed: dict[str, str] = {}
+
+    def replay(self, trials: list[FrozenTrial]) -> None:
+        """Fills the rungs with what earlier drivers of this sweep have seen."""
+        for trial in trials:
+            for epoch, value in sorted(trial.intermediate_values.items()):
+                who = SimpleNamespace(trial_id=trial_id(trial.number))
+                self._brackets[0].on_result(who, epoch, -value)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
+        if END in result:
+            return TrialScheduler.STOP
+        value = result.get(VAL_ERROR)
+        if value is None:
+            return TrialScheduler.CONTINUE
+        decision = super().on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.STOP and result[EPOCH] < self._max_t:
+            self.reasons[trial.trial_id] = self._reason(result[EPOCH], value)
+        return decision
+
+    def _reason(self, epoch: int, value: float) -> str:
+        for milestone, recorded in self._brackets[0]._rungs:
+            if epoch >= milestone:
+                cut = -self._brackets[0].cutoff(recorded)
+                return (
+                    f"{VAL_ERROR} {value:.4f} after epoch {epoch}: "
+                    f"above the cut of {cut:.4f} among {len(recorded)} trials"
+                )
+        return f"{VAL_ERROR} {value:.4f} after epoch {epoch}"
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
+        self._trial_info.pop(trial.trial_id, None)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        self._trial_info.pop(trial.trial_id, None)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        # A node that was lost is worth another try; a trial that outgrew its node is not.
+        error = trial.error_file and Path(trial.error_file)
+        if error and error.exists():
+            last = error.read_text(errors="replace").rsplit("Failure #", 1)[-1]
+            if "OutOfMemory" in last or "memory pressure" in last or "OOM" in last:
+                self._doomed[trial.trial_id] = "its process was killed for lack of memory"
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        for trial in list(tune_controller.get_live_trials()):
+            if trial.trial_id in self._doomed and trial.status == Trial.PENDING:
+                self.reasons[trial.trial_id] = self._doomed.pop(trial.trial_id)
+                tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
+
+
+class StudySearch(SearchAlgorithm):
+    """Feeds Tune from a `Study`: first the trials that the study holds already, then new ones.
+
+    A finished trial is handed to Tune as TERMINATED and costs nothing; an unfinished one goes on
+    from its newest checkpoint under the id it had.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        suggest: Callable[[optuna.Trial], dict[str, Any]],
+        asha: Asha,
+        num_trials: int,
+        max_concurrent: int,
+        epochs: int,
+    ) -> None:
+        self._study = study
+        self._suggest = suggest
+        self._asha = asha
+        self._num_trials = num_trials
+        self._max_concurrent = max_concurrent
+        self._epochs = epochs
+        self._backlog = [t for t in study.trials() if t.state != TrialState.WAITING]
+        self._live: set[str] = set()
+        self._parser = _make_parser()
+        self._experiment: Experiment | None = None
+        asha.replay(self._backlog)
+
+    def __deepcopy__(self, memo: dict) -> StudySearch:
+        return self  # Tune copies its arguments; there is one study
+
+    def __getstate__(self) -> dict:
+        return {}  # Tune pickles its arguments; a resume makes this object anew from the journal
+
+    @property
+    def total_samples(self) -> int:
+        return self._num_trials
+
+    def add_configurations(self, experiments: list[Experiment]) -> None:  # type: ignore[override]
+        (self._experiment,) = experiments
+
+    def is_finished(self) -> bool:
+        return self._finished or (not self._backlog and self._asked() >= self._num_trials)
+
+    def _asked(self) -> int:
+        return sum(t.state != TrialState.WAITING for t in self._study.trials())
+
+    def next_trial(self) -> Trial | None:
+        if self._finished:
+            return None
+        if self._backlog and self._backlog[0].state.is_finished():
+            return self._make(self._backlog.pop(0))
+        if len(self._live) >= self._max_concurrent:
+            return None
+        if self._backlog:
+            return self._make(self._study.complete_ask(self._backlog.pop(0), self._suggest))
+        if self._asked() >= self._num_trials:
+            return None
+        return self._make(self._study.ask(self._suggest))
+
+    def _make(self, frozen: FrozenTrial) -> Trial:
+        assert self._experiment is not None
+        spec = copy.deepcopy(self._experiment.spec)
+        name = trial_id(frozen.number)
+        spec[CONFIG] = {**spec.get(CONFIG, {}), **frozen.user_attrs.get(CONFIG, {})}
+        trial = _create_trial_from_spec(
+            spec, self._parser, trial_id=name, evaluated_params=dict(frozen.params)
+        )
+        trial.init_local_path()
+        result = _last_result(frozen)
+        if frozen.state.is_finished():
+            trial.set_status(Trial.TERMINATED)
+            trial.run_metadata.last_result = {**result, "done": True}
+        else:
+            self._live.add(name)
+            for checkpoint in checkpoints(Path(trial.storage.trial_fs_path)):
+                _adopt(trial, checkpoint, result)
+        return trial
+
+    def on_trial_result(self, trial_id: str, result: dict) -> None:
+        if VAL_ERROR in result:
+            self._study.report(int(trial_id), int(result[EPOCH]), float(result[VAL_ERROR]))
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict | None = None, error: bool = False
+    ) -> None:
+        self._live.discard(trial_id)
+        result = result or {}
+        value = result.get(VAL_ERROR)
+        if value is not None and END not in result:
+            self.on_trial_result(trial_id, result)
+        if error:
+            end, reason = FAILED, "its process was lost more often than --max-failures allows"
+        elif END in result:
+            end, reason = result[END], result.get(REASON, "")
+        elif trial_id in self._asha.reasons and result.get(EPOCH, 0) < self._epochs:
+            reason = self._asha.reasons[trial_id]
+            end = OUT_OF_MEMORY if "memory" in reason else STOPPED
+        elif result.get(EPOCH, 0) >= self._epochs and value is not None and math.isfinite(value):
+            end, reason = COMPLETED, f"{VAL_ERROR} {value:.4f} after epoch {result[EPOCH]}"
+        else:
+            end, reason = FAILED, f"ended without a {VAL_ERROR} at its full budget"
+        self._study.tell(int(trial_id), end, reason, value)
+
+
+def _last_result(frozen: FrozenTrial) -> dict[str, Any]:
+    if not frozen.intermediate_values:
+        return {}
+    epoch, value = max(frozen.intermediate_values.items())
+    return {EPOCH: epoch, VAL_ERROR: value, "training_iteration": epoch}
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders of a trial, oldest first."""
+    return sorted(folder.glob("checkpoint_*"))
+
+
+def _adopt(trial: Trial, checkpoint: Path, result: dict[str, Any]) -> None:
+    """Tells Tune of a checkpoint that an earlier driver's trial has written."""
+    from ray.train._internal.checkpoint_manager import _TrainingResult
+
+    trial.storage.current_checkpoint_index = int(checkpoint.name.rsplit("_", 1)[1]) - 1
+    found = tune.Checkpoint(str(checkpoint), filesystem=trial.storage.storage_filesystem)
+    trial.on_checkpoint(_TrainingResult(checkpoint=found, metrics=dict(result)))

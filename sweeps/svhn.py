@@ -1,0 +1,21 @@
+"""Sweeps ALI's hyperparameters on SVHN, at paper scale unless told otherwise.
+
+    python sweeps/svhn.py                        Table 3 on SVHN, 50 trials of up to 100 epochs
+    python sweeps/svhn.py --name svhn --resume   goes on with it, after a kill -9 too
+    make sweep                                   the same script, laptop-sized, on embedded data
+
+The whole search at paper scale trains up to 100 epochs of 531,131 images a trial: it is meant for
+GPUs, `ray submit cluster/gpu.yaml sweeps/svhn.py`. This file runs as a lone copy, too.
+"""
+
+from ali.cli import main
+from sweeps.sweep import Options, Sweep, launch, parse
+
+
+def sweep() -> int:
+    options = parse(Options(name="svhn", data="svhn"))
+    return launch(Sweep(), options)
+
+
+if __name__ == "__main__":
+    main(sweep)

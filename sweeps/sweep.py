@@ -1,0 +1,495 @@
+"""A `Sweep` value → a Ray Tune run: set-up, resume, progress, and what is cleaned up at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ali.config import EPOCH, VAL_ERROR, Config, Precision
+from ali.errors import UserError
+from sweeps import tracking
+from sweeps.space import PAPER, Space
+
+if TYPE_CHECKING:
+    import optuna
+    from mlflow import MlflowClient
+
+    from sweeps.search import Study
+    from sweeps.trainable import Experiment
+
+JOURNAL, OPTIONS, LOCK = "optuna.journal", "sweep.json", "driver.lock"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a sweep."""
+
+    name: str
+    """Name of the sweep: its folder under --output-dir, its runs' tag in MLflow."""
+    resume: bool = False
+    """Go on with the sweep of this name; its other options are remembered."""
+    num_trials: int = 50
+    """Trials in all (a resume may raise it)."""
+    epochs: int = 100
+    """Full budget of a trial, in passes over its training images."""
+    data: str = "svhn"
+    """Data set: house-numbers (embedded, procedural) or svhn."""
+    data_dir: Path | None = None
+    """Folder with the data set's official files; default: ./data/<name>, downloaded if need be."""
+    train_size: int | None = None
+    """Training images used; default: all there are."""
+    width: float = 1.0
+    """Multiplier of every hidden layer's feature maps; 1 is the paper's."""
+    batch_size: int = 100
+    """Images a step."""
+    labels: int = 1000
+    """Labelled images behind val_error."""
+    draws: int = 3
+    """Labelled draws averaged for val_error."""
+    precision: Precision = "auto"
+    """fp32 or bf16; auto: bf16 where the hardware has it."""
+    bn_with_z: bool = False
+    """Also try batch norm in D(z) and D(x, z), which the paper calls unstable."""
+    grace_epochs: int | None = None
+    """Epochs before a trial may be stopped; default: a tenth of --epochs."""
+    reduction_factor: float = 3.0
+    """ASHA's η: about one trial in η goes on past each rung."""
+    startup_trials: int = 10
+    """Trials drawn at random before the search models what it has seen."""
+    image_every: int | None = None
+    """Epochs between pictures in MLflow; default: a tenth of --epochs."""
+    max_concurrent: int | None = None
+    """Trials at a time; default: as many as the resources hold."""
+    cpus_per_trial: int | None = None
+    """CPU cores (and threads) of a trial; default: its share of the cores."""
+    gpus_per_trial: float | None = None
+    """GPUs of a trial, fractions too; default: 1 where there are GPUs."""
+    max_failures: int = 3
+    """Times a trial whose process was lost goes on from its checkpoint."""
+    keep: int = 3
+    """Best trials whose last checkpoint is kept; those of other finished trials are deleted."""
+    tracking_uri: str | None = None
+    """MLflow server; default: $MLFLOW_TRACKING_URI, or mlflow.db in --output-dir."""
+    outage_seconds: float = tracking.OUTAGE_SECONDS
+    """Seconds that a trial keeps what it has logged while the MLflow server is away."""
+    output_dir: Path = Path("runs")
+    """Folder of all sweeps: Tune's state, checkpoints, the search's journal."""
+    seed: int = 0
+    """Seed of the search; trial n trains with seed + n."""
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).name != self.name or not self.name.isprintable():
+            raise UserError(f"--name must be a plain file name, not {self.name!r}")
+        if "'" in self.name or "`" in self.name:
+            raise UserError(f"--name must be free of quotes, not {self.name!r}")
+        at_least = {
+            "num_trials": 1,
+            "max_concurrent": 1,
+            "cpus_per_trial": 1,
+            "grace_epochs": 1,
+            "image_every": 1,
+            "startup_trials": 1,
+            "max_failures": 0,
+            "keep": 1,
+            "seed": 0,
+            "gpus_per_trial": 0,
+            "outage_seconds": 0,
+        }
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                option = "--" + name.replace("_", "-")
+                raise UserError(f"{option} must be at least {least}, not {value}")
+        if not self.reduction_factor > 1:
+            raise UserError(f"--reduction-factor must be above 1, not {self.reduction_factor}")
+
+    @property
+    def folder(self) -> Path:
+        return self.output_dir.resolve() / self.name
+
+    @property
+    def uri(self) -> str:
+        given = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        return given or tracking.default_uri(self.output_dir)
+
+    def config(self) -> Config:
+        """What all trials of the sweep have in common."""
+        shared = {f.name for f in fields(Config)} & {f.name for f in fields(self)}
+        return Config(**{name: getattr(self, name) for name in shared})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Options:
+        paths = {k: Path(v) for k, v in plain.items() if k in ("data_dir", "output_dir") and v}
+        return cls(**{**plain, **paths})
+
+
+# What a resume may change; all else would make its trials incomparable.
+CHANGEABLE = frozenset(
+    {"resume", "num_trials", "max_concurrent", "cpus_per_trial", "gpus_per_trial", "data_dir"}
+    | {"max_failures", "keep", "tracking_uri", "outage_seconds", "output_dir", "image_every"}
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is swept: the space, the points tried first, and the experiment (default: ALI)."""
+
+    space: Space = field(default_factory=Space)
+    first: tuple[dict[str, Any], ...] = (PAPER,)
+    experiment: Experiment | None = None
+
+
+def parse(defaults: Options, argv: list[str] | None = None) -> Options:
+    """Options from the command line; a resume starts from those that the sweep was started with.
+
+    Raises UserError where a resume asks for what would make the sweep's trials incomparable.
+    """
+    from ali.cli import parse_args
+
+    options = parse_args(Options, argv, default=defaults)
+    if not options.resume:
+        return options
+    saved_file = options.folder / OPTIONS
+    if not saved_file.exists():
+        raise UserError(
+            f"there is no sweep {options.name!r} in {options.output_dir} to resume: "
+            f"leave --resume out to start it"
+        )
+    saved = replace(
+        Options.from_dict(json.loads(saved_file.read_text())), output_dir=options.output_dir
+    )
+    options = parse_args(Options, argv, default=saved)
+    changed = [f.name for f in fields(Options) if getattr(options, f.name) != getattr(saved, f.name)]
+    if fixed := [name for name in changed if name not in CHANGEABLE]:
+        names = ", ".join("--" + name.replace("_", "-") for name in fixed)
+        raise UserError(
+            f"a resume cannot change {names}: leave it out, or start a sweep of another --name"
+        )
+    return options
+
+
+def launch(sweep: Sweep, options: Options) -> int:
+    """Runs a sweep to its end, or goes on with one; returns the exit code.
+
+    Raises UserError before anything is written where the name is taken, the data or the tracking
+    server cannot be reached, or the output folder cannot be written.
+    """
+    if (options.folder / JOURNAL).exists() and not options.resume:
+        raise UserError(
+            f"a sweep {options.name!r} exists in {options.output_dir}: "
+            "add --resume to go on with it, or choose another --name"
+        )
+    if not options.uri.startswith("sqlite:"):
+        tracking.connect(options.uri)  # before minutes are spent on data
+    experiment = sweep.experiment or _ali()
+    experiment.fingerprint(options.config())  # bad data is found here, not in every trial
+    _make_folder(options.output_dir)
+    client = tracking.connect(options.uri)
+    where = tracking.experiment_id(client, options.output_dir)
+    if not options.resume and tracking.find_sweep(client, where, options.name) is not None:
+        raise UserError(
+            f"MLflow at {options.uri} has a sweep {options.name!r} already: choose another --name"
+        )
+    _make_folder(options.folder)
+    with _only_driver(options.folder, options.name):
+        return _Driver(sweep, experiment, options, client, where).run()
+
+
+def _ali() -> Experiment:
+    from sweeps.trainable import ALI
+
+    return ALI
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-test-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}): choose another --output-dir"
+        ) from None
+
+
+@contextlib.contextmanager
+def _only_driver(folder: Path, name: str) -> Iterator[None]:
+    """Holds the sweep's lock, which the kernel drops with the process, however it ends."""
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(f"sweep {name!r} is being run by {holder}: wait for it, or stop it")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+class _Driver:
+    """One driver process of a sweep, from Ray's start to the table at the end."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        experiment: Experiment,
+        options: Options,
+        client: MlflowClient,
+        where: str,
+    ) -> None:
+        self.sweep, self.experiment, self.options = sweep, experiment, options
+        self.client, self.where = client, where
+        self.base = options.config()
+
+    def run(self) -> int:
+        from sweeps.search import Study
+
+        _quiet()
+        options = self.options
+        (options.folder / OPTIONS).write_text(json.dumps(options.to_dict(), indent=1))
+        first_time = not (options.folder / JOURNAL).exists()
+        study = Study(
+            options.folder / JOURNAL, options.name, options.seed, options.startup_trials
+        )
+        if first_time:
+            for point in self.sweep.first:
+                study.enqueue(point)
+        parent = tracking.start_sweep(
+            self.client, self.where, options.name, {**options.to_dict(), **asdict(self.sweep.space)}
+        )
+        to = tracking.Destination(options.uri, self.where, options.name, parent)
+        reconcile(self.client, to, study)
+        done = self._tune(study, to)
+        reconcile(self.client, to, study)
+        return self._end(study, to, done)
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        from sweeps.space import suggest
+
+        point = suggest(trial, self.sweep.space)
+        return Config.from_dict(
+            {**self.base.to_dict(), **point, "seed": self.options.seed + trial.number}
+        ).to_dict()
+
+    def _tune(self, study: Study, to: tracking.Destination) -> bool:
+        """Trains until the sweep is complete (True) or interrupted (False)."""
+        import ray
+        from ray import tune
+
+        from sweeps.progress import Progress
+        from sweeps.search import Asha, StudySearch
+        from sweeps.trainable import AliTrial, Setting
+
+        options = self.options
+        start_ray()
+        share = allot(options, ray.cluster_resources())
+        tenth = max(1, options.epochs // 10)
+        asha = Asha(options.epochs, options.grace_epochs or tenth, options.reduction_factor)
+        search = StudySearch(
+            study, self.suggest, asha, options.num_trials, share.concurrent, options.epochs
+        )
+        setting = Setting(
+            self.experiment, to, options.image_every or tenth, share.threads, options.outage_seconds
+        )
+        progress = Progress(options, study, to, share)
+        trainable = tune.with_resources(
+            tune.with_parameters(AliTrial, setting=setting),
+            {"cpu": share.cpus, "gpu": share.gpus},
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                metric=VAL_ERROR,
+                mode="min",
+                search_alg=search,
+                scheduler=asha,
+                num_samples=options.num_trials,
+                reuse_actors=True,
+                trial_dirname_creator=_dirname,
+                trial_name_creator=_dirname,
+            ),
+            run_config=tune.RunConfig(
+                name=options.name,
+                storage_path=str(options.output_dir.resolve()),
+                verbose=0,
+                callbacks=[progress],
+                failure_config=tune.FailureConfig(max_failures=options.max_failures),
+                checkpoint_config=tune.CheckpointConfig(
+                    num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=True
+                ),
+            ),
+        )
+        with _terminate_as_interrupt():
+            tuner.fit()
+        progress.close()
+        finished = [t for t in study.trials() if t.state.is_finished()]
+        return len(finished) >= options.num_trials
+
+    def _end(self, study: Study, to: tracking.Destination, done: bool) -> int:
+        from sweeps.report import report
+
+        name = self.options.name
+        script = Path(sys.argv[0]).name or "sweeps/svhn.py"
+        if not done:
+            for run in tracking.find_runs(
+                self.client, to.experiment, sweep=name, kind=tracking.KIND_TRIAL
+            ):
+                if run.info.status == "RUNNING":
+                    tracking.end_run(
+                        self.client, run.info.run_id, tracking.INTERRUPTED, "the sweep was stopped"
+                    )
+            tracking.end_run(
+                self.client, to.parent_run_id, tracking.INTERRUPTED, "the sweep was stopped"
+            )
+            print(f"stopped; go on with: python sweeps/{script} --name {name} --resume")
+            return 130
+        tracking.end_run(self.client, to.parent_run_id, tracking.COMPLETED, "all trials ended")
+        prune(self.options.folder, study, self.options.keep)
+        print(report(self.options, study, self.client, to.experiment))
+        return 0
+
+
+def _dirname(trial: Any) -> str:
+    return trial.trial_id
+
+
+def _quiet() -> None:
+    """Settings of libraries that would otherwise talk over the progress, or talk home."""
+    for name, value in {
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a diverged trial has no val_error to report
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # StudySearch holds --max-concurrent
+        "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+
+
+def start_ray() -> None:
+    """Joins the cluster that RAY_ADDRESS names, or the one this node belongs to, or starts Ray."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except ConnectionError as error:
+        raise UserError(
+            f"no Ray cluster answers at RAY_ADDRESS={address}: start it or unset the variable"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one trial gets, and how many there are at a time."""
+
+    cpus: int
+    gpus: float
+    threads: int
+    concurrent: int
+
+
+def allot(options: Options, resources: dict[str, float]) -> Share:
+    """Divides a cluster's CPUs and GPUs among trials.
+
+    Raises UserError where a trial's share is more than there is.
+    """
+    cpus, gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0.0)
+    gpu_share = options.gpus_per_trial
+    if gpu_share is None:
+        gpu_share = 1.0 if gpus else 0.0
+    if gpu_share > gpus or (options.cpus_per_trial or 1) > cpus:
+        raise UserError(
+            f"a trial asks for {options.cpus_per_trial or 1} CPUs and {gpu_share:g} GPUs, but there "
+            f"are {cpus} and {gpus:g}: lower --cpus-per-trial or --gpus-per-trial"
+        )
+    by_gpu = int(gpus / gpu_share) if gpu_share else cpus
+    concurrent = min(options.max_concurrent or cpus, options.num_trials, by_gpu)
+    share = options.cpus_per_trial or max(1, cpus // concurrent)
+    return Share(share, gpu_share, threads=share, concurrent=max(1, min(concurrent, cpus // share)))
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """A SIGTERM ends the sweep as Ctrl-C does: Tune handles the latter."""
+    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def reconcile(client: MlflowClient, to: tracking.Destination, study: Study) -> None:
+    """Gives each finished trial the end state in MLflow that the study has for it.
+
+    Between the two writes a driver can be killed, and a server can be away.
+    """
+    from sweeps.search import trial_id
+
+    runs: dict[str, Any] = {}
+    for run in tracking.find_runs(client, to.experiment, sweep=to.sweep, kind=tracking.KIND_TRIAL):
+        runs[run.data.tags[tracking.TRIAL]] = run
+    for trial in study.trials():
+        end = trial.user_attrs.get(tracking.END)
+        if end is None or not trial.state.is_finished():
+            continue
+        run = runs.get(trial_id(trial.number))
+        if run is None or run.info.status != tracking.STATUS[end]:
+            reason = trial.user_attrs.get(tracking.REASON, "")
+            tracking.end_trial(client, to, trial_id(trial.number), end, reason)
+
+
+def prune(folder: Path, study: Study, keep: int) -> None:
+    """Deletes the checkpoints of finished trials, but for the last one of the `keep` best."""
+    from optuna.trial import TrialState
+
+    from sweeps.search import checkpoints, trial_id
+
+    finished = [t for t in study.trials() if t.state.is_finished()]
+    complete = [t for t in finished if t.state == TrialState.COMPLETE]
+    best = sorted(complete, key=lambda t: t.value)[:keep]  # type: ignore[arg-type,return-value]
+    for trial in finished:
+        found = checkpoints(folder / trial_id(trial.number))
+        for checkpoint in found[:-1] if trial in best else found:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def now() -> str:
+    return time.strftime("%H:%M:%S")
+
+
+__all__ = ["EPOCH", "Options", "Share", "Sweep", "allot", "launch", "parse"]

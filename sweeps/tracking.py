@@ -1,0 +1,326 @@
+"""Everything said to MLflow: one parent run a sweep, one child run a trial, each found again by tag."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from ali.config import EPOCH, VAL_ERROR
+from ali.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+log = logging.getLogger(__name__)
+
+EXPERIMENT = "ali"
+# Tags
+SWEEP, TRIAL, KIND = "sweep", "trial_id", "kind"
+END, REASON = "end_state", "end_reason"
+PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
+# Image keys
+SAMPLES, RECONSTRUCTIONS, INTERPOLATIONS = "samples", "reconstructions", "interpolations"
+# Values of KIND
+KIND_SWEEP, KIND_TRIAL, KIND_BEST = "sweep", "trial", "best"
+# Values of END, and the MLflow status that goes with each
+COMPLETED, STOPPED, DIVERGED, FAILED = "completed", "stopped early", "diverged", "failed"
+OUT_OF_MEMORY, INTERRUPTED = "out of memory", "interrupted"
+STATUS = {
+    COMPLETED: "FINISHED",
+    STOPPED: "KILLED",
+    INTERRUPTED: "KILLED",
+    DIVERGED: "FAILED",
+    OUT_OF_MEMORY: "FAILED",
+    FAILED: "FAILED",
+}
+OUTAGE_SECONDS = 600.0  # how long a trial keeps trying to deliver what it has logged
+
+
+def default_uri(output_dir: Path) -> str:
+    """The sqlite database of a sweep that was given no tracking server."""
+    return f"sqlite:///{output_dir.resolve() / 'mlflow.db'}"
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client whose server answers. Raises UserError where it does not, within seconds."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    if uri.startswith(("http://", "https://")):
+        try:
+            with urlopen(uri.rstrip("/") + "/health", timeout=10):
+                pass
+        except (URLError, OSError, ValueError) as error:
+            raise UserError(
+                f"no MLflow server answers at {uri} ({getattr(error, 'reason', error)}): start it, "
+                "correct --tracking-uri, or leave it out to log to a local database"
+            ) from None
+    _quiet()
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    try:
+        client.search_experiments(max_results=1)
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"cannot use the tracking store {uri}: {first_line}") from None
+    return client
+
+
+def _quiet() -> None:
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.db_migrations"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def experiment_id(client: MlflowClient, output_dir: Path) -> str:
+    """The experiment of all sweeps; artifacts of a local database go to `output_dir`/artifacts."""
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        if found.lifecycle_stage == "deleted":
+            raise UserError(
+                f"the MLflow experiment {EXPERIMENT!r} was deleted: restore it "
+                f"(mlflow experiments restore --experiment-id {found.experiment_id})"
+            )
+        return found.experiment_id
+    local = client.tracking_uri.startswith("sqlite:")
+    location = (output_dir.resolve() / "artifacts").as_uri() if local else None
+    return client.create_experiment(EXPERIMENT, artifact_location=location)
+
+
+def find_runs(
+    client: MlflowClient, experiment: str, order_by: list[str] | None = None, **tags: str
+) -> list[Run]:
+    """All runs that carry these tags."""
+    where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment], where, max_results=1000, order_by=order_by, page_token=token
+        )
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def find_sweep(client: MlflowClient, experiment: str, sweep: str) -> Run | None:
+    """The parent run of a sweep, or None."""
+    found = find_runs(client, experiment, **{SWEEP: sweep, KIND: KIND_SWEEP})
+    return found[0] if found else None
+
+
+def start_sweep(
+    client: MlflowClient, experiment: str, sweep: str, params: Mapping[str, Any]
+) -> str:
+    """Opens the parent run of a sweep, or opens it again; returns its run id."""
+    run = find_sweep(client, experiment, sweep)
+    if run is None:
+        tags = {SWEEP: sweep, KIND: KIND_SWEEP, RUN_NAME: sweep}
+        run = client.create_run(experiment, tags=tags)
+        log_params(client, run.info.run_id, params)
+    else:
+        client.update_run(run.info.run_id, status="RUNNING")
+    return run.info.run_id
+
+
+def log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
+    """Logs parameters in one request."""
+    from mlflow.entities import Param
+
+    client.log_batch(run_id, params=[Param(k, _text(v)) for k, v in params.items()])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(_text(v) for v in value)
+    return str(value)
+
+
+def end_run(client: MlflowClient, run_id: str, end: str, reason: str) -> None:
+    """Writes how a run ended, and why."""
+    client.set_tag(run_id, END, end)
+    client.set_tag(run_id, REASON, reason[:500])
+    client.set_terminated(run_id, STATUS[end])
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a trial logs to: travels from the driver to every trial."""
+
+    uri: str
+    experiment: str
+    sweep: str
+    parent_run_id: str
+
+
+class Courier:
+    """Delivers records to MLflow one after the other, in a thread of its own, through outages.
+
+    A record is a function that talks to the server; one that raises is tried again until the server
+    has been away for `outage_seconds`, from when on each record gets one try.
+    """
+
+    def __init__(self, who: str, outage_seconds: float = OUTAGE_SECONDS) -> None:
+        self.lost = 0  # records given up
+        self._who = who
+        self._outage_seconds = outage_seconds
+        self._away_since: float | None = None
+        self._queue: queue.Queue[Callable[[], object] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def put(self, record: Callable[[], object]) -> None:
+        self._queue.put(record)
+
+    def finish(self) -> None:
+        """No record comes after those that were put; does not wait for them."""
+        self._queue.put(None)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Waits until every record has been delivered or given up."""
+        self.finish()
+        self._thread.join(timeout)
+
+    def _work(self) -> None:
+        while (record := self._queue.get()) is not None:
+            self._deliver(record)
+
+    def _deliver(self, record: Callable[[], object]) -> None:
+        wait = 0.5
+        while True:
+            try:
+                record()
+                self._away_since = None
+                return
+            except Exception as error:
+                now = time.monotonic()
+                self._away_since = self._away_since or now
+                if now + wait > self._away_since + self._outage_seconds:
+                    self.lost += 1
+                    log.error("%s: MLflow did not take a record: %s", self._who, _brief(error))
+                    return
+                log.warning("%s: MLflow is away, trying again: %s", self._who, _brief(error))
+            time.sleep(wait)
+            wait = min(wait * 2, 10.0)
+
+
+class TrialRun:
+    """The MLflow run of one trial, written from the trial's own process; training does not wait.
+
+    The run is found again by its tags, so a trial that starts a second time goes on in the run it
+    had. An epoch is one request; epochs that the run already holds are not logged again.
+    """
+
+    def __init__(
+        self,
+        to: Destination,
+        trial_id: str,
+        params: Mapping[str, Any],
+        outage_seconds: float = OUTAGE_SECONDS,
+    ) -> None:
+        self._to = to
+        self._trial_id = trial_id
+        self._params = dict(params)
+        self._run_id = ""
+        self._logged_epoch = -1
+        self._client: MlflowClient | None = None
+        self.courier = Courier(f"trial {trial_id}", outage_seconds)
+        self.courier.put(self._open)
+
+    def epoch(self, metrics: Mapping[str, float], images: Mapping[str, np.ndarray]) -> None:
+        """Queues one epoch. `metrics` holds EPOCH; `images` are uint8 (H, W, 3) by key."""
+        self.courier.put(lambda: self._log_epoch(dict(metrics), dict(images)))
+
+    def text(self, text: str, file: str) -> None:
+        """Queues a text artifact."""
+        self.courier.put(lambda: self._open().log_text(self._run_id, text, file))
+
+    def _open(self) -> MlflowClient:
+        if self._run_id:
+            assert self._client is not None
+            return self._client
+        _quiet()
+        from mlflow import MlflowClient
+
+        self._client = client = MlflowClient(tracking_uri=self._to.uri)
+        run = find_trial(client, self._to, self._trial_id)
+        if run is not None:
+            self._logged_epoch = int(run.data.metrics.get(EPOCH, -1))
+            if run.info.status != "RUNNING":
+                client.update_run(run.info.run_id, status="RUNNING")
+        else:
+            run = create_trial(client, self._to, self._trial_id)
+        log_params(client, run.info.run_id, self._params)
+        self._run_id = run.info.run_id
+        return client
+
+    def _log_epoch(self, metrics: dict[str, float], images: dict[str, np.ndarray]) -> None:
+        from mlflow.entities import Metric
+
+        client, epoch = self._open(), int(metrics[EPOCH])
+        if epoch <= self._logged_epoch:
+            return
+        # The metrics go last and in one request: an epoch they name has all its pictures.
+        for key, image in images.items():
+            client.log_image(self._run_id, image, key=key, step=epoch)
+        now = int(time.time() * 1000)
+        batch = [Metric(key, value, now, epoch) for key, value in metrics.items()]
+        client.log_batch(self._run_id, metrics=batch)
+        self._logged_epoch = epoch
+
+
+def find_trial(client: MlflowClient, to: Destination, trial_id: str) -> Run | None:
+    """The run of a trial, or None."""
+    found = find_runs(
+        client, to.experiment, **{SWEEP: to.sweep, TRIAL: trial_id, KIND: KIND_TRIAL}
+    )
+    return found[0] if found else None
+
+
+def create_trial(client: MlflowClient, to: Destination, trial_id: str) -> Run:
+    """Opens the run of a trial under its sweep's."""
+    tags = {SWEEP: to.sweep, TRIAL: trial_id, KIND: KIND_TRIAL, PARENT: to.parent_run_id}
+    tags[RUN_NAME] = f"{to.sweep}-{trial_id}"
+    return client.create_run(to.experiment, tags=tags)
+
+
+def end_trial(
+    client: MlflowClient, to: Destination, trial_id: str, end: str, reason: str
+) -> None:
+    """Writes how a trial ended into its run (made here if its process never came to make it)."""
+    run = find_trial(client, to, trial_id) or create_trial(client, to, trial_id)
+    if run.info.status != STATUS[end] or run.data.tags.get(END) != end:
+        end_run(client, run.info.run_id, end, reason)
+
+
+def best_trial(client: MlflowClient, experiment: str, sweep: str) -> Run:
+    """The trial with the lowest last `val_error` among those that had the sweep's full budget.
+
+    Raises UserError where no trial completed, naming what there is.
+    """
+    runs = find_runs(
+        client,
+        experiment,
+        [f"metrics.{VAL_ERROR} ASC"],
+        **{SWEEP: sweep, KIND: KIND_TRIAL, END: COMPLETED},
+    )
+    runs = [run for run in runs if VAL_ERROR in run.data.metrics]
+    if runs:
+        return min(runs, key=lambda run: run.data.metrics[VAL_ERROR])
+    if find_sweep(client, experiment, sweep) is None:
+        names = {r.data.tags.get(SWEEP, "") for r in find_runs(client, experiment, kind=KIND_SWEEP)}
+        known = ", ".join(sorted(names)) or "none"
+        raise UserError(f"MLflow knows no sweep {sweep!r}: known are {known}")
+    raise UserError(
+        f"no trial of sweep {sweep!r} has completed its full budget yet: let it go on (--resume)"
+    )

@@ -1,0 +1,222 @@
+"""One trial: `ali.experiment.run` as a Ray Tune trainable that says how it ended, and why."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import platform
+import subprocess
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from ray.tune.result import DONE
+
+from ali.config import EPOCH, Config
+from ali.errors import NonFiniteError, UserError
+from sweeps.tracking import (
+    DIVERGED,
+    END,
+    FAILED,
+    OUT_OF_MEMORY,
+    INTERPOLATIONS,
+    REASON,
+    RECONSTRUCTIONS,
+    SAMPLES,
+    Courier,
+    Destination,
+    TrialRun,
+)
+
+log = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+STATE, METRICS = "state", "metrics.json"  # inside a checkpoint
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a trial runs: the parts of `ali` that the sweep machinery needs, as functions.
+
+    Attributes:
+        run: (config, state or None) → one (state, metrics) an epoch; metrics hold EPOCH.
+        load: (folder, config) → state, for `run` to go on from; raises UserError on a bad folder.
+        pictures: (state, config) → uint8 (H, W, 3) by key.
+        fingerprint: config → hash of the data.
+    """
+
+    run: Callable[[Config, Any], Iterator[tuple[Any, Metrics]]]
+    load: Callable[[Path, Config], Any]
+    pictures: Callable[[Any, Config], dict[str, Any]]
+    fingerprint: Callable[[Config], str]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every trial of a sweep is told: its experiment, where to log, its share of a node."""
+
+    experiment: Experiment
+    to: Destination
+    image_every: int
+    threads: int
+    outage_seconds: float
+
+
+class AliTrial(tune.Trainable):
+    """Tune's class interface: an epoch is a step, and the end of a trial is a call that can flush."""
+
+    def setup(self, config: dict[str, Any], setting: Setting) -> None:
+        torch.set_num_threads(setting.threads)
+        self._setting = setting
+        self._couriers: list[Courier] = []
+        self._begin(config)
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._experiment_config = Config.from_dict(config)
+        self._epochs: Iterator[tuple[Any, Metrics]] | None = None
+        self._state: Any = None
+        self._metrics: Metrics = {}  # of the last epoch
+        params = {
+            **config,
+            "threads": self._setting.threads,
+            "data_fingerprint": self._setting.experiment.fingerprint(self._experiment_config),
+            **versions(),
+        }
+        self._run = TrialRun(
+            self._setting.to, self.trial_id, params, self._setting.outage_seconds
+        )
+        self._couriers.append(self._run.courier)
+
+    def step(self) -> dict[str, Any]:
+        try:
+            return self._epoch()
+        except NonFiniteError as error:
+            return self._end(DIVERGED, str(error))
+        except (MemoryError, torch.cuda.OutOfMemoryError) as error:
+            return self._end(OUT_OF_MEMORY, str(error) or "MemoryError")
+        except Exception as error:
+            # The same code with the same seed would fail again: the trial ends here, and is not
+            # tried again as one that lost its node is.
+            self._run.text(traceback.format_exc(), "traceback.txt")
+            return self._end(FAILED, f"{type(error).__name__}: {error}")
+
+    def _epoch(self) -> dict[str, Any]:
+        config, experiment = self._experiment_config, self._setting.experiment
+        if self._epochs is None:
+            self._epochs = experiment.run(config, self._state)
+        try:
+            self._state, metrics = next(self._epochs)
+        except StopIteration:  # restored after its last epoch: nothing is left but to say so again
+            return {**self._metrics, DONE: True}
+        for name in ("train_seconds", "eval_seconds"):  # of the trial, its restarts included
+            total = f"total_{name}"
+            metrics[total] = self._metrics.get(total, 0.0) + metrics.get(name, 0.0)
+        self._metrics = metrics
+        done = metrics[EPOCH] >= config.epochs
+        images = {}
+        if done or metrics[EPOCH] % self._setting.image_every == 0:
+            images = experiment.pictures(self._state, config)
+        self._run.epoch(metrics, images)
+        return {**metrics, DONE: done}
+
+    def _end(self, end: str, reason: str) -> dict[str, Any]:
+        return {END: end, REASON: reason[:500], DONE: True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        if self._state is not None:
+            self._state.save(Path(checkpoint_dir) / STATE)
+            (Path(checkpoint_dir) / METRICS).write_text(json.dumps(self._metrics))
+
+    def save(self, checkpoint_dir: str | None = None) -> Any:
+        # A full disk costs the trial its newest checkpoint, not its life.
+        try:
+            return super().save(checkpoint_dir)
+        except (OSError, UserError) as error:
+            log.warning("trial %s: no checkpoint was written: %s", self.trial_id, error)
+            from ray.train._internal.checkpoint_manager import _TrainingResult
+
+            return _TrainingResult(checkpoint=None, metrics=dict(self._last_result or {}))
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        # A checkpoint that was cut short or damaged is told by its checksum; the one before it, or
+        # the beginning, takes its place.
+        newest = Path(checkpoint)
+        older = [p for p in newest.parent.glob("checkpoint_*") if p.name < newest.name]
+        for folder in [newest, *sorted(older, reverse=True)]:
+            try:
+                load = self._setting.experiment.load
+                self._state = load(folder / STATE, self._experiment_config)
+                self._metrics = json.loads((folder / METRICS).read_text())
+                return
+            except (UserError, OSError, ValueError) as error:
+                log.warning("trial %s: %s", self.trial_id, error)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._run.courier.finish()
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        for courier in self._couriers:
+            courier.close()
+
+
+def _run(config: Config, state: Any) -> Iterator[tuple[Any, Metrics]]:
+    from ali.experiment import run
+
+    return run(config, state=state)
+
+
+def _load(folder: Path, config: Config) -> Any:
+    from ali.state import State
+    from ali.train import device
+
+    return State.load(folder, device(), config)
+
+
+def _pictures(state: Any, config: Config) -> dict[str, Any]:
+    from ali import data, evaluate
+
+    valid = data.load(config).valid.x
+    return {
+        SAMPLES: evaluate.samples(state.networks),
+        RECONSTRUCTIONS: evaluate.reconstructions(state.networks, valid[:50]),
+        INTERPOLATIONS: evaluate.interpolations(state.networks, valid[50:66]),
+    }
+
+
+def _fingerprint(config: Config) -> str:
+    from ali import data
+
+    return data.load(config).fingerprint
+
+
+ALI = Experiment(_run, _load, _pictures, _fingerprint)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on: this code, and the packages under it."""
+    found = {"version_python": platform.python_version(), "code_version": _code_version()}
+    for package in ("torch", "ray", "optuna", "mlflow"):
+        found[f"version_{package}"] = version(package)
+    return found
+
+
+def _code_version() -> str:
+    try:
+        name = version("ali-sweeps")
+    except PackageNotFoundError:
+        name = "0"
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        shown = subprocess.run(git, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return name
+    return f"{name}+{shown.stdout.strip()}" if shown.returncode == 0 else name

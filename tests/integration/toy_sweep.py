@@ -1,0 +1,90 @@
+"""A sweep over a toy objective: the whole machinery (Ray, Optuna, MLflow, files), seconds a trial.
+
+val_error falls with epochs towards a floor that depends on lr_d and dropout_x. What goes wrong, and
+when, is set by the environment variable TOY, a JSON object: {"<trial number>": "<fault>@<epoch>"}.
+"""
+
+import json
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ali.cli import main
+from ali.errors import NonFiniteError, UserError
+from sweeps.sweep import Options, Sweep, launch, parse
+from sweeps.trainable import Experiment
+
+
+class ToyState:
+    def __init__(self, epoch=0):
+        self.epoch = epoch
+
+    def save(self, folder):
+        folder.mkdir(parents=True)
+        (folder / "epoch.json").write_text(json.dumps(self.epoch))
+
+
+def load(folder, config):
+    try:
+        return ToyState(json.loads((folder / "epoch.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"no toy checkpoint: {error}") from None
+
+
+def run(config, state):
+    faults = json.loads(os.environ.get("TOY", "{}"))
+    fault, _, when = faults.get(str(config.seed), "none@0").partition("@")
+    seconds = float(os.environ.get("TOY_SECONDS", "0.02"))
+    state = state or ToyState()
+    while state.epoch < config.epochs:
+        time.sleep(seconds)
+        epoch = state.epoch + 1
+        log = Path(os.environ["TOY_LOG"])
+        with log.open("a") as file:
+            file.write(f"{config.seed} {epoch}\n")
+        if fault != "none" and epoch == int(when):
+            _break(fault, epoch)
+        floor = 0.2 + 0.1 * abs(math.log10(config.lr_d / 3e-4)) + 0.3 * abs(config.dropout_x - 0.1)
+        state = ToyState(epoch)
+        yield state, {
+            "epoch": epoch,
+            "d_loss": 1.0,
+            "g_loss": 2.0,
+            "images_per_second": 100.0,
+            "train_seconds": seconds,
+            "val_error": floor + 0.6 * math.exp(-epoch / 3),
+        }
+
+
+def _break(fault, epoch):
+    if fault == "nan":
+        raise NonFiniteError(epoch, ("d_loss",))
+    if fault == "crash":
+        raise RuntimeError("a bug that a second try would meet again")
+    if fault == "memory":
+        raise MemoryError("cannot allocate")
+    marker = Path(os.environ["TOY_LOG"] + f".{fault}")
+    if fault == "die" or (fault == "die-once" and not marker.exists()):
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def pictures(state, config):
+    return {"samples": np.full((8, 8, 3), 20 * state.epoch, np.uint8)}
+
+
+def fingerprint(config):
+    return "toy"
+
+
+def sweep():
+    options = parse(Options(name="toy", num_trials=6, epochs=6, data="house-numbers"))
+    return launch(Sweep(experiment=Experiment(run, load, pictures, fingerprint)), options)
+
+
+if __name__ == "__main__":
+    main(sweep)
