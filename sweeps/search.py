@@ -27,11 +27,10 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm
 
 from ali.config import EPOCH, VAL_ERROR
-from sweeps.tracking import COMPLETED, END, FAILED, OUT_OF_MEMORY, REASON, STOPPED
+from sweeps.tracking import COMPLETED, CONFIG, END, FAILED, OUT_OF_MEMORY, REASON, STOPPED
 
 log = logging.getLogger(__name__)
 
-CONFIG = "config"  # user attribute of a trial: the whole experiment, a plain dict
 _STATE = {COMPLETED: TrialState.COMPLETE, STOPPED: TrialState.PRUNED}
 
 
@@ -191,7 +190,7 @@ class Asha(AsyncHyperBandScheduler):
         error = trial.error_file and Path(trial.error_file)
         if error and error.exists():
             last = error.read_text(errors="replace").rsplit("Failure #", 1)[-1]
-            if "OutOfMemory" in last or "memory pressure" in last or "OOM" in last:
+            if "running low on memory" in last:  # said by Ray's memory monitor alone
                 self._doomed[trial.trial_id] = "its process was killed for lack of memory"
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:

@@ -390,7 +390,7 @@ def _quiet() -> None:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # Progress says it in a line
 
 
 def start_ray() -> None:
@@ -454,7 +454,7 @@ def _terminate_as_interrupt() -> Iterator[None]:
 
 
 def reconcile(client: MlflowClient, to: tracking.Destination, study: Study) -> None:
-    """Gives each finished trial the end state in MLflow that the study has for it.
+    """Gives each finished trial the end state and the values in MLflow that the study has for it.
 
     Between the two writes a driver can be killed, and a server can be away.
     """
@@ -467,10 +467,11 @@ def reconcile(client: MlflowClient, to: tracking.Destination, study: Study) -> N
         end = trial.user_attrs.get(tracking.END)
         if end is None or not trial.state.is_finished():
             continue
-        run = runs.get(trial_id(trial.number))
-        if run is None or run.info.status != tracking.STATUS[end]:
+        run, values = runs.get(trial_id(trial.number)), trial.intermediate_values
+        ended = run is not None and run.info.status == tracking.STATUS[end]
+        if not ended or run.data.metrics.get(EPOCH, 0) < max(values, default=0):
             reason = trial.user_attrs.get(tracking.REASON, "")
-            tracking.end_trial(client, to, trial_id(trial.number), end, reason)
+            tracking.end_trial(client, to, trial_id(trial.number), end, reason, values)
 
 
 def prune(folder: Path, study: Study, keep: int) -> None:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 EXPERIMENT = "ali"
 # Tags
+CONFIG = "config"  # the whole experiment as JSON: what a run is repeated from
 SWEEP, TRIAL, KIND = "sweep", "trial_id", "kind"
 END, REASON = "end_state", "end_reason"
 PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
@@ -182,6 +183,12 @@ class Courier:
     def put(self, record: Callable[[], object]) -> None:
         self._queue.put(record)
 
+    def flush(self, timeout: float) -> bool:
+        """Waits until what was put has been delivered or given up; False at the time-out."""
+        reached = threading.Event()
+        self.put(reached.set)
+        return reached.wait(timeout)
+
     def finish(self) -> None:
         """No record comes after those that were put; does not wait for them."""
         self._queue.put(None)
@@ -215,9 +222,9 @@ class Courier:
 
 
 class TrialRun:
-    """The MLflow run of one trial, written from the trial's own process; training does not wait.
+    """An MLflow run under its sweep's, written from the process that trains; training does not wait.
 
-    The run is found again by its tags, so a trial that starts a second time goes on in the run it
+    The run is found again by its tags, so a process that starts a second time goes on in the run it
     had. An epoch is one request; epochs that the run already holds are not logged again.
     """
 
@@ -227,15 +234,16 @@ class TrialRun:
         trial_id: str,
         params: Mapping[str, Any],
         outage_seconds: float = OUTAGE_SECONDS,
+        kind: str = KIND_TRIAL,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
-        self._to = to
-        self._trial_id = trial_id
-        self._params = dict(params)
+        self._to, self._trial_id, self._kind = to, trial_id, kind
+        self._params, self._tags = dict(params), dict(tags or {})
         self._run_id = ""
         self._logged_epoch = -1
         self._client: MlflowClient | None = None
-        self.courier = Courier(f"trial {trial_id}", outage_seconds)
-        self.courier.put(self._open)
+        self.courier = Courier(f"{kind} {trial_id}", outage_seconds)
+        self.courier.put(self.open)
 
     def epoch(self, metrics: Mapping[str, float], images: Mapping[str, np.ndarray]) -> None:
         """Queues one epoch. `metrics` holds EPOCH; `images` are uint8 (H, W, 3) by key."""
@@ -243,62 +251,89 @@ class TrialRun:
 
     def text(self, text: str, file: str) -> None:
         """Queues a text artifact."""
-        self.courier.put(lambda: self._open().log_text(self._run_id, text, file))
+        self.courier.put(lambda: self._log_text(text, file))
 
-    def _open(self) -> MlflowClient:
-        if self._run_id:
-            assert self._client is not None
-            return self._client
+    def open(self) -> tuple[MlflowClient, str]:
+        """The client and the run's id; the run is found, or made, at the first call."""
+        if self._client is not None and self._run_id:
+            return self._client, self._run_id
         _quiet()
         from mlflow import MlflowClient
 
-        self._client = client = MlflowClient(tracking_uri=self._to.uri)
-        run = find_trial(client, self._to, self._trial_id)
+        self._client = client = MlflowClient(tracking_uri=self._to.uri, registry_uri=self._to.uri)
+        run = find_trial(client, self._to, self._trial_id, self._kind)
         if run is not None:
             self._logged_epoch = int(run.data.metrics.get(EPOCH, -1))
             if run.info.status != "RUNNING":
                 client.update_run(run.info.run_id, status="RUNNING")
         else:
-            run = create_trial(client, self._to, self._trial_id)
+            run = create_trial(client, self._to, self._trial_id, self._kind)
+        for key, value in self._tags.items():
+            client.set_tag(run.info.run_id, key, value)
         log_params(client, run.info.run_id, self._params)
         self._run_id = run.info.run_id
-        return client
+        return client, self._run_id
+
+    def _log_text(self, text: str, file: str) -> None:
+        client, run_id = self.open()
+        client.log_text(run_id, text, file)
 
     def _log_epoch(self, metrics: dict[str, float], images: dict[str, np.ndarray]) -> None:
         from mlflow.entities import Metric
 
-        client, epoch = self._open(), int(metrics[EPOCH])
+        client, run_id = self.open()
+        epoch = int(metrics[EPOCH])
         if epoch <= self._logged_epoch:
             return
         # The metrics go last and in one request: an epoch they name has all its pictures.
         for key, image in images.items():
-            client.log_image(self._run_id, image, key=key, step=epoch)
+            client.log_image(run_id, image, key=key, step=epoch)
         now = int(time.time() * 1000)
         batch = [Metric(key, value, now, epoch) for key, value in metrics.items()]
-        client.log_batch(self._run_id, metrics=batch)
+        client.log_batch(run_id, metrics=batch)
         self._logged_epoch = epoch
 
 
-def find_trial(client: MlflowClient, to: Destination, trial_id: str) -> Run | None:
-    """The run of a trial, or None."""
-    found = find_runs(
-        client, to.experiment, **{SWEEP: to.sweep, TRIAL: trial_id, KIND: KIND_TRIAL}
-    )
+def find_trial(
+    client: MlflowClient, to: Destination, trial_id: str, kind: str = KIND_TRIAL
+) -> Run | None:
+    """The run of a trial, or of its full training (`kind`), or None."""
+    found = find_runs(client, to.experiment, **{SWEEP: to.sweep, TRIAL: trial_id, KIND: kind})
     return found[0] if found else None
 
 
-def create_trial(client: MlflowClient, to: Destination, trial_id: str) -> Run:
-    """Opens the run of a trial under its sweep's."""
-    tags = {SWEEP: to.sweep, TRIAL: trial_id, KIND: KIND_TRIAL, PARENT: to.parent_run_id}
-    tags[RUN_NAME] = f"{to.sweep}-{trial_id}"
+def create_trial(
+    client: MlflowClient, to: Destination, trial_id: str, kind: str = KIND_TRIAL
+) -> Run:
+    """Opens the run of a trial, or of its full training, under its sweep's."""
+    tags = {SWEEP: to.sweep, TRIAL: trial_id, KIND: kind, PARENT: to.parent_run_id}
+    tags[RUN_NAME] = f"{to.sweep}-{trial_id}" + ("" if kind == KIND_TRIAL else f"-{kind}")
     return client.create_run(to.experiment, tags=tags)
 
 
 def end_trial(
-    client: MlflowClient, to: Destination, trial_id: str, end: str, reason: str
+    client: MlflowClient,
+    to: Destination,
+    trial_id: str,
+    end: str,
+    reason: str,
+    values: Mapping[int, float] | None = None,
 ) -> None:
-    """Writes how a trial ended into its run (made here if its process never came to make it)."""
+    """Writes how a trial ended into its run (made here if its process never came to make it).
+
+    Of `values`, val_error by epoch, what the run does not hold is written too: it was lost with the
+    process that was to log it.
+    """
+    from mlflow.entities import Metric
+
     run = find_trial(client, to, trial_id) or create_trial(client, to, trial_id)
+    logged, now = int(run.data.metrics.get(EPOCH, 0)), int(time.time() * 1000)
+    missing = [(epoch, value) for epoch, value in (values or {}).items() if epoch > logged]
+    if missing:
+        pairs = [(VAL_ERROR, value, epoch) for epoch, value in missing]
+        pairs += [(EPOCH, epoch, epoch) for epoch, _ in missing]
+        metrics = [Metric(key, value, now, epoch) for key, value, epoch in pairs]
+        client.log_batch(run.info.run_id, metrics=metrics)
     if run.info.status != STATUS[end] or run.data.tags.get(END) != end:
         end_run(client, run.info.run_id, end, reason)
 

@@ -21,6 +21,7 @@ from ray.tune.result import DONE
 from ali.config import EPOCH, Config
 from ali.errors import NonFiniteError, UserError
 from sweeps.tracking import (
+    CONFIG,
     DIVERGED,
     END,
     FAILED,
@@ -37,6 +38,7 @@ from sweeps.tracking import (
 log = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
+FLUSH_SECONDS = 30.0
 STATE, METRICS = "state", "metrics.json"  # inside a checkpoint
 
 
@@ -89,7 +91,11 @@ class AliTrial(tune.Trainable):
             **versions(),
         }
         self._run = TrialRun(
-            self._setting.to, self.trial_id, params, self._setting.outage_seconds
+            self._setting.to,
+            self.trial_id,
+            params,
+            self._setting.outage_seconds,
+            tags={CONFIG: json.dumps(config)},
         )
         self._couriers.append(self._run.courier)
 
@@ -123,6 +129,8 @@ class AliTrial(tune.Trainable):
         if done or metrics[EPOCH] % self._setting.image_every == 0:
             images = experiment.pictures(self._state, config)
         self._run.epoch(metrics, images)
+        if done:  # a result that counts is in MLflow before it is told to the search
+            self._run.courier.flush(FLUSH_SECONDS)
         return {**metrics, DONE: done}
 
     def _end(self, end: str, reason: str) -> dict[str, Any]:

@@ -1,0 +1,270 @@
+"""Trains the best trial of a sweep in full, and reads the test split: once, here and nowhere else.
+
+    python sweeps/best.py --name NAME [--epochs E] [--data-dir D]
+
+The same command again goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ali.config import EPOCH, TEST_ERROR_MEAN, TEST_ERROR_STD, VAL_ERROR, Config
+from ali.errors import UserError
+from sweeps import tracking
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from ali.state import State
+
+BEST_OF = "best_of_run"  # tag: the run id of the trial whose configuration was trained
+TABLE_1 = (  # Table 1: test error on SVHN with 1000 labels
+    ("KNN", "77.93 %"),
+    ("TSVM", "66.55 %"),
+    ("VAE (M1 + M2)", "36.02 %"),
+    ("SWWAE without dropout", "27.83 %"),
+    ("SWWAE with dropout", "23.56 %"),
+    ("DCGAN + L2-SVM", "22.18 % (± 1.13 %)"),
+    ("SDGM", "16.61 % (± 0.24 %)"),
+    ("ALI", "19.14 % (± 0.50 %)"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the full training."""
+
+    name: str
+    """Name of the sweep."""
+    epochs: int | None = None
+    """Epochs in all; default: the sweep's own full budget."""
+    data_dir: Path | None = None
+    """Folder with the data set's official files; default: the sweep's."""
+    svms: int = 100
+    """L2-SVMs, each on its own labelled draw, behind the test error (§4.4)."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints."""
+    threads: int | None = None
+    """CPU threads; default: all cores."""
+    output_dir: Path = Path("runs")
+    """Folder of all sweeps; the training goes to <output-dir>/<name>/best-<trial>."""
+    tracking_uri: str | None = None
+    """MLflow server; default: $MLFLOW_TRACKING_URI, or mlflow.db in --output-dir."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "svms", "checkpoint_every", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+
+
+def train_best(options: Options) -> int:
+    """Finds the best trial, trains it in full, tests it, registers it; returns the exit code."""
+    import os
+
+    import torch
+
+    given = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = given or tracking.default_uri(options.output_dir)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise UserError(f"there is no MLflow database {uri.removeprefix('sqlite:///')}: run a sweep")
+    client = tracking.connect(uri)
+    experiment = tracking.experiment_id(client, options.output_dir)
+    trial = tracking.best_trial(client, experiment, options.name)
+    config = Config.from_dict(json.loads(trial.data.tags[tracking.CONFIG]))
+    changes: dict[str, Any] = {"epochs": options.epochs, "data_dir": options.data_dir}
+    config = config.replace(**{k: v for k, v in changes.items() if v is not None})
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    # A stop between two epochs, whichever signal asks for it, loses nothing.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    to = tracking.Destination(
+        uri, experiment, options.name, trial.data.tags[tracking.PARENT]
+    )
+    return _Training(options, config, trial, to).run()
+
+
+class _Training:
+    """The full training of one trial's configuration, and its MLflow run."""
+
+    def __init__(
+        self, options: Options, config: Config, trial: Run, to: tracking.Destination
+    ) -> None:
+        from ali import data
+        from sweeps.trainable import versions
+
+        self.options, self.config, self.trial = options, config, trial
+        self.dataset = data.load(config)
+        for note in self.dataset.notes:
+            print(f"note: {note}")
+        self.test = data.load_test(config)  # bad test files are found before a night of training
+        self.trial_id = trial.data.tags[tracking.TRIAL]
+        self.folder = options.output_dir / options.name / f"best-{self.trial_id}"
+        params = {**config.to_dict(), "data_fingerprint": self.dataset.fingerprint, **versions()}
+        # Parameters of a run cannot change in MLflow, and a later call may ask for more epochs.
+        for changing in ("epochs", "data_dir"):
+            del params[changing]
+        self.log = tracking.TrialRun(
+            to,
+            self.trial_id,
+            params,
+            kind=tracking.KIND_BEST,
+            tags={BEST_OF: trial.info.run_id, tracking.CONFIG: json.dumps(config.to_dict())},
+        )
+
+    def run(self) -> int:
+        state = self._begin()
+        try:
+            state = self._train(state)
+            self._finish(state)
+        except BaseException as error:
+            self._stopped(error)
+            if isinstance(error, KeyboardInterrupt):
+                print("stopped; the same command goes on from the last checkpoint")
+                return 130
+            raise
+        return 0
+
+    def _begin(self) -> State | None:
+        """The state to go on from: this training's own, or else the trial's last, if it is here."""
+        from ali.state import State
+        from ali.train import device
+        from sweeps.search import checkpoints
+        from sweeps.trainable import STATE
+
+        error = self.trial.data.metrics[VAL_ERROR]
+        print(f"best trial of {self.options.name}: {self.trial_id}, {VAL_ERROR} {error:.4f}")
+        candidates = [self.folder / "checkpoint"]
+        if self.trial.data.params.get("data_fingerprint") == self.dataset.fingerprint:
+            of_trial = checkpoints(self.options.output_dir / self.options.name / self.trial_id)
+            candidates += [folder / STATE for folder in reversed(of_trial)]
+        for folder in candidates:
+            if not folder.exists():
+                continue
+            try:
+                state = State.load(folder, device(), self.config)
+            except UserError as problem:
+                print(f"note: {problem}")
+                continue
+            if state.epoch <= self.config.epochs:
+                print(f"goes on from epoch {state.epoch} ({folder})")
+                return state
+        print("starts from the beginning")
+        return None
+
+    def _train(self, state: State | None) -> State:
+        from ali.experiment import run
+        from sweeps.trainable import ALI
+
+        total, config = self.config.epochs, self.config
+        every = max(1, total // 20)
+        for state, metrics in run(config, dataset=self.dataset, state=state):
+            epoch = int(metrics[EPOCH])
+            last = epoch == total
+            if last or epoch % self.options.checkpoint_every == 0:
+                state.save(self.folder / "checkpoint")
+            images = ALI.pictures(state, config) if last or epoch % every == 0 else {}
+            self.log.epoch(metrics, images)
+            value = f", {VAL_ERROR} {metrics[VAL_ERROR]:.4f}" if VAL_ERROR in metrics else ""
+            print(
+                f"epoch {epoch}/{total}: d {metrics['d_loss']:.3f} g {metrics['g_loss']:.3f}"
+                f"{value}, {metrics['images_per_second']:.0f} images/s",
+                flush=True,
+            )
+        assert state is not None
+        return state
+
+    def _finish(self, state: State) -> None:
+        from ali import evaluate
+
+        client, run_id = self.log.open()
+        self.log.courier.flush(60)
+        known = client.get_run(run_id).data
+        tested = f"epoch {state.epoch}, {self.options.svms} SVMs, {self.dataset.fingerprint}"
+        if known.tags.get("tested") == tested:  # the test split is read once for a result
+            mean, std = known.metrics[TEST_ERROR_MEAN], known.metrics[TEST_ERROR_STD]
+        else:
+            print(f"testing with {self.options.svms} SVMs on {len(self.test.x)} test images")
+            errors = evaluate.test_errors(
+                state.networks, self.dataset, self.test, self.config, draws=self.options.svms
+            )
+            mean, std = float(errors.mean()), float(errors.std(ddof=1 if len(errors) > 1 else 0))
+            client.log_metric(run_id, TEST_ERROR_MEAN, mean, step=state.epoch)
+            client.log_metric(run_id, TEST_ERROR_STD, std, step=state.epoch)
+            client.set_tag(run_id, "tested", tested)
+            self._register(client, run_id, state)
+        self.log.courier.close()
+        tracking.end_run(client, run_id, tracking.COMPLETED, f"trained for {state.epoch} epochs")
+        print(self._table(state, mean, std))
+        print(f"checkpoint: {self.folder / 'checkpoint'}")
+        print(f"MLflow run: {run_id} (tag {BEST_OF} = {self.trial.info.run_id})")
+
+    def _register(self, client: Any, run_id: str, state: State) -> None:
+        from mlflow.exceptions import MlflowException
+
+        state.save(self.folder / "checkpoint")
+        client.log_artifacts(run_id, str(self.folder / "checkpoint"), "model")
+        name = f"ali-{self.options.name}"
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{client.get_run(run_id).info.artifact_uri}/model"
+        made = client.create_model_version(name, source, run_id)
+        print(f"registered as model {name}, version {made.version}")
+
+    def _stopped(self, error: BaseException) -> None:
+        try:
+            client, run_id = self.log.open()
+            interrupted = isinstance(error, KeyboardInterrupt)
+            end = tracking.INTERRUPTED if interrupted else tracking.FAILED
+            tracking.end_run(client, run_id, end, f"{type(error).__name__}: {error}")
+            self.log.courier.close(timeout=30)
+        except Exception as problem:
+            print(f"note: MLflow was not told of the end: {problem}")
+
+    def _table(self, state: State, mean: float, std: float) -> str:
+        config = self.config
+        official = config.data == "svhn" and not self.dataset.notes
+        table = Table(
+            title="Table 1: test error with 1000 labels, as published, and this run",
+            title_justify="left",
+        )
+        table.add_column("model")
+        table.add_column("error", justify="right")
+        for row in TABLE_1:
+            table.add_row(*row)
+        table.add_section()
+        table.add_row(
+            f"this run ({config.data}, {config.labels} labels, {state.epoch} epochs)",
+            f"{mean:.2%} (± {std:.2%})".replace("%", " %"),
+        )
+        console = Console(width=100, color_system=None)
+        with console.capture() as capture:
+            console.print(table)
+            if not official:
+                console.print(
+                    "Not comparable with the published rows: this data is not the official SVHN."
+                )
+        return capture.get()
+
+
+def main() -> int:
+    from ali.cli import parse_args
+
+    return train_best(parse_args(Options))
+
+
+if __name__ == "__main__":
+    from ali.cli import main as guarded
+
+    guarded(main)
