@@ -21,6 +21,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -125,7 +126,7 @@ def load_test(config: Config) -> Images:
     """The test split; only `sweeps/best.py` calls it. Raises UserError as `load` does."""
     if config.data == "house-numbers":
         return _house_numbers("test", _house_numbers_sizes(config)["test"]).images
-    return _svhn_split(_svhn_folder(config, ("test",)) / "test_32x32.mat").images
+    return _svhn_split(_svhn_folder(config, ("test",)), "test").images
 
 
 # Labelled draws and batches
@@ -183,15 +184,15 @@ def batches(x: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[
 class _Split:
     images: Images
     fingerprint: str  # of the contents
-    md5: str | None  # of the file it was decoded from
+    notes: tuple[str, ...]
 
 
 Sink = Callable[[np.ndarray], None]  # takes the next images, uint8 (B, H, W, C)
+Build = Callable[[Sink], tuple[np.ndarray, tuple[str, ...]]]  # hands it all; gives labels, notes
 
 
-def _cached(name: str, build: Callable[[Sink], tuple[np.ndarray, str | None]]) -> _Split:
-    """The split cached as `name`; on the first call `build(sink)` hands its images to the sink and
-    returns labels and md5.
+def _cached(name: str, build: Build) -> _Split:
+    """The split cached as `name`, built on the first call.
 
     A split is a folder x.npy, y.npy, meta.json, complete from the moment it has its name: of two
     processes that build it at once, the second finds the name taken and uses the first's.
@@ -220,10 +221,10 @@ def _cached(name: str, build: Callable[[Sink], tuple[np.ndarray, str | None]]) -
         ) from error
     except (ValueError, EOFError) as error:
         raise UserError(f"the cached data in {folder} is damaged: delete that folder") from error
-    return _Split(images, meta["fingerprint"], meta["md5"])
+    return _Split(images, meta["fingerprint"], tuple(meta["notes"]))
 
 
-def _write_split(folder: Path, build: Callable[[Sink], tuple[np.ndarray, str | None]]) -> None:
+def _write_split(folder: Path, build: Build) -> None:
     contents = hashlib.blake2b(digest_size=16)
     shape = (0, 0, 0, 0)
 
@@ -243,13 +244,13 @@ def _write_split(folder: Path, build: Callable[[Sink], tuple[np.ndarray, str | N
             file.write(block.data)
             contents.update(block.data)
 
-        y, md5 = build(sink)
+        y, notes = build(sink)
         file.seek(0)
         assert header(file) == reserved
     y = np.ascontiguousarray(y, np.int64)
     contents.update(y.data)
     np.save(folder / "y.npy", y)
-    meta = {"fingerprint": contents.hexdigest(), "md5": md5}
+    meta = {"fingerprint": contents.hexdigest(), "notes": notes}
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -272,12 +273,12 @@ def _house_numbers_sizes(config: Config) -> dict[str, int]:
 
 
 def _house_numbers(split: str, n: int) -> _Split:
-    def build(sink: Sink) -> tuple[np.ndarray, None]:
+    def build(sink: Sink) -> tuple[np.ndarray, tuple[str, ...]]:
         labels = []
         for x, y in house_numbers.generate(split, n):
             sink(x)
             labels.append(y)
-        return np.concatenate(labels), None
+        return np.concatenate(labels), ()
 
     key = f"house-numbers-v{house_numbers.VERSION}-seed{house_numbers.SEED}-{split}-{n}"
     return _cached(key, build)
@@ -295,21 +296,18 @@ def _house_numbers_source(config: Config) -> tuple[dict[str, _Split], tuple[str,
 
 def _svhn_source(config: Config) -> tuple[dict[str, _Split], tuple[str, ...]]:
     folder = _svhn_folder(config, ("train", "extra"))
-    splits, notes = {}, []
-    for split in ("train", "extra"):
-        path = folder / f"{split}_32x32.mat"
-        if split == "extra" and not path.exists():
-            notes.append(
-                "svhn: no extra_32x32.mat, so train is what the model trains on, unlabelled"
-            )
-            continue
-        splits[split] = _svhn_split(path)
-        if splits[split].md5 != _official(split)[1]:
-            notes.append(
-                f"svhn: {path.name} ({len(splits[split].images):,} images) is not the official "
-                f"file (md5 {splits[split].md5})"
-            )
-    return splits, tuple(notes)
+    splits = {"train": _svhn_split(folder, "train")}
+    notes = splits["train"].notes
+    if (folder / _file_name("extra")).exists():
+        splits["extra"] = _svhn_split(folder, "extra")
+        notes += splits["extra"].notes
+    else:
+        notes += (f"svhn: no {_file_name('extra')}, so the model trains on train, unlabelled",)
+    return splits, notes
+
+
+def _file_name(split: str) -> str:
+    return f"{split}_32x32.mat"
 
 
 def _official(split: str) -> tuple[str, str]:
@@ -329,7 +327,7 @@ def _svhn_folder(config: Config, splits: Iterable[str]) -> Path:
         return config.data_dir
     folder = Path("data") / "svhn"
     for split in splits:
-        if not (folder / f"{split}_32x32.mat").exists():
+        if not (folder / _file_name(split)).exists():
             _download(split, folder)
     return folder
 
@@ -338,7 +336,7 @@ def _download(split: str, folder: Path) -> None:
     from torchvision.datasets.utils import download_url
 
     url, md5 = _official(split)
-    name = f"{split}_32x32.mat"
+    name = _file_name(split)
     try:
         # torchvision sets no timeout: ask first whether the host answers.
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
@@ -346,7 +344,7 @@ def _download(split: str, folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as partial:
             download_url(url, partial, name, md5)
             os.replace(Path(partial) / name, folder / name)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the checksum
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the checksum
         raise UserError(
             f"cannot download {url} ({error}): give --data-dir a folder with train_32x32.mat, "
             "test_32x32.mat and extra_32x32.mat, run on a machine with network, or use "
@@ -354,41 +352,46 @@ def _download(split: str, folder: Path) -> None:
         ) from error
 
 
-def _svhn_split(path: Path) -> _Split:
+def _svhn_split(folder: Path, split: str) -> _Split:
     """A split decoded from an official .mat file, or from one of that layout."""
+    path = folder / _file_name(split)
     try:
-        stat = path.stat()
+        with open(path, "rb") as file:
+            stat = os.fstat(file.fileno())
     except OSError as error:
+        names = ", ".join(_file_name(name) for name in ("train", "test", "extra"))
         raise UserError(
-            f"{path}: {error.strerror}; SVHN's files are named like this one"
+            f"cannot read {path} ({error.strerror}): SVHN's files are {names}"
         ) from error
 
-    def build(sink: Sink) -> tuple[np.ndarray, str]:
+    def build(sink: Sink) -> tuple[np.ndarray, tuple[str, ...]]:
         y = _read_mat(path, sink)
         with open(path, "rb") as file:
             md5 = hashlib.file_digest(file, "md5").hexdigest()
-        return np.where(y == 10, 0, y), md5  # label 10 is digit 0
+        note = f"svhn: {path.name} ({len(y):,} images) is not the official file (md5 {md5})"
+        # Label 10 is digit 0.
+        return np.where(y == 10, 0, y), () if md5 == _official(split)[1] else (note,)
 
-    identity = f"v1 {path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    # Size and time stand for the contents here, so that a start need not hash 1.3 GB again.
+    identity = f"v2 {path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
     key = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
-    return _cached(f"svhn-{path.stem}-{key}", build)
+    return _cached(f"svhn-{split}-{key}", build)
 
 
 def _read_mat(path: Path, sink: Sink) -> np.ndarray:
-    """Streams X of a MATLAB file into `sink`, image by image; returns y (N,), 1 to 10.
+    """Streams X of a MATLAB file into `sink`; returns y (N,), 1 to 10.
 
-    Level-5 files with X stored as uint8, the official layout, are read with about one block in
-    memory. Any other layout goes through scipy, which holds the whole array once.
+    Level-5 files with X stored as uint8, the official layout, are read with one block in memory.
+    Any other layout goes through scipy, which holds the whole array once.
     """
     try:
         with open(path, "rb") as file:
-            try:
-                n, y = _stream_v5(file, sink, path)
-            except _OtherLayoutError:
-                n, y = _scipy_mat(path, sink)
-    except (EOFError, struct.error, zlib.error) as error:
+            n, y = _stream_v5(file, sink, path)
+    except _OtherLayoutError:
+        n, y = _scipy_mat(path, sink)
+    except (EOFError, ValueError, struct.error, zlib.error) as error:
         raise UserError(f"{path} is truncated or damaged ({error}): fetch it again") from error
-    if y is None or n is None:
+    if n is None or y is None:
         raise UserError(f"{path} lacks {'X' if n is None else 'y'}: SVHN's files hold X and y")
     if len(y) != n:
         raise UserError(f"{path} has {n} images but {len(y)} labels")
@@ -398,6 +401,7 @@ def _read_mat(path: Path, sink: Sink) -> np.ndarray:
 
 
 def _check_shape(path: Path, shape: tuple[int, ...], dtype: Any) -> int:
+    """Number of images in X."""
     if len(shape) != 4 or shape[:3] != (32, 32, 3) or shape[3] < 1 or dtype != np.uint8:
         raise UserError(f"{path}: X must be uint8 (32, 32, 3, N), not {dtype} {shape}")
     return shape[3]
@@ -412,108 +416,120 @@ def _scipy_mat(path: Path, sink: Sink) -> tuple[int | None, np.ndarray | None]:
         raise UserError(f"{path} is a MATLAB 7.3 file: save it with -v7") from error
     except Exception as error:  # scipy raises all sorts on a damaged file
         raise UserError(f"{path} is no readable MATLAB file ({error})") from error
-    if "X" not in found or "y" not in found:
-        return (1 if "X" in found else None), found.get("y")
-    x = found["X"]
-    n = _check_shape(path, x.shape, x.dtype)
-    for start in range(0, n, BLOCK):
-        sink(x[..., start : start + BLOCK].transpose(3, 0, 1, 2))
-    return n, found["y"].ravel()
+    n, y = None, found.get("y")
+    if "X" in found:
+        x = found["X"]
+        n = _check_shape(path, x.shape, x.dtype)
+        for start in range(0, n, BLOCK):
+            sink(x[..., start : start + BLOCK].transpose(3, 0, 1, 2))
+    return n, None if y is None else y.ravel()
 
 
 # A level-5 MATLAB file: 128 bytes of header, then elements (tag: type, bytes), each a matrix or a
 # zlib stream that holds one. A matrix is flags, dimensions, name, data, each an element padded to
 # 8 bytes. Arrays are column-major, so image n of (H, W, C, N) is contiguous, as (C, W, H).
-_MATRIX, _COMPRESSED = 14, 15
-_CLASS_UINT8, _COMPLEX = 9, 0x0800
-_TYPES = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8"}
+_MATRIX, _COMPRESSED, _UINT8 = 14, 15, 2
+_CLASS_UINT8, _COMPLEX = 9, 0x08
+_NUMBERS = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8"}
 
 
 class _OtherLayoutError(Exception):
-    """Not the official layout, but perhaps one that scipy reads; nothing was decoded yet."""
+    """Not the official layout, but perhaps one that scipy reads; the sink was given nothing."""
+
+
+class _Plain:
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+
+    def read(self, count: int) -> bytes:
+        data = self.file.read(count)
+        if len(data) < count:
+            raise EOFError("it ends early")
+        return data
+
+    def finish(self) -> None:
+        """Nothing to check."""
+
+
+class _Inflated:
+    """A zlib stream of `size` bytes, inflated as it is read."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self.left, self.stream = file, size, zlib.decompressobj()
+
+    def _some(self, count: int) -> bytes:
+        packed = self.stream.unconsumed_tail
+        if not packed:
+            packed = self.file.read(min(self.left, 1 << 20))
+            self.left -= len(packed)
+        data = self.stream.decompress(packed, count)
+        if not (packed or data or self.stream.eof):
+            raise EOFError("it ends early")
+        return data
+
+    def read(self, count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            if self.stream.eof:
+                raise EOFError("it ends early")
+            data += self._some(count - len(data))
+        return bytes(data)
+
+    def finish(self) -> None:
+        """Reads the rest: zlib compares its checksum at the very end."""
+        while not self.stream.eof:
+            self._some(1 << 16)
 
 
 def _stream_v5(file: BinaryIO, sink: Sink, path: Path) -> tuple[int | None, np.ndarray | None]:
     head = file.read(128)
-    if len(head) < 128 or head[124:128] != b"\x00\x01IM":
+    if len(head) < 128 or head[124:] != b"\x00\x01IM":
         raise _OtherLayoutError
     n, y = None, None
-    while tag := file.read(8):
-        kind, size = struct.unpack("<II", tag)
+    while head := file.read(8):
+        kind, size = struct.unpack("<II", head)
         end = file.tell() + size
         if kind not in (_MATRIX, _COMPRESSED):
-            raise _OtherLayoutError if n is None else EOFError(f"element of type {kind}")
-        read = _inflated(file, size) if kind == _COMPRESSED else _plain(file, size)
+            raise EOFError(f"an element of type {kind}")
+        source = _Inflated(file, size) if kind == _COMPRESSED else _Plain(file)
         if kind == _COMPRESSED:
-            read(8)  # the tag of the matrix within
-        flags, dims, name = (_element(read)[1] for _ in range(3))
-        shape = tuple(np.frombuffer(dims, "<i4").tolist())
-        matlab_class, is_complex = flags[0], struct.unpack("<I", flags[:4])[0] & _COMPLEX
+            source.read(8)  # the tag of the matrix within
+        (_, flags), (_, shape), (_, name) = (_element(source) for _ in range(3))
         if name == b"X":
-            if matlab_class != _CLASS_UINT8 or is_complex:
+            if flags[0] != _CLASS_UINT8 or flags[1] & _COMPLEX:
                 raise _OtherLayoutError
-            n = _check_shape(path, shape, np.dtype(np.uint8))
-            stored, size = _tag(read)[:2]
-            if stored != 2 or size != n * 3072:
+            n = _check_shape(path, tuple(np.frombuffer(shape, "<i4").tolist()), np.dtype(np.uint8))
+            stored, size, _ = _tag(source)
+            if stored != _UINT8 or size != n * 32 * 32 * 3:
                 raise EOFError("X is not as long as its shape says")
             for start in range(0, n, BLOCK):
-                count = min(BLOCK, n - start)
-                block = np.frombuffer(read(count * 3072), np.uint8).reshape(count, 3, 32, 32)
-                sink(block.transpose(0, 3, 2, 1))
+                block = source.read(min(BLOCK, n - start) * 32 * 32 * 3)
+                pixels = np.frombuffer(block, np.uint8).reshape(-1, 3, 32, 32)  # (B, C, W, H)
+                sink(pixels.transpose(0, 3, 2, 1))
+            source.finish()
         elif name == b"y":
-            stored, data = _element(read)
-            if stored not in _TYPES or is_complex:
-                raise _OtherLayoutError if n is None else EOFError(f"y of type {stored}")
-            y = np.frombuffer(data, _TYPES[stored])
+            stored, data = _element(source)
+            if stored not in _NUMBERS:
+                raise EOFError(f"y is of type {stored}")
+            y = np.frombuffer(data, _NUMBERS[stored])
+            source.finish()
         file.seek(end)
     return n, y
 
 
-def _tag(read: Callable[[int], bytes]) -> tuple[int, int, bytes | None]:
-    """Type, bytes and, for the small form that packs them into the tag, the data."""
-    tag = read(8)
+def _tag(source: _Plain | _Inflated) -> tuple[int, int, bytes | None]:
+    """Type, bytes and, in the small form that packs them into the tag, the data."""
+    tag = source.read(8)
     kind, size = struct.unpack("<II", tag)
     if kind >> 16:
         return kind & 0xFFFF, kind >> 16, tag[4 : 4 + (kind >> 16)]
     return kind, size, None
 
 
-def _element(read: Callable[[int], bytes]) -> tuple[int, bytes]:
-    kind, size, data = _tag(read)
-    if data is None:
-        data = read(size + -size % 8)[:size]
-    return kind, data
-
-
-def _plain(file: BinaryIO, size: int) -> Callable[[int], bytes]:
-    def read(count: int) -> bytes:
-        data = file.read(count)
-        if len(data) < count:
-            raise EOFError("it ends early")
-        return data
-
-    return read
-
-
-def _inflated(file: BinaryIO, size: int) -> Callable[[int], bytes]:
-    """Reads on from a zlib stream of `size` bytes."""
-    stream, left = zlib.decompressobj(), size
-
-    def read(count: int) -> bytes:
-        nonlocal left
-        out = bytearray()
-        while len(out) < count:
-            packed = stream.unconsumed_tail
-            if not packed:
-                packed = file.read(min(left, 1 << 20))
-                left -= len(packed)
-            piece = stream.decompress(packed, count - len(out))
-            if not packed and not piece:
-                raise EOFError("it ends early")
-            out += piece
-        return bytes(out)
-
-    return read
+def _element(source: _Plain | _Inflated) -> tuple[int, bytes]:
+    """Type and data."""
+    kind, size, data = _tag(source)
+    return kind, source.read(size + -size % 8)[:size] if data is None else data
 
 
 _SOURCES: dict[str, Callable[[Config], tuple[dict[str, _Split], tuple[str, ...]]]] = {
