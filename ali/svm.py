@@ -18,13 +18,15 @@ repeat until the set stays (Keerthi & DeCoste 2005, Chapelle 2007). What makes t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.linalg import lapack
 from threadpoolctl import threadpool_limits
+
+from ali.errors import UserError
 
 GRID = np.exp(np.linspace(-20, 20, 50))  # the penalties C of the authors' code
 MAX_STEPS = 200  # Newton steps for one C; a handful is usual
@@ -61,7 +63,7 @@ class Machines:
         return wrong / len(x)
 
 
-def fit(x: np.ndarray, y: np.ndarray, cs: np.ndarray = GRID) -> Machines:
+def fit(x: np.ndarray, y: np.ndarray, cs: Sequence[float] | np.ndarray = GRID) -> Machines:
     """Machines for every penalty of cs.
 
     Args:
@@ -69,15 +71,15 @@ def fit(x: np.ndarray, y: np.ndarray, cs: np.ndarray = GRID) -> Machines:
         y: (N,) integer labels; the classes are those that occur.
         cs: (P,) penalties, ascending (each starts from the one before).
 
-    Raises ValueError on a non-finite feature or a single class.
+    Raises FloatingPointError on a non-finite feature, UserError where all labels are equal.
 
     A C so large that 1/2C is lost in the rounding of K counts as the largest C that is not.
     """
     classes = np.unique(y)
     if len(classes) < 2:
-        raise ValueError(f"an SVM needs two classes, the labels have {len(classes)}")
+        raise UserError("the labelled images are all of one class: ask for more --labels")
     if not np.isfinite(x).all():
-        raise ValueError("features are not finite")
+        raise FloatingPointError("features are not finite")
     rows = np.concatenate([x, np.ones((len(x), 1))], 1, dtype=np.float64)  # (N, D+1)
     problem = _Kernel(rows) if rows.shape[0] <= rows.shape[1] else _Primal(rows)
     signs = np.where(y == classes[:, None], 1.0, -1.0)  # (K, N)
@@ -175,7 +177,7 @@ class _Kernel:
         return float(a @ f2)  # aᵀKa'
 
     def inside(self, y: np.ndarray, active: np.ndarray, a: np.ndarray, f: np.ndarray) -> np.ndarray:
-        # On A, a_i = 2C (y_i − f_i): its sign says what y f < 1 says and does not cancel at large C.
+        # On A, a_i = 2C (y_i − f_i): its sign says what y f < 1 says, and does not cancel.
         return np.where(active, y * a > 0, y * f < 1 - 1e-12)
 
     def solve(

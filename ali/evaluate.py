@@ -1,0 +1,186 @@
+"""How good the networks are: the L2-SVM protocol of §4.4, and the pictures of Figures 2 to 6."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from ali import svm
+from ali.config import Config
+from ali.data import Dataset, Images, draw_labelled, to_unit
+from ali.errors import UserError
+from ali.networks import ALI
+
+# Labelled draw number i is the same in every trial, whatever its seed: trials are compared on the
+# same labels, which takes the draws' part out of the difference between two val_errors.
+DRAWS_SEED = 160600704
+CHUNK = 500  # images encoded at once
+
+Encode = Callable[[np.ndarray], np.ndarray]  # uint8 (N, H, W, C) → features (N, D) fp32
+
+
+# The L2-SVM protocol (§4.4)
+
+
+def features(networks: ALI, x: np.ndarray) -> np.ndarray:
+    """Encoder features of x, uint8 (N, H, W, 3): fp32 (N, 5376) at width 1, see Encoder.features.
+
+    Batch norm uses its running statistics; the networks' mode is left as it was.
+    """
+    with _evaluating(networks):
+        return torch.cat([networks.encoder.features(h).cpu() for h in _chunks(networks, x)]).numpy()
+
+
+def val_error(networks: ALI, dataset: Dataset, config: Config) -> float:
+    """Validation error, a fraction: the objective of a sweep.
+
+    The mean over config.draws labelled draws of config.labels images, at the C of the grid where
+    that mean is least. C is chosen on the images the error is reported on, so it is a little
+    optimistic: one choice among 50 on thousands of images. The draws do not depend on config.seed.
+
+    Raises FloatingPointError where a feature is not finite, and UserError for a draw that the
+    labelled pool cannot give.
+    """
+    return float(_validation_curve(_encoder(networks), dataset, config).min())
+
+
+def raw_pixel_error(dataset: Dataset, config: Config) -> float:
+    """As `val_error`, with the pixels in [0, 1] as features: what an encoder has to beat."""
+    return float(_validation_curve(_pixels, dataset, config).min())
+
+
+def test_errors(
+    networks: ALI, dataset: Dataset, test: Images, config: Config, draws: int = 100
+) -> np.ndarray:
+    """Test error (draws,), fractions, of one SVM for each labelled draw; report mean ± std.
+
+    As in §4.4, C is picked once on the validation set: the best of the grid by the mean error over
+    config.draws draws, exactly as `val_error` picks it. The test images choose nothing.
+    """
+    assert test.y is not None
+    encode = _encoder(networks)
+    c = svm.GRID[_validation_curve(encode, dataset, config).argmin()]
+    machines = []
+    for rows in _draws(dataset, config, draws):
+        machines.append(svm.fit(encode(dataset.labelled.x[rows]), _labels(dataset)[rows], [c]))
+    wrong = np.zeros(draws)
+    for start in range(0, len(test), 10 * CHUNK):
+        part = test[start : start + 10 * CHUNK]
+        assert part.y is not None
+        x = encode(part.x)
+        wrong += [machine.errors(x, part.y)[0] * len(part) for machine in machines]
+    return wrong / len(test)
+
+
+def _validation_curve(encode: Encode, dataset: Dataset, config: Config) -> np.ndarray:
+    """Validation error for each C of the grid, (50,), mean over config.draws labelled draws."""
+    assert dataset.valid.y is not None
+    valid = encode(dataset.valid.x)
+    curves = []
+    for rows in _draws(dataset, config, config.draws):
+        machines = svm.fit(encode(dataset.labelled.x[rows]), _labels(dataset)[rows])
+        curves.append(machines.errors(valid, dataset.valid.y))
+    return np.mean(curves, axis=0)
+
+
+def _draws(dataset: Dataset, config: Config, count: int) -> Iterator[np.ndarray]:
+    for i in range(count):
+        rng = np.random.default_rng([DRAWS_SEED, i])
+        yield draw_labelled(_labels(dataset), config.labels, rng, config.balanced, dataset.classes)
+
+
+def _labels(dataset: Dataset) -> np.ndarray:
+    assert dataset.labelled.y is not None
+    return dataset.labelled.y
+
+
+def _encoder(networks: ALI) -> Encode:
+    return lambda x: features(networks, x)
+
+
+def _pixels(x: np.ndarray) -> np.ndarray:
+    return to_unit(torch.from_numpy(np.array(x))).flatten(1).numpy()
+
+
+# Pictures: each a grid as uint8 (H', W', 3), determined by the networks and its arguments
+
+
+def samples(networks: ALI, n: int = 100, seed: int = 0) -> np.ndarray:
+    """n samples x̃ = G_x(z), z ~ N(0, I): Figures 2(a) to 5(a)."""
+    with _evaluating(networks):
+        z = _normal((n, networks.table.z), seed, networks)
+        return _grid(networks.decoder(z), columns=round(n**0.5))
+
+
+def reconstructions(networks: ALI, x: np.ndarray, seed: int = 0) -> np.ndarray:
+    """x, uint8 (N, H, W, 3), in the odd columns, G_x(ẑ), ẑ ~ q(z | x), right of each: Fig. 2(b)."""
+    with _evaluating(networks):
+        source = torch.cat(list(_chunks(networks, x)))
+        pairs = torch.stack([source, networks.decoder(_z_hat(networks, source, seed))], dim=1)
+        return _grid(pairs.flatten(0, 1), columns=2 * max(1, round((2 * len(x)) ** 0.5 / 2)))
+
+
+def interpolations(
+    networks: ALI, x: np.ndarray, rows: int = 8, steps: int = 10, seed: int = 0
+) -> np.ndarray:
+    """Decoded lines between ẑ₁ and ẑ₂ of pairs of images (§4.2), one pair a row.
+
+    A row shows image i of x, uint8 (N ≥ 2, H, W, 3), `steps` equally spaced points from ẑ₁ to ẑ₂,
+    both included, and image i + rows. Raises UserError for fewer than two images.
+    """
+    rows = min(rows, len(x) // 2)
+    if rows < 1:
+        raise UserError(f"an interpolation needs two images, not {len(x)}")
+    with _evaluating(networks):
+        ends = torch.cat(list(_chunks(networks, x[: 2 * rows])))
+        first, last = _z_hat(networks, ends, seed)[:, None].chunk(2)  # (rows, 1, z)
+        t = torch.linspace(0, 1, steps, device=ends.device)[:, None]
+        line = networks.decoder(((1 - t) * first + t * last).flatten(0, 1))
+        line = line.view(rows, steps, *ends.shape[1:])
+        shown = torch.cat([ends[:rows, None], line, ends[rows:, None]], dim=1)
+        return _grid(shown.flatten(0, 1), columns=steps + 2)
+
+
+def _z_hat(networks: ALI, x: Tensor, seed: int) -> Tensor:
+    mu, log_sigma = networks.encoder(x)
+    return mu + log_sigma.exp() * _normal(tuple(mu.shape), seed, networks)
+
+
+def _normal(shape: tuple[int, ...], seed: int, networks: ALI) -> Tensor:
+    """Drawn on the CPU from a generator of its own: the same on every device."""
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return noise.to(_device(networks))
+
+
+def _grid(images: Tensor, columns: int) -> np.ndarray:
+    """(N, 3, H, W) in [0, 1] → uint8 (H', W', 3), images row by row."""
+    grid = make_grid(images.cpu(), nrow=columns, padding=2, pad_value=1.0)
+    return grid.mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def _device(networks: ALI) -> torch.device:
+    return next(networks.parameters()).device
+
+
+def _chunks(networks: ALI, x: np.ndarray) -> Iterator[Tensor]:
+    """x, uint8 (N, H, W, 3), as fp32 (≤ CHUNK, 3, H, W) in [0, 1] on the networks' device."""
+    for start in range(0, len(x), CHUNK):
+        part = torch.from_numpy(np.array(x[start : start + CHUNK]))
+        yield to_unit(part.to(_device(networks)))
+
+
+@contextmanager
+def _evaluating(networks: ALI) -> Iterator[None]:
+    """Running statistics, no dropout, no gradients; the mode is put back."""
+    was = networks.training
+    networks.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        networks.train(was)
