@@ -1,48 +1,194 @@
-"""The operations of one table row, as plain torch."""
+"""The operations of a table row, in the form that is fast on a CPU without a compiler.
+
+A step of Table 3 is about 1.02 GFLOP an image, and most of the plain formulation's time is not
+spent on them. What is done about it, each equal to plain torch (tests/test_layers.py):
+
+- Activations stay in one type (bf16 where the hardware has it) and channels-last throughout; a
+  weight is cast once a step. Autocast casts per operation and runs batch norm's ends in fp32.
+- A map of one pixel is a vector, and a convolution onto or out of it a matrix product: oneDNN's
+  convolutions reach a tenth of its matmul there.
+- Strided convolutions on the smallest maps are unfold + matmul, because oneDNN's strided weight
+  gradient takes up to twice as long as the product it computes.
+- Dropout masks are random 64-bit words read as four 16-bit ones; `bernoulli_` draws one number
+  an element. Integer comparison and multiplication, which write the bits of 1/(1−p) or of 0, are
+  vectorised; arithmetic on bool tensors is not.
+- Leaky ReLU and the next layer's dropout are one multiplier: one product forward, one backward.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
 
 BN_EPS = 1e-4
-BN_MOMENTUM = 0.05
+BN_MOMENTUM = 0.05  # of the running statistics: 0.05 new + 0.95 old
+
+UNFOLD_PIXELS = 16  # strided layers go through unfold where the smaller map has at most so many
+INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
+
+
+# Dropout and leaky ReLU ---------------------------------------------------------------------
 
 
 def dropout_multiplier(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
-    """0 with probability p, else 1/(1−p), elementwise, in the shape, layout and type of `like`."""
-    words = torch.empty_like(like, dtype=torch.int16)
-    words.random_(-(2**15), 2**15, generator=generator)
-    return (words >= round(p * 2**16) - 2**15).to(like.dtype).mul_(1 / (1 - p))
+    """0 with probability p, else 1/(1−p), elementwise; shape and type of `like`, channels-last.
+
+    p is met to 1/65536, and 1/(1−p) to the rounding of the type.
+    """
+    n, integer = like.numel(), INTEGER[like.dtype]
+    words = torch.empty((n + 3) // 4, dtype=torch.int64, device=like.device)
+    words.random_(
+        -(2**63), None, generator=generator
+    )  # None: all 64 bits; the default leaves one 0
+    parts = words.view(torch.int16)[:n]  # uniform over −2¹⁵ … 2¹⁵ − 1
+    torch.ge(parts, min(round(p * 2**16), 2**16 - 1) - 2**15, out=parts)  # 1: keep
+    bits = torch.tensor(1 / (1 - p), dtype=like.dtype).view(integer).item()
+    multiplier = parts.to(integer).mul_(bits).view(like.dtype)
+    if like.dim() == 2:
+        return multiplier.view(like.shape)
+    b, c, h, w = like.shape
+    return multiplier.view(b, h, w, c).permute(0, 3, 1, 2)
 
 
 def dropout(h: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
-    """Inverted elementwise dropout; `generator` None or p = 0: h itself."""
+    """Inverted elementwise dropout; without a generator or at p = 0, h itself."""
     if generator is None or p == 0:
         return h
     return h * dropout_multiplier(h, p, generator)
 
 
+def leaky_relu_dropout(
+    h: Tensor, slope: float, p: float, generator: torch.Generator | None
+) -> Tensor:
+    """Leaky ReLU, then dropout (none without a generator or at p = 0), slope in [0, 1]."""
+    multiplier = dropout_multiplier(h, p, generator) if generator is not None and p > 0 else None
+    return _LeakyReLUDropout.apply(h, slope, multiplier)
+
+
+class _LeakyReLUDropout(torch.autograd.Function):
+    """Keeps the joint multiplier, or without dropout the output; never h, which can be freed."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, slope: float, multiplier: Tensor | None) -> Tensor:
+        ctx.slope, ctx.drops = slope, multiplier is not None
+        if multiplier is None:
+            out = F.leaky_relu(h, slope)
+            ctx.save_for_backward(out)
+            return out
+        # leaky_relu_backward(m, h) is m where h > 0, else slope · m
+        multiplier = torch.ops.aten.leaky_relu_backward(multiplier, h, slope, False)
+        ctx.save_for_backward(multiplier)
+        return h * multiplier
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        (saved,) = ctx.saved_tensors
+        if ctx.drops:
+            return g * saved, None, None
+        return torch.ops.aten.leaky_relu_backward(g, saved, ctx.slope, True), None, None
+
+
+# Convolutions -------------------------------------------------------------------------------
+
+
 def conv(h: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """Valid convolution: h (B, I, H, W), weight (O, I, k, k)."""
-    return F.conv2d(h, weight, bias, stride)
+    """Valid convolution of h (B, I, H, W), or (B, I) for a single pixel, with weight (O, I, k, k).
 
-
-def conv_to_point(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolution whose kernel covers its whole input: h (B, I, k, k) or (B, I) → (B, O)."""
-    if h.dim() == 4:
-        h = h.permute(0, 2, 3, 1).flatten(1)  # (B, k·k·I), a view of channels-last memory
-    return F.linear(h, weight.permute(0, 2, 3, 1).flatten(1), bias)
-
-
-def tconv_from_point(h: Tensor, weight: Tensor) -> Tensor:
-    """Transposed convolution of one pixel: h (B, I), weight (I, O, k, k) → (B, O, k, k)."""
-    _, maps, k, _ = weight.shape
-    out = h @ weight.permute(0, 2, 3, 1).flatten(1)  # (B, k·k·O)
-    return out.unflatten(1, (k, k, maps)).permute(0, 3, 1, 2)
+    Returns (B, O, H', W') channels-last, or (B, O) where H' = 1.
+    """
+    k = weight.shape[2]
+    if h.dim() == 2:
+        return F.linear(h, _rows(weight), bias)
+    if h.shape[2:] == weight.shape[2:]:
+        return F.linear(_nhwc(h).flatten(1), _rows(weight), bias)
+    if not _by_unfold(h, (h.shape[2] - k) // stride + 1, stride):
+        return F.conv2d(h, weight, bias, stride)
+    # Two nodes, one for each gradient, so that autograd computes only the one it is asked for
+    out = _nchw(F.linear(unfold(h.detach(), k, stride), _rows(weight), bias))
+    return _DataGradient.apply(out, h, weight.detach(), stride)
 
 
 def tconv(h: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Valid transposed convolution: h (B, I, H, W), weight (I, O, k, k)."""
-    return F.conv_transpose2d(h, weight, None, stride)
+    """Valid transposed convolution of h (B, I, H, W), or (B, I) for a single pixel.
+
+    weight (I, O, k, k); returns (B, O, H', W') channels-last.
+    """
+    maps, k = weight.shape[1:3]
+    if h.dim() == 2:
+        return _nchw((h @ _rows(weight)).view(len(h), k, k, maps))
+    if not _by_unfold(h, h.shape[2], stride):
+        return F.conv_transpose2d(h, weight, None, stride)
+    return _StridedTransposed.apply(h, weight, stride)
+
+
+def unfold(h: Tensor, k: int, stride: int) -> Tensor:
+    """h (B, C, H, W) → the k × k patch below each output pixel, (B, H', W', k·k·C)."""
+    b, c, height, width = h.shape
+    n, m = (height - k) // stride + 1, (width - k) // stride + 1
+    sb, sc, sh, sw = h.stride()
+    patches = h.as_strided((b, n, m, k, k, c), (sb, sh * stride, sw * stride, sh, sw, sc))
+    return patches.reshape(b, n, m, k * k * c)
+
+
+class _DataGradient(torch.autograd.Function):
+    """Identity on a convolution's output; hands its gradient on to the convolution's input h."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, h: Tensor, weight: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.stride = h.shape, stride
+        return out.view_as(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return g, conv2d_input(ctx.shape, weight, g, ctx.stride), None, None
+
+
+class _StridedTransposed(torch.autograd.Function):
+    """Transposed convolution whose gradients are both products with the unfolded gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(h, weight)
+        ctx.stride = stride
+        return F.conv_transpose2d(h, weight, None, stride)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
+        h, weight = ctx.saved_tensors
+        maps, k = weight.shape[1:3]
+        patches = unfold(g, k, ctx.stride)  # (B, H, W, k·k·O)
+        g_weight = _nhwc(h).flatten(0, 2).t() @ patches.flatten(0, 2)  # (I, k·k·O)
+        return (
+            _nchw(patches @ _rows(weight).t()),
+            _nchw(g_weight.view(-1, k, k, maps)),
+            None,
+        )
+
+
+def _by_unfold(h: Tensor, size: int, stride: int) -> bool:
+    """`size`: side of the smaller map in pixels. cuDNN and oneDNN's fp32 need no such help."""
+    small = stride > 1 and size * size <= UNFOLD_PIXELS
+    return small and h.dtype == torch.bfloat16 and h.device.type == "cpu"
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """(A, B, k, k) → (A, k·k·B), a view of channels-last memory."""
+    return _nhwc(weight).flatten(1)
+
+
+def _nhwc(h: Tensor) -> Tensor:
+    return h.permute(0, 2, 3, 1)
+
+
+def _nchw(h: Tensor) -> Tensor:
+    return h.permute(0, 3, 1, 2)

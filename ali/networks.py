@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +12,27 @@ from torch import Tensor, nn
 from ali import layers
 from ali.config import Config, Precision
 from ali.errors import UserError
-from ali.tables import CONV, LEAKY, MAP, NONE, PIXEL, TABLE3, Row, Rows, Table, configured, out_size
+from ali.tables import (
+    CONV,
+    LEAKY,
+    MAP,
+    NONE,
+    PIXEL,
+    TABLE3,
+    TCONV,
+    Row,
+    Rows,
+    Table,
+    configured,
+    out_size,
+)
 
 WEIGHT_STD = 0.01  # "Isotropic gaussian (μ = 0, σ = 0.01), Constant(0)"
 PIXEL_EPS = 1e-7  # keeps the log-odds of an always-black pixel finite
 
 
 class Layer(nn.Module):
-    """One row on an input of `size` pixels: operation, bias, batch norm, leaky ReLU.
+    """One row on an input of `size` × `size` pixels: operation, bias, batch norm.
 
     Activations are (B, C, H, W) channels-last, or (B, C) where a map is a single pixel.
     Weights and statistics are fp32; the operation runs in the type of its input.
@@ -27,10 +41,9 @@ class Layer(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, row: Row, in_maps: int, size: int, slope: float) -> None:
+    def __init__(self, row: Row, in_maps: int, size: int) -> None:
         super().__init__()
-        self.row, self.slope = row, slope
-        self.from_point = size == 1
+        self.row = row
         self.size = out_size(row, size)
         shape = (row.maps, in_maps) if row.operation == CONV else (in_maps, row.maps)
         weight = torch.empty(*shape, row.kernel, row.kernel)
@@ -43,28 +56,18 @@ class Layer(nn.Module):
             self.register_buffer("running_mean", torch.zeros(row.maps))
             self.register_buffer("running_var", torch.ones(row.maps))
 
-    def forward(self, h: Tensor, p: float = 0.0, generator: torch.Generator | None = None):
-        """The row's output, with the next row's dropout (probability p) already on it."""
-        h = self.preactivation(h)
-        if self.row.nonlinearity == LEAKY:
-            h = F.leaky_relu(h, self.slope)
-        return layers.dropout(h, p, generator)
+    def operation(self, h: Tensor) -> Tensor:
+        """The (transposed) convolution, with its bias if that is one a map."""
+        weight = self.weight.to(h.dtype)
+        if self.row.operation == TCONV:
+            return layers.tconv(h, weight, self.row.stride)
+        bias = None if self.bias is None or self.row.bias == PIXEL else self.bias.to(h.dtype)
+        return layers.conv(h, weight, bias, self.row.stride)
 
-    def preactivation(self, h: Tensor) -> Tensor:
-        """The output before its nonlinearity (after batch norm)."""
-        row, weight = self.row, self.weight.to(h.dtype)
-        bias = None if self.bias is None or row.bias == PIXEL else self.bias.to(h.dtype)
-        if row.operation == CONV:
-            if self.size == 1:
-                h = layers.conv_to_point(h, weight, bias)
-            else:
-                h = layers.conv(h, weight, bias, row.stride)
-        elif self.from_point:
-            h = layers.tconv_from_point(h, weight)
-        else:
-            h = layers.tconv(h, weight, row.stride)
-        if row.bn:
-            h = F.batch_norm(
+    def normalise(self, h: Tensor) -> Tensor:
+        """Batch norm, or the bias a pixel, of `operation`'s output: what the nonlinearity gets."""
+        if self.row.bn:
+            return F.batch_norm(
                 h,
                 self.running_mean,
                 self.running_var,
@@ -74,8 +77,8 @@ class Layer(nn.Module):
                 layers.BN_MOMENTUM,
                 layers.BN_EPS,
             )
-        if self.bias is not None and row.bias == PIXEL:
-            h = h.float() + self.bias
+        if self.bias is not None and self.row.bias == PIXEL:
+            return h.float() + self.bias
         return h
 
 
@@ -85,21 +88,38 @@ class Chain(nn.Sequential):
     def __init__(self, rows: Rows, in_maps: int, size: int, slope: float) -> None:
         built: list[Layer] = []
         for row in rows:
-            built.append(Layer(row, in_maps, size, slope))
+            built.append(Layer(row, in_maps, size))
             in_maps, size = row.maps, built[-1].size
         super().__init__(*built)
-        self.dropouts = [row.dropout for row in rows] + [0.0]
+        self.rows, self.slope = built, slope
 
-    def __iter__(self) -> Iterator[Layer]:
-        return (layer for layer in super().__iter__() if isinstance(layer, Layer))
+    def forward(self, *parts: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The output for the parts' concatenation along the batch; shares its statistics.
 
-    def forward(self, h: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """In training mode dropout masks are drawn from `generator` (None: no dropout)."""
-        generator = generator if self.training else None
-        h = layers.dropout(h, self.dropouts[0], generator)
-        for layer, p_next in zip(self, self.dropouts[1:], strict=True):
-            h = layer(h, p_next, generator)
+        The first operation runs on each part apart, so that no gradient is computed of a part
+        that needs none. In training mode dropout masks are drawn from `generator` (None: no
+        dropout).
+        """
+        rng = generator if self.training else None
+        first, p = self.rows[0], self.rows[0].row.dropout
+        outputs = [first.operation(layers.dropout(part, p, rng)) for part in parts]
+        h = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        for layer, following in pairwise(self.rows):
+            h = layer.normalise(h)
+            h = layers.leaky_relu_dropout(h, self.slope, following.row.dropout, rng)
+            h = following.operation(h)
+        h = self.rows[-1].normalise(h)
+        if self.rows[-1].row.nonlinearity == LEAKY:
+            h = layers.leaky_relu_dropout(h, self.slope, 0.0, None)
         return h
+
+    def preactivations(self, h: Tensor) -> list[Tensor]:
+        """Every row's values before its nonlinearity, first to last; no dropout."""
+        seen: list[Tensor] = []
+        for layer in self.rows:
+            seen.append(layer.normalise(layer.operation(h)))
+            h = F.leaky_relu(seen[-1], self.slope)
+        return seen
 
 
 class Encoder(nn.Module):
@@ -122,13 +142,9 @@ class Encoder(nn.Module):
         The last three hidden layers after batch norm and before the leaky ReLU (4096, 512, 512),
         and μ (256), as the authors' code has it; the paper's 8960 fits no set of its layers.
         """
-        h, seen = self._cast(x), []
-        for layer in self.layers:
-            h = layer.preactivation(h)
-            seen.append(h.float().flatten(1))
-            h = F.leaky_relu(h, layer.slope)
-        mu = seen[-1].chunk(2, dim=1)[0]
-        return torch.cat([*seen[-4:-1], mu], dim=1)
+        *hidden, output = self.layers.preactivations(self._cast(x))[-4:]
+        mu = output.chunk(2, dim=1)[0]
+        return torch.cat([h.float().flatten(1) for h in (*hidden, mu)], dim=1)
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(self.dtype, memory_format=torch.channels_last)
@@ -159,13 +175,20 @@ class Discriminator(nn.Module):
         self.dtype = dtype
 
     def forward(self, x: Tensor, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """x (B, 3, H, W), z (B, z) → logit (B,) fp32.
+        """x (B, 3, H, W), z (B, z) → logit (B,) fp32; dropout as in `both`."""
+        return self.both((x,), (z,), generator)
+
+    def both(
+        self, x: Sequence[Tensor], z: Sequence[Tensor], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Logits (ΣB,) fp32 of several batches, concatenated: one pass, shared batch norm.
 
         In training mode dropout masks are drawn from `generator`; None: no dropout.
         """
-        h_x = self.x(x.to(self.dtype, memory_format=torch.channels_last), generator)
-        h_z = self.z(z.to(self.dtype), generator)
-        return self.xz(torch.cat([h_x, h_z], dim=1), generator).float().squeeze(1)
+        images = [part.to(self.dtype, memory_format=torch.channels_last) for part in x]
+        h_x = self.x(*images, generator=generator)
+        h_z = self.z(*(part.to(self.dtype) for part in z), generator=generator)
+        return self.xz(torch.cat([h_x, h_z], dim=1), generator=generator).float().squeeze(1)
 
 
 class ALI(nn.Module):
@@ -200,7 +223,7 @@ def build(
     if pixel_mean is not None:
         with torch.no_grad():
             mean = pixel_mean.float().clamp(PIXEL_EPS, 1 - PIXEL_EPS)
-            bias = list(networks.decoder.layers)[-1].bias
+            bias = networks.decoder.layers.rows[-1].bias
             assert bias is not None  # the table's last row is PIXEL
             bias.copy_(mean.logit())
     return networks
