@@ -36,6 +36,12 @@ def features(networks: ALI, x: np.ndarray) -> np.ndarray:
         return torch.cat([networks.encoder.features(h).cpu() for h in _chunks(networks, x)]).numpy()
 
 
+def mu(networks: ALI, x: np.ndarray) -> np.ndarray:
+    """Mean of q(z | x) for x, uint8 (N, H, W, 3): fp32 (N, 256), with running statistics."""
+    with _evaluating(networks):
+        return torch.cat([networks.encoder(h)[0].cpu() for h in _chunks(networks, x)]).numpy()
+
+
 def val_error(networks: ALI, dataset: Dataset, config: Config) -> float:
     """Validation error, a fraction: the objective of a sweep.
 
