@@ -42,9 +42,8 @@ def dropout_multiplier(like: Tensor, p: float, generator: torch.Generator) -> Te
     """
     n, integer = like.numel(), INTEGER[like.dtype]
     words = torch.empty((n + 3) // 4, dtype=torch.int64, device=like.device)
-    words.random_(
-        -(2**63), None, generator=generator
-    )  # None: all 64 bits; the default leaves one 0
+    # "None": all 64 bits; the default range leaves the sign bit, so one word in four, biased
+    words.random_(-(2**63), None, generator=generator)
     parts = words.view(torch.int16)[:n]  # uniform over −2¹⁵ … 2¹⁵ − 1
     torch.ge(parts, min(round(p * 2**16), 2**16 - 1) - 2**15, out=parts)  # 1: keep
     bits = torch.tensor(1 / (1 - p), dtype=like.dtype).view(integer).item()

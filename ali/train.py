@@ -63,7 +63,7 @@ def train_epoch(state: State, images: Tensor) -> dict[str, float]:
     start, first = time.perf_counter(), state.step
     state.networks.train()
     if images.device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     seen = torch.empty(steps, 2, device=images.device)  # L_d, L_g of each step
     for i, x in enumerate(data.batches(images, state.config.batch_size, state.generator)):
         seen[i, 0], seen[i, 1] = train_step(state, x)
@@ -98,7 +98,7 @@ def _check(seen: Tensor, first: int, state: State) -> None:
         raise NonFiniteError(first + i, what + non_finite(state))
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tells glibc's malloc to reuse what is freed rather than give it back to the kernel.
 
     Every step frees and allocates the same hundreds of megabytes; as fresh pages these cost a
@@ -120,6 +120,7 @@ def _update(
     optimizer: torch.optim.Adam, weights: list[Tensor], gradients: tuple[Tensor, ...]
 ) -> None:
     for weight, gradient in zip(weights, gradients, strict=True):
-        weight.grad = gradient
+        same = gradient.stride() == weight.stride()  # which fused Adam takes for granted
+        weight.grad = gradient if same else torch.empty_like(weight).copy_(gradient)
     optimizer.step()
     optimizer.zero_grad()

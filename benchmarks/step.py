@@ -1,0 +1,225 @@
+"""How many images a second a training step takes in, ours beside plain torch.
+
+    python benchmarks/step.py [--device cpu] [--threads 2] [--batch-size 100] [--width 1.0]
+
+Plain is the same one-forward Algorithm 1 in nn.Conv2d, nn.BatchNorm2d, nn.Dropout and LeakyReLU,
+channels-last, in fp32 and under bf16 autocast. The variants take turns, a few steps each, so that
+a busy machine slows all of them; medians over the turns. "of peak" is the share of what a large
+matrix product reaches in that type on the same threads, measured in the same turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ali import layers, train
+from ali.config import Config
+from ali.data import Images
+from ali.networks import ALI, Chain
+from ali.objective import losses
+from ali.state import State
+from ali.tables import CONV, LEAKY, MAP, PIXEL, Rows, out_size
+
+
+class PixelBias(nn.Module):
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias.clone())
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.bias
+
+
+class Plain(nn.Module):
+    """The networks of `networks`, weights copied, in torch's own modules (parameters in order)."""
+
+    def __init__(self, networks: ALI) -> None:
+        super().__init__()
+        self.encoder = _plain(networks.encoder.layers)
+        self.decoder = _plain(networks.decoder.layers)
+        self.d_x = _plain(networks.discriminator.x)
+        self.d_z = _plain(networks.discriminator.z)
+        self.d_xz = _plain(networks.discriminator.xz)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mu, log_sigma = self.encoder(x).float().chunk(2, dim=1)  # (B, z, 1, 1)
+        return mu, log_sigma
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(z).float().sigmoid()
+
+    def discriminate(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.d_xz(torch.cat([self.d_x(x), self.d_z(z)], dim=1)).flatten()
+
+    def discriminator_parameters(self) -> list[nn.Parameter]:
+        return [w for net in (self.d_x, self.d_z, self.d_xz) for w in net.parameters()]
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        return [w for net in (self.encoder, self.decoder) for w in net.parameters()]
+
+
+def _plain(chain: Chain) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    for layer in chain.rows:
+        row, weight = layer.row, layer.weight
+        if row.dropout:
+            modules.append(nn.Dropout(row.dropout))
+        convolution = nn.Conv2d if row.operation == CONV else nn.ConvTranspose2d
+        in_maps = weight.shape[1] if row.operation == CONV else weight.shape[0]
+        op = convolution(in_maps, row.maps, row.kernel, row.stride, bias=row.bias == MAP)
+        with torch.no_grad():
+            op.weight.copy_(weight)
+            if op.bias is not None and layer.bias is not None:
+                op.bias.copy_(layer.bias)
+        modules.append(op)
+        if layer.bias is not None and row.bias == PIXEL:
+            modules.append(PixelBias(layer.bias.detach()))
+        if row.bn:
+            modules.append(nn.BatchNorm2d(row.maps, layers.BN_EPS, layers.BN_MOMENTUM))
+        if row.nonlinearity == LEAKY:
+            modules.append(nn.LeakyReLU(chain.slope, inplace=True))
+    return nn.Sequential(*modules)
+
+
+def plain_step(config: Config, x: Tensor, autocast: bool) -> Callable[[], None]:
+    """A function that takes one plain training step on x (M, 3, H, W)."""
+    networks = train_state(config, x.device).networks
+    net = Plain(networks).to(x.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    theta_d, theta_g = net.discriminator_parameters(), net.generator_parameters()
+    adam_d = torch.optim.Adam(theta_d, 1e-4, betas=(0.5, 0.999))
+    adam_g = torch.optim.Adam(theta_g, 1e-4, betas=(0.5, 0.999))
+    size = (len(x), networks.table.z, 1, 1)
+
+    def step() -> None:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+            mu, log_sigma = net.encode(x)
+            z_hat = mu + log_sigma.exp() * torch.randn(size, device=x.device)
+            z = torch.randn(size, device=x.device)
+            logits = net.discriminate(torch.cat([x, net.decode(z)]), torch.cat([z_hat, z]))
+        loss_d, loss_g = losses(*logits.chunk(2))
+        gradients_d = torch.autograd.grad(loss_d, theta_d, retain_graph=True)
+        gradients_g = torch.autograd.grad(loss_g, theta_g)
+        for weight, gradient in zip(theta_d + theta_g, gradients_d + gradients_g, strict=True):
+            weight.grad = gradient
+        adam_d.step()
+        adam_g.step()
+
+    return step
+
+
+def our_step(config: Config, x: Tensor) -> Callable[[], None]:
+    state = train_state(config, x.device)
+
+    def step() -> None:
+        train.train_step(state, x)
+
+    return step
+
+
+def train_state(config: Config, device: torch.device) -> State:
+    images = Images(np.random.default_rng(0).integers(0, 256, (500, 32, 32, 3), np.uint8), None)
+    return State.create(config, images, device)
+
+
+def gflop_an_image(networks: ALI) -> float:
+    """10⁹ operations (multiply and add counted) of one step's convolutions, for one x."""
+    table = networks.table
+    encoder, encoder_first = _macs(table.encoder, *table.image[:2])
+    decoder, decoder_first = _macs(table.decoder, table.z, 1)
+    d = [
+        _macs(table.d_x, *table.image[:2]),
+        _macs(table.d_z, table.z, 1),
+        _macs(table.d_xz, table.d_x[-1].maps + table.d_z[-1].maps, 1),
+    ]
+    whole = sum(total for total, _ in d)
+    inputs = d[0][1] + d[1][1]  # first layers of D(x) and D(z)
+    # forward, weights', data gradients; D has two inputs an image, and for L_g a second data pass,
+    # which reaches one half of its inputs
+    macs = 3 * encoder - encoder_first + 3 * decoder - decoder_first
+    macs += 2 * 4 * whole - 2 * 2 * inputs + inputs
+    return 2 * macs / 1e9
+
+
+def _macs(rows: Rows, maps: int, size: int) -> tuple[int, int]:
+    """Multiplications of one forward pass for one input, and of the first row's."""
+    each = []
+    for row in rows:
+        positions = (out_size(row, size) if row.operation == CONV else size) ** 2
+        each.append(positions * row.kernel**2 * maps * row.maps)
+        maps, size = row.maps, out_size(row, size)
+    return sum(each), each[0]
+
+
+def peak_gflops(device: torch.device, dtype: torch.dtype) -> float:
+    n = 8192 if device.type == "cuda" else 1536
+    a = torch.randn(n, n, device=device).to(dtype)
+    return 2 * n**3 / _seconds(lambda: a @ a, 2, device) / 1e9
+
+
+def _seconds(step: Callable[[], object], count: int, device: torch.device) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--device", default=str(train.device()), help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--batch-size", type=int, default=100, help="images a step")
+    parser.add_argument("--width", type=float, default=1.0, help="multiplier of the feature maps")
+    parser.add_argument("--turns", type=int, default=7, help="times each variant is measured")
+    parser.add_argument("--steps", type=int, default=2, help="steps in a turn")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    config = Config(width=options.width, batch_size=options.batch_size)
+    x = torch.rand(options.batch_size, 3, 32, 32, device=device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        train.keep_freed_memory()
+
+    fp32, bf16 = torch.float32, torch.bfloat16
+    variants = {
+        "plain, fp32": (fp32, plain_step(config, x, autocast=False)),
+        "plain, bf16 autocast": (bf16, plain_step(config, x, autocast=True)),
+        "ours, fp32": (fp32, our_step(config.replace(precision="fp32"), x)),
+        "ours, bf16": (bf16, our_step(config.replace(precision="bf16"), x)),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    peaks: dict[torch.dtype, list[float]] = {fp32: [], bf16: []}
+    for _, step in variants.values():
+        _seconds(step, 2, device)  # warm up
+    for _ in range(options.turns):
+        for dtype, found in peaks.items():
+            found.append(peak_gflops(device, dtype))
+        for name, (_, step) in variants.items():
+            seconds[name].append(_seconds(step, options.steps, device))
+
+    gflop = gflop_an_image(train_state(config, device).networks)
+    print(
+        f"{device}, {options.threads} threads, batch {len(x)}, width {options.width:g}: "
+        f"{gflop:.3f} GFLOP an image; "
+        + ", ".join(f"{t} peak {statistics.median(p):.0f} GFLOP/s" for t, p in peaks.items())
+    )
+    base = statistics.median(seconds["plain, fp32"])
+    print(f"{'':22} {'ms a step':>10} {'images/s':>10} {'× plain fp32':>13} {'of peak':>8}")
+    for name, (dtype, _) in variants.items():
+        median = statistics.median(seconds[name])
+        rate = options.batch_size / median
+        share = rate * gflop / statistics.median(peaks[dtype])
+        print(f"{name:22} {median * 1e3:10.1f} {rate:10.1f} {base / median:13.2f} {share:8.1%}")
+
+
+if __name__ == "__main__":
+    main()
