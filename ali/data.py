@@ -431,6 +431,7 @@ def _scipy_mat(path: Path, sink: Sink) -> tuple[int | None, np.ndarray | None]:
 _MATRIX, _COMPRESSED, _UINT8 = 14, 15, 2
 _CLASS_UINT8, _COMPLEX = 9, 0x08
 _NUMBERS = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8"}
+_NUMBERS |= {12: "<i8", 13: "<u8"}
 
 
 class _OtherLayoutError(Exception):
