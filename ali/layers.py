@@ -108,7 +108,7 @@ def conv(h: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
         return F.linear(_nhwc(h).flatten(1), _rows(weight), bias)
     if not _by_unfold(h, (h.shape[2] - k) // stride + 1, stride):
         return F.conv2d(h, weight, bias, stride)
-    # Two nodes, one for each gradient, so that autograd computes only the one it is asked for
+    # A node for each gradient, so that autograd leaves the weight's out where only h's is asked for
     out = _nchw(F.linear(unfold(h.detach(), k, stride), _rows(weight), bias))
     return _DataGradient.apply(out, h, weight.detach(), stride)
 

@@ -82,7 +82,11 @@ def _plain(chain: Chain) -> nn.Sequential:
         if layer.bias is not None and row.bias == PIXEL:
             modules.append(PixelBias(layer.bias.detach()))
         if row.bn:
-            modules.append(nn.BatchNorm2d(row.maps, layers.BN_EPS, layers.BN_MOMENTUM))
+            norm = nn.BatchNorm2d(row.maps, layers.BN_EPS, layers.BN_MOMENTUM)
+            with torch.no_grad():
+                norm.weight.copy_(layer.gamma)
+                norm.bias.copy_(layer.beta)
+            modules.append(norm)
         if row.nonlinearity == LEAKY:
             modules.append(nn.LeakyReLU(chain.slope, inplace=True))
     return nn.Sequential(*modules)

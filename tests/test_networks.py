@@ -1,0 +1,180 @@
+"""The networks of Table 3: the authors' counts, initial values, plain torch as reference."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from ali.config import Config
+from ali.errors import UserError
+from ali.networks import Layer, build, compute_dtype
+
+STEP = Path(__file__).parent.parent / "benchmarks" / "step.py"
+spec = importlib.util.spec_from_file_location("benchmarks_step", STEP)
+assert spec is not None and spec.loader is not None
+step = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(step)
+
+SMALL = Config(width=0.25, batch_size=6)
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_parameter_counts_are_the_authors():
+    networks = build(Config())
+    assert count(networks.encoder) == 3_315_488
+    assert count(networks.decoder) == 1_767_584
+    assert count(networks.discriminator) == 5_283_073
+
+
+def test_a_step_costs_the_operations_that_are_counted():
+    assert step.gflop_an_image(build(Config())) == pytest.approx(1.02, rel=0.03)
+
+
+def test_initial_values():
+    networks = build(Config(width=0.5))
+    for layer in networks.modules():
+        if isinstance(layer, Layer):
+            n = layer.weight.numel()
+            assert layer.weight.std().item() == pytest.approx(0.01, rel=4 / (2 * n) ** 0.5)
+            assert abs(layer.weight.mean().item()) < 4 * 0.01 / n**0.5
+            assert layer.bias is None or not layer.bias.any()
+            if layer.row.bn:
+                assert (layer.gamma == 1).all() and not layer.beta.any()
+
+
+def test_the_decoder_starts_at_the_mean_image():
+    mean = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mean[0, 0, 0], mean[1, 1, 1] = 0.0, 1.0  # log-odds stay finite
+    networks = build(SMALL, mean).eval()
+    last = networks.decoder.layers.rows[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        x_tilde = networks.decoder(torch.randn(2, 256))
+    assert last.bias is not None and last.bias.isfinite().all()
+    assert torch.allclose(x_tilde, mean.expand_as(x_tilde), atol=1e-6)
+
+
+def test_seeds_give_the_same_weights_again():
+    one, two, other = build(SMALL), build(SMALL), build(SMALL.replace(seed=1))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(one.encoder.layers.rows[0].weight, other.encoder.layers.rows[0].weight)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("bn", [False, True])
+def test_fp32_networks_equal_plain_torch(training, bn):
+    config = SMALL.replace(
+        dropout_x=0.0, dropout_z=0.0, dropout_xz=0.0, bn_z=bn, bn_xz=bn, slope_decoder=0.2
+    )
+    config = config.replace(bn_x=(True, False, True, False, True)) if bn else config
+    networks = build(config, torch.rand(3, 32, 32))
+    with torch.no_grad():  # larger than at the start, so that differences show
+        for weight in networks.parameters():
+            weight.add_(0.02 * torch.randn_like(weight))
+    plain = step.Plain(networks).train(training)
+    networks.train(training)
+    x, z = torch.rand(6, 3, 32, 32), torch.randn(6, 256)
+    points = z[:, :, None, None]
+    for ours, theirs in [
+        (networks.encoder(x)[0], plain.encode(x)[0].flatten(1)),
+        (networks.encoder(x)[1], plain.encode(x)[1].flatten(1)),
+        (networks.decoder(z), plain.decode(points)),
+        (networks.discriminator(x, z), plain.discriminate(x, points)),
+    ]:
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pass_over_two_batches_is_one_over_their_concatenation():
+    d = build(SMALL).discriminator.train()
+    x, z = torch.rand(6, 3, 32, 32), torch.randn(6, 256)
+    whole = d(x, z)
+    apart = d.both((x[:2], x[2:]), (z[:2], z[2:]))
+    assert torch.allclose(whole, apart, atol=1e-6)
+    assert not torch.allclose(whole[:2], d(x[:2], z[:2]), atol=1e-7)  # batch norm saw all six
+
+
+def test_dropout_is_in_the_discriminator_alone_and_only_in_training():
+    networks = build(SMALL).train()
+    x, z = torch.rand(6, 3, 32, 32), torch.randn(6, 256)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        d = networks.discriminator
+        assert not torch.equal(d(x, z, generator), d(x, z, generator))
+        d.eval()
+        assert torch.equal(d(x, z, generator), d(x, z, generator))
+
+
+@pytest.mark.parametrize("part", ["x", "z", "xz"])
+def test_every_layer_of_the_discriminator_drops_its_input(part, monkeypatch):
+    """The masks drawn have the shapes of the inputs, pixels, z and the logit layer included."""
+    from ali import layers
+
+    rates = {f"dropout_{name}": 0.5 if name == part else 0.0 for name in ("x", "z", "xz")}
+    drawn: list[tuple[int, ...]] = []
+    draw = layers.dropout_multiplier
+
+    def spy(like, p, generator):
+        drawn.append(tuple(like.shape[1:]))
+        return draw(like, p, generator)
+
+    monkeypatch.setattr(layers, "dropout_multiplier", spy)
+    d = build(Config(**rates)).discriminator.train()
+    d(torch.rand(2, 3, 32, 32), torch.randn(2, 256), torch.Generator())
+    assert (
+        drawn
+        == {
+            "x": [(3, 32, 32), (32, 28, 28), (64, 13, 13), (128, 10, 10), (256, 4, 4)],
+            "z": [(256,), (512,)],
+            "xz": [(1024,), (1024,), (1024,)],
+        }[part]
+    )
+
+
+def test_features_are_before_the_leaky_relu_and_end_in_mu():
+    networks = build(Config()).eval()
+    x = torch.rand(2, 3, 32, 32)
+    features = networks.encoder.features(x)
+    assert features.shape == (2, 5376) and features.dtype == torch.float32
+    assert torch.equal(features[:, -256:], networks.encoder(x)[0])
+    hidden = features[:, :-256]
+    assert (hidden < 0).float().mean() > 0.2  # leaky ReLU at slope 0.01 would shrink these
+    scaled = Config(slope_encoder=0.0)
+    before_conv5 = build(scaled).eval().encoder.features(x)[:, :4096]
+    assert (before_conv5 < 0).any()
+
+
+@pytest.mark.parametrize("width", [0.25, 0.3, 1.0])
+def test_bf16_networks_are_near_fp32(width):
+    config = Config(width=width)
+    exact, rounded = build(config), build(config, dtype=torch.bfloat16)
+    x, z = torch.rand(16, 3, 32, 32), torch.randn(16, 256)
+    with torch.no_grad():
+        for a, b in [
+            (exact.encoder(x)[0], rounded.encoder(x)[0]),
+            (exact.decoder(z), rounded.decoder(z)),
+            (exact.discriminator(x, z), rounded.discriminator(x, z)),
+        ]:
+            assert b.dtype == torch.float32
+            assert (a - b).norm() < 0.05 * a.norm()
+
+
+def test_precision_is_resolved_by_the_hardware():
+    cpu = torch.device("cpu")
+    assert compute_dtype("fp32", cpu) == torch.float32
+    assert compute_dtype("bf16", cpu) == torch.bfloat16
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    has_bf16 = "avx512_bf16" in flags or "amx_bf16" in flags
+    assert compute_dtype("auto", cpu) == (torch.bfloat16 if has_bf16 else torch.float32)
+
+
+def test_bf16_on_a_gpu_without_it_is_the_users_mistake(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    with pytest.raises(UserError, match="--precision fp32"):
+        compute_dtype("bf16", torch.device("cuda"))
+    assert compute_dtype("auto", torch.device("cuda")) == torch.float32
