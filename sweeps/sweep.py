@@ -267,11 +267,10 @@ class _Driver:
         _quiet()
         options = self.options
         (options.folder / OPTIONS).write_text(json.dumps(options.to_dict(), indent=1))
-        first_time = not (options.folder / JOURNAL).exists()
         study = Study(
             options.folder / JOURNAL, options.name, options.seed, options.startup_trials
         )
-        if first_time:
+        if not any(trial.state.name != "WAITING" for trial in study.trials()):
             for point in self.sweep.first:
                 study.enqueue(point)
         parent = tracking.start_sweep(

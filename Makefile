@@ -1,0 +1,53 @@
+# One machine, nothing to set up: `make sweep`, then `make ui`. `make help` lists the rest.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+NAME   ?= laptop
+PORT   ?= 5000
+URI    ?= sqlite:///$(CURDIR)/runs/mlflow.db
+ARGS   ?=
+
+# The laptop-sized choice of options of sweeps/svhn.py.
+LAPTOP := --data house-numbers --train-size 5000 --width 0.5 --epochs 9 --num-trials 10
+
+.PHONY: help sweep ui report best test lint bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+sweep: $(VENV)/installed  ## a laptop-sized sweep on the embedded data (NAME=…, ARGS=--resume)
+	@$(BIN)/python sweeps/svhn.py --name $(NAME) $(LAPTOP) $(ARGS)
+
+ui: $(VENV)/installed  ## the MLflow UI on what was logged, at http://127.0.0.1:5000 (PORT=…, URI=…)
+	@echo "open http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
+	@$(BIN)/mlflow ui --backend-store-uri "$(URI)" --host 127.0.0.1 --port $(PORT) --workers 1
+
+report: $(VENV)/installed  ## the tables of a finished or running sweep (NAME=…)
+	@$(BIN)/python sweeps/report.py --name $(NAME) $(ARGS)
+
+best: $(VENV)/installed  ## trains the best trial of a sweep in full and tests it (NAME=…, ARGS=--epochs 50)
+	@$(BIN)/python sweeps/best.py --name $(NAME) $(ARGS)
+
+lint: $(VENV)/installed-test  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint  ## lint, types and all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/installed  ## the benchmarks
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:  ## removes the virtual environment and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build

@@ -1,0 +1,122 @@
+"""Runs sweeps as real processes, and holds Tune, Optuna and MLflow against each other afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import optuna
+from mlflow import MlflowClient
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+TOY = Path(__file__).with_name("toy_sweep.py")
+EPOCHS = 6  # of the toy
+
+
+@dataclass
+class Toy:
+    """One toy sweep in a folder of its own."""
+
+    folder: Path
+    name: str = "toy"
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    def start(self, *options: str) -> subprocess.Popen:
+        env = {**os.environ, "TOY_LOG": str(self.folder / "toy.log"), **self.env}
+        env.pop("MLFLOW_TRACKING_URI", None)
+        command = [sys.executable, str(TOY), "--name", self.name, "--output-dir", str(self.runs)]
+        return subprocess.Popen(
+            [*command, *options],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *options: str, expect: int = 0) -> str:
+        process = self.start(*options)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == expect, f"exit code {process.returncode}\n{out}\n{err}"
+        return out + err
+
+    def kill_after(self, seconds: float, *options: str) -> None:
+        """Starts the driver and kills it, and nothing else, with SIGKILL."""
+        process = self.start(*options)
+        time.sleep(seconds)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+
+    def epochs(self) -> Counter[tuple[int, int]]:
+        """How often each (seed, epoch) was trained."""
+        log = self.folder / "toy.log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        return Counter(tuple(map(int, line.split())) for line in lines)  # type: ignore[misc]
+
+    def study(self) -> optuna.Study:
+        journal = self.runs / self.name / "optuna.journal"
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        return optuna.load_study(study_name=self.name, storage=storage)
+
+    def mlflow(self) -> dict[str, list]:
+        """Runs of trials, by trial id."""
+        client = MlflowClient(f"sqlite:///{self.runs}/mlflow.db")
+        experiment = client.get_experiment_by_name("ali").experiment_id
+        found: dict[str, list] = {}
+        where = f"tags.sweep = '{self.name}' and tags.kind = 'trial'"
+        for run in client.search_runs([experiment], where, max_results=1000):
+            found.setdefault(run.data.tags["trial_id"], []).append(run)
+        return found
+
+    def parents(self) -> list:
+        client = MlflowClient(f"sqlite:///{self.runs}/mlflow.db")
+        experiment = client.get_experiment_by_name("ali").experiment_id
+        where = f"tags.sweep = '{self.name}' and tags.kind = 'sweep'"
+        return list(client.search_runs([experiment], where))
+
+    def tune(self) -> dict[str, str]:
+        """Status by trial id, from Tune's newest experiment state."""
+        states = sorted((self.runs / self.name).glob("experiment_state-*.json"))
+        trials = json.loads(states[-1].read_text())["trial_data"]
+        loaded = [json.loads(data) for data, _ in trials]
+        assert len({t["trial_id"] for t in loaded}) == len(loaded)
+        return {t["trial_id"]: t["status"] for t in loaded}
+
+
+MLFLOW_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+
+
+def audit(toy: Toy, trials: int) -> dict[str, str]:
+    """Asserts that each trial has one and the same end everywhere; returns Optuna's, by id."""
+    study = {f"{t.number:05d}": t for t in toy.study().get_trials()}
+    ends = {name: t.state.name for name, t in study.items()}
+    assert len(ends) == trials
+    assert not {"RUNNING", "WAITING"} & set(ends.values()), ends
+    assert toy.tune() == {name: "TERMINATED" for name in ends}
+    runs = toy.mlflow()
+    assert set(runs) == set(ends)
+    for name, found in runs.items():
+        assert len(found) == 1, f"trial {name} has {len(found)} runs"
+        (run,) = found
+        assert run.info.status == MLFLOW_STATUS[ends[name]], name
+        assert run.data.tags["end_reason"]
+        logged = int(run.data.metrics.get("epoch", 0))
+        if ends[name] == "COMPLETE":
+            assert logged == EPOCHS
+            assert study[name].value == run.data.metrics["val_error"]
+            assert sorted(study[name].intermediate_values) == list(range(1, EPOCHS + 1))
+    (parent,) = toy.parents()
+    assert parent.info.status == "FINISHED"
+    return ends

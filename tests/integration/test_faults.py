@@ -1,0 +1,123 @@
+"""One sweep in which trials fail in every way there is: each ends once, for the right reason."""
+
+import json
+
+import pytest
+from harness import EPOCHS, Toy, audit
+
+TRIALS = 12
+FAULTS = {"1": "nan@2", "2": "crash@3", "3": "memory@1", "4": "die-once@2", "5": "die@2"}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    # The rungs are out of reach, so that no trial is stopped before its fault.
+    toy = Toy(tmp_path_factory.mktemp("faults"), env={"TOY": json.dumps(FAULTS)})
+    toy.output = toy.run(
+        "--num-trials", str(TRIALS), "--grace-epochs", str(EPOCHS), "--max-failures", "2"
+    )
+    return toy
+
+
+def end(toy, number):
+    """(Optuna's state, MLflow's status, end_state, end_reason) of a trial."""
+    trial = toy.study().get_trials()[number]
+    (run,) = toy.mlflow()[f"{number:05d}"]
+    tags = run.data.tags
+    assert trial.user_attrs["end_state"] == tags["end_state"]
+    return trial.state.name, run.info.status, tags["end_state"], tags["end_reason"]
+
+
+def test_every_trial_ends_once_and_alike_everywhere(swept):
+    statuses = swept.tune()
+    assert set(statuses.values()) <= {"TERMINATED", "ERROR"}
+    runs = swept.mlflow()
+    assert sorted(runs) == sorted(statuses) == [f"{n:05d}" for n in range(TRIALS)]
+    assert all(len(found) == 1 for found in runs.values())
+    assert not any(t.state.name == "RUNNING" for t in swept.study().get_trials())
+
+
+def test_a_nan_ends_its_trial_at_once_and_optuna_hears_fail(swept):
+    # The bare stack: `nan < cutoff` is False, `tell` raises, the trial stays RUNNING.
+    state, status, ended, reason = end(swept, 1)
+    assert (state, status, ended) == ("FAIL", "FAILED", "diverged")
+    assert reason == "non-finite d_loss at step 2"
+    assert swept.epochs()[1, 2] == 1 and swept.epochs()[1, 3] == 0
+
+
+def test_a_deterministic_crash_is_not_tried_again(swept):
+    state, _, ended, reason = end(swept, 2)
+    assert (state, ended) == ("FAIL", "failed")
+    assert reason == "RuntimeError: a bug that a second try would meet again"
+    assert swept.epochs()[2, 3] == 1
+
+
+def test_a_crash_leaves_its_traceback_in_mlflow(swept):
+    (run,) = swept.mlflow()["00002"]
+    path = run.info.artifact_uri.removeprefix("file://") + "/traceback.txt"
+    with open(path) as file:
+        assert "_break" in file.read()
+
+
+def test_lack_of_memory_is_told_apart_and_not_tried_again(swept):
+    state, _, ended, _ = end(swept, 3)
+    assert (state, ended) == ("FAIL", "out of memory")
+    assert swept.epochs()[3, 1] == 1
+
+
+def test_a_lost_process_goes_on_from_its_checkpoint(swept):
+    state, status, ended, _ = end(swept, 4)
+    assert (state, status, ended) == ("COMPLETE", "FINISHED", "completed")
+    assert swept.epochs()[4, 1] == 1, "epoch 1 was in the checkpoint"
+    assert swept.epochs()[4, 2] == 2
+
+
+def test_a_process_lost_for_ever_is_given_up(swept):
+    state, _, ended, reason = end(swept, 5)
+    assert (state, ended) == ("FAIL", "failed")
+    assert "--max-failures" in reason
+    assert swept.epochs()[5, 2] == 3, "the first try and two more"
+
+
+def test_each_epoch_is_logged_once_with_its_pictures(swept):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{swept.runs}/mlflow.db")
+    (run,) = swept.mlflow()["00004"]
+    history = client.get_metric_history(run.info.run_id, "val_error")
+    assert [m.step for m in history] == list(range(1, EPOCHS + 1))
+    images = [a.path for a in client.list_artifacts(run.info.run_id, "images")]
+    assert any("samples" in path for path in images)
+
+
+def test_parameters_and_versions_are_logged(swept):
+    (run,) = swept.mlflow()["00000"]
+    params = run.data.params
+    assert {"lr_d", "bn_x", "seed", "data_fingerprint", "code_version"} <= set(params)
+    assert {f"version_{name}" for name in ("torch", "ray", "optuna", "mlflow")} <= set(params)
+    assert params["lr_d"] == "0.0001", "the paper's own point goes first"
+    (parent,) = swept.parents()
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+def test_the_report_names_ends_and_next_commands(swept):
+    for text in ("diverged", "out of memory", "Importance", "make ui", "sweeps/best.py --name toy"):
+        assert text in swept.output
+
+
+def test_disk_used_by_checkpoints_is_bounded(swept):
+    kept = list((swept.runs / "toy").glob("*/checkpoint_*"))
+    assert len(kept) == 3, "one of each of the best three"
+
+
+@pytest.mark.slow
+def test_trials_stopped_early_are_pruned_in_optuna(toy):
+    # The bare stack tells COMPLETE, with the value of a small budget.
+    toy.run("--num-trials", "8")
+    ends = audit(toy, 8)
+    assert set(ends.values()) == {"COMPLETE", "PRUNED"}
+    for trial in toy.study().get_trials():
+        if trial.state.name == "PRUNED":
+            assert trial.user_attrs["end_state"] == "stopped early"
+            assert max(trial.intermediate_values) < EPOCHS
+            assert "above the cut" in trial.user_attrs["end_reason"]

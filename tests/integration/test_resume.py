@@ -1,0 +1,97 @@
+"""kill -9 of the driver at any moment, then --resume: nothing lost, doubled or stuck."""
+
+import os
+import signal
+import time
+
+import pytest
+from harness import EPOCHS, audit
+
+TRIALS = 8
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "time-out"
+        time.sleep(0.05)
+
+
+def kill_when(toy, condition, *options):
+    """Starts the driver and kills it alone as soon as the condition holds."""
+    process = toy.start(*options)
+    wait_for(condition, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.slow
+def test_three_kills_and_a_resume(toy):
+    toy.env["TOY_SECONDS"] = "0.3"
+    options = ("--num-trials", str(TRIALS))
+    kill_when(toy, lambda: toy.epochs().total() >= 3, *options)
+    kill_when(toy, lambda: toy.epochs().total() >= 9, "--resume")
+    kill_when(toy, lambda: toy.epochs().total() >= 16, "--resume")
+    before = {t.number: t.params for t in toy.study().get_trials()}
+    toy.run("--resume")
+    ends = audit(toy, TRIALS)
+    assert "COMPLETE" in ends.values()
+    after = toy.study().get_trials()
+    assert all(after[number].params == params for number, params in before.items() if params)
+    # Two slots, three kills: at most the epoch in hand and the one not yet saved are done again.
+    repeated = sum(count - 1 for count in toy.epochs().values())
+    assert repeated <= 3 * 2 * 2
+
+
+@pytest.mark.slow
+def test_a_kill_before_the_first_epoch(toy):
+    kill_when(toy, (toy.runs / "toy" / "optuna.journal").exists, "--num-trials", "3")
+    toy.run("--resume")
+    audit(toy, 3)
+
+
+@pytest.mark.slow
+def test_an_interrupted_search_goes_on_as_it_would_have(tmp_path):
+    """At a concurrency of 1 the whole sweep replays, a kill in the middle included."""
+    from harness import Toy
+
+    options = ("--num-trials", "14", "--max-concurrent", "1", "--seed", "3")
+    straight, killed = Toy(tmp_path / "a"), Toy(tmp_path / "b")
+    for toy in (straight, killed):
+        toy.folder.mkdir()
+    straight.run(*options)
+    killed.env["TOY_SECONDS"] = "0.1"
+    kill_when(killed, lambda: killed.epochs().total() >= 30, *options)
+    killed.run("--resume")
+    for a, b in zip(straight.study().get_trials(), killed.study().get_trials(), strict=True):
+        assert a.params == b.params
+        assert (a.state, a.value) == (b.state, b.value)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(toy):
+    toy.env["TOY_SECONDS"] = "0.5"
+    process = toy.start("--num-trials", "4")
+    wait_for(lambda: toy.epochs().total() >= 3, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 130, out + err
+    assert "--resume" in out
+    assert "Traceback" not in out + err
+    statuses = {run.info.status for found in toy.mlflow().values() for run in found}
+    assert "RUNNING" not in statuses
+    toy.run("--resume", "--num-trials", "5")
+    audit(toy, 5)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(toy):
+    toy.env["TOY_SECONDS"] = "0.3"
+    kill_when(toy, lambda: toy.epochs()[0, 4] == 1, "--num-trials", "1")
+    newest = max((toy.runs / "toy" / "00000").glob("checkpoint_*"))
+    (newest / "state" / "epoch.json").write_text("{ cut sho")
+    toy.run("--resume")
+    audit(toy, 1)
+    assert toy.epochs()[0, 1] == 1, "not from the beginning"
+    assert sum(toy.epochs().values()) <= EPOCHS + 3
