@@ -11,12 +11,14 @@ Every split is decoded or generated once, into a folder of .npy files under $ALI
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import struct
 import tempfile
+import time
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -86,29 +88,20 @@ def load(config: Config) -> Dataset:
 
     Raises UserError where files are missing or broken, or too few for what the configuration asks.
     """
-    splits, notes = _SOURCES[config.data](config)
+    splits, notes = _SOURCES[config.data](config, ("train", "extra"))
     train, extra = splits["train"], splits.get("extra")
-    held = (
-        VALID_AT_SCALE
-        if len(train.images) >= AT_SCALE
-        else round(len(train.images) * VALID_FRACTION)
-    )
-    labelled, valid = (
-        train.images[: len(train.images) - held],
-        train.images[len(train.images) - held :],
-    )
+    total = len(train.images)
+    held = VALID_AT_SCALE if total >= AT_SCALE else round(total * VALID_FRACTION)
+    if held < 1:
+        raise UserError(f"{config.data}: {total} images are too few for a validation set")
+    labelled, valid = train.images[: total - held], train.images[total - held :]
     unlabelled = labelled if extra is None else extra.images
-    size = config.train_size or len(unlabelled)
-    if size > len(unlabelled):
-        raise UserError(
-            f"--train-size {size}: {config.data} has {len(unlabelled)} training images here"
-        )
+    most = len(unlabelled)
+    size = config.train_size or most
+    if size > most:
+        raise UserError(f"--train-size {size}: {config.data} has {most} training images here")
     if size < config.batch_size:
         raise UserError(f"--batch-size {config.batch_size} is more than the {size} training images")
-    if held < 1:
-        raise UserError(
-            f"{config.data}: {len(train.images)} images are too few for a validation set"
-        )
     _check_draw(labelled.y, config.labels, config.balanced, house_numbers.CLASSES)
     parts = (train.fingerprint, extra.fingerprint if extra else None, size, held)
     return Dataset(
@@ -124,9 +117,8 @@ def load(config: Config) -> Dataset:
 
 def load_test(config: Config) -> Images:
     """The test split; only `sweeps/best.py` calls it. Raises UserError as `load` does."""
-    if config.data == "house-numbers":
-        return _house_numbers("test", _house_numbers_sizes(config)["test"]).images
-    return _svhn_split(_svhn_folder(config, ("test",)), "test").images
+    splits, _ = _SOURCES[config.data](config, ("test",))
+    return splits["test"].images
 
 
 # Labelled draws and batches
@@ -150,6 +142,7 @@ def draw_labelled(
 
 
 def _check_draw(y: np.ndarray | None, n: int, balanced: bool, classes: int) -> None:
+    """Raises UserError where `y` has too few for a draw of `n`."""
     assert y is not None
     if n > len(y):
         raise UserError(f"--labels {n}: the labelled pool has {len(y)} images")
@@ -187,6 +180,7 @@ class _Split:
     notes: tuple[str, ...]
 
 
+Source = tuple[dict[str, _Split], tuple[str, ...]]  # splits by name, notes
 Sink = Callable[[np.ndarray], None]  # takes the next images, uint8 (B, H, W, C)
 Build = Callable[[Sink], tuple[np.ndarray, tuple[str, ...]]]  # hands it all; gives labels, notes
 
@@ -202,6 +196,7 @@ def _cached(name: str, build: Build) -> _Split:
     try:
         if not folder.exists():
             root.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(root, name)
             partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
             try:
                 _write_split(partial, build)
@@ -222,6 +217,15 @@ def _cached(name: str, build: Build) -> _Split:
     except (ValueError, EOFError) as error:
         raise UserError(f"the cached data in {folder} is damaged: delete that folder") from error
     return _Split(images, meta["fingerprint"], tuple(meta["notes"]))
+
+
+def _remove_abandoned(root: Path, name: str) -> None:
+    """Removes what builders of `name` left that were killed: nothing was written for an hour."""
+    for partial in root.glob(f".{name}-*"):
+        with contextlib.suppress(FileNotFoundError):  # its builder has just finished
+            written = max(path.stat().st_mtime for path in (partial, *partial.glob("*")))
+            if time.time() - written > 3600:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_split(folder: Path, build: Build) -> None:
@@ -284,25 +288,26 @@ def _house_numbers(split: str, n: int) -> _Split:
     return _cached(key, build)
 
 
-def _house_numbers_source(config: Config) -> tuple[dict[str, _Split], tuple[str, ...]]:
+def _house_numbers_source(config: Config, wanted: tuple[str, ...]) -> Source:
     if config.data_dir is not None:
         raise UserError("house-numbers reads no files: leave out --data-dir, or use --data svhn")
     sizes = _house_numbers_sizes(config)
-    return {split: _house_numbers(split, n) for split, n in sizes.items() if split != "test"}, ()
+    return {split: _house_numbers(split, sizes[split]) for split in wanted if split in sizes}, ()
 
 
 # SVHN
 
 
-def _svhn_source(config: Config) -> tuple[dict[str, _Split], tuple[str, ...]]:
-    folder = _svhn_folder(config, ("train", "extra"))
-    splits = {"train": _svhn_split(folder, "train")}
-    notes = splits["train"].notes
-    if (folder / _file_name("extra")).exists():
-        splits["extra"] = _svhn_split(folder, "extra")
-        notes += splits["extra"].notes
-    else:
-        notes += (f"svhn: no {_file_name('extra')}, so the model trains on train, unlabelled",)
+def _svhn_source(config: Config, wanted: tuple[str, ...]) -> Source:
+    folder = _svhn_folder(config, wanted)
+    splits: dict[str, _Split] = {}
+    notes: tuple[str, ...] = ()
+    for split in wanted:
+        if split == "extra" and not (folder / _file_name(split)).exists():
+            notes += (f"svhn: no {_file_name(split)}, so the model trains on train, unlabelled",)
+        else:
+            splits[split] = _svhn_split(folder, split)
+            notes += splits[split].notes
     return splits, notes
 
 
@@ -533,7 +538,8 @@ def _element(source: _Plain | _Inflated) -> tuple[int, bytes]:
     return kind, source.read(size + -size % 8)[:size] if data is None else data
 
 
-_SOURCES: dict[str, Callable[[Config], tuple[dict[str, _Split], tuple[str, ...]]]] = {
+# A source gives the wanted splits that exist, and notes.
+_SOURCES: dict[str, Callable[[Config, tuple[str, ...]], Source]] = {
     "house-numbers": _house_numbers_source,
     "svhn": _svhn_source,
 }

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import zlib
 from pathlib import Path
@@ -168,6 +169,18 @@ def test_the_slower_of_two_builders_uses_the_first_ones(cache):
 
     split = data._cached("race", build(1))
     assert (split.images.x == 2).all() and [path.name for path in cache.iterdir()] == ["race"]
+
+
+def test_what_a_killed_builder_left_is_removed_after_an_hour(few, cache):
+    name = f"house-numbers-v{house_numbers.VERSION}-seed{house_numbers.SEED}-train-600"
+    for end, age in (("old", 7200), ("new", 60)):
+        (cache / f".{name}-{end}").mkdir(parents=True)
+        file = cache / f".{name}-{end}" / "x.npy"
+        file.touch()
+        for path in (file, file.parent):
+            os.utime(path, (time.time() - age,) * 2)
+    data.load(few)
+    assert sorted(path.name for path in cache.iterdir()) == [f".{name}-new", name]
 
 
 # svhn

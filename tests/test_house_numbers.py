@@ -86,13 +86,13 @@ def test_contact_sheet_has_a_row_a_class():
 
 def test_raw_pixels_do_not_solve_it():
     """§4.4's SVM on the pixels of 1000 labelled images: above 50 % error at its best C."""
-    x, y = pictures("train", 4000)
-    rows = data.draw_labelled(y[:3000], 1000, np.random.default_rng(0))
-    flat = x.reshape(len(x), -1).astype(np.float64) / 255
+    x, y = pictures("train", 3000)
+    rows = data.draw_labelled(y[:2000], 1000, np.random.default_rng(0))
+    flat = x.reshape(len(x), -1).astype(np.float32) / 255
     # The SVM's weights lie in the span of its 1000 rows: the same problem in fewer dimensions.
     flat = flat @ np.linalg.qr(flat[rows].T)[0]
     errors = [
-        1 - LinearSVC(C=c, tol=1e-2).fit(flat[rows], y[rows]).score(flat[3000:], y[3000:])
+        1 - LinearSVC(C=c, tol=1e-2).fit(flat[rows], y[rows]).score(flat[2000:], y[2000:])
         for c in (1e-4, 1e-3, 1e-2)
     ]
     assert 0.5 < min(errors) < 0.88  # measured 0.80, as on SVHN; 0.90 is chance
@@ -134,4 +134,4 @@ def test_a_small_cnn_on_20000_labels_solves_it(one_thread):
     net.eval()
     with torch.no_grad():
         guess = net(data.to_unit(torch.from_numpy(np.array(test.x[:2000])))).argmax(1).numpy()
-    assert (guess != test.y[:2000]).mean() < 0.10  # measured 0.03
+    assert (guess != test.y[:2000]).mean() < 0.10  # measured 0.025
