@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ali.config import Config
 from ali.errors import UserError
 from ali.networks import ALI, build, compute_dtype
+from ali.tables import TABLE3
 
 if TYPE_CHECKING:
     from ali.data import Images
@@ -57,6 +58,11 @@ class State:
 
         Images whose size is not the table's raise UserError.
         """
+        maps, height, width = TABLE3.image
+        if images.x.shape[1:] != (height, width, maps):
+            raise UserError(
+                f"training images are {images.x.shape[1:]}; Table 3 takes {(height, width, maps)}"
+            )
         seeder = torch.Generator().manual_seed(config.seed)
         networks = build(
             config,

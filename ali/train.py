@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -65,10 +66,11 @@ def train_epoch(state: State, images: Tensor) -> dict[str, float]:
     if images.device.type == "cpu":
         keep_freed_memory()
     seen = torch.empty(steps, 2, device=images.device)  # L_d, L_g of each step
-    for i, x in enumerate(data.batches(images, state.config.batch_size, state.generator)):
-        seen[i, 0], seen[i, 1] = train_step(state, x)
-        if images.device.type == "cpu":  # elsewhere this would wait for the device
-            _check(seen[i : i + 1], first + i, state)
+    with _repeatable():
+        for i, x in enumerate(data.batches(images, state.config.batch_size, state.generator)):
+            seen[i, 0], seen[i, 1] = train_step(state, x)
+            if images.device.type == "cpu":  # elsewhere this would wait for the device
+                _check(seen[i : i + 1], first + i, state)
     _check(seen, first, state)
     if broken := non_finite(state):
         raise NonFiniteError(state.step, broken)
@@ -101,8 +103,8 @@ def _check(seen: Tensor, first: int, state: State) -> None:
 def keep_freed_memory() -> None:
     """Tells glibc's malloc to reuse what is freed rather than give it back to the kernel.
 
-    Every step frees and allocates the same hundreds of megabytes; as fresh pages these cost a
-    tenth of the step in page faults. Other C libraries are left as they are.
+    Every step frees and allocates the same hundreds of megabytes, and as fresh pages these cost
+    about a tenth of the step. Holds for the process; other C libraries are left as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -110,6 +112,15 @@ def keep_freed_memory() -> None:
         return
     mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: no separate mapping for blocks below 1 GiB
     mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep the top of the heap
+    mallopt(-8, 1)  # M_ARENA_MAX: for other threads too (Ray runs a trial in one)
+
+
+def _repeatable() -> AbstractContextManager[None]:
+    """cuDNN's convolutions give the same bits every time, which exact resuming rests on."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32
+    )
 
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -112,6 +112,11 @@ def test_an_untrained_state_saves_too(tmp_path):
     assert train.train_epoch(again, x)["d_loss"] == train.train_epoch(state, x)["d_loss"]
 
 
+def test_images_of_another_size_are_the_users_mistake():
+    with pytest.raises(UserError, match=r"\(64, 64, 3\); Table 3 takes \(32, 32, 3\)"):
+        State.create(SMALL, Images(np.zeros((9, 64, 64, 3), np.uint8), None), "cpu")
+
+
 def test_the_decoder_starts_at_the_mean_of_the_images():
     state = State.create(SMALL, images(), "cpu")
     bias = state.networks.decoder.layers.rows[-1].bias
