@@ -1,0 +1,186 @@
+"""ali.evaluate: the protocol against scikit-learn, and what pictures show."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from sklearn.svm import LinearSVC
+
+from ali import evaluate, svm
+from ali.config import Config
+from ali.data import Dataset, Images, draw_labelled
+from ali.errors import UserError
+from ali.networks import build
+
+CONFIG = Config(width=0.1, labels=60, draws=2, precision="fp32")
+
+
+def images(n, seed):
+    """Ten classes by the brightness of a patch, under noise: (n, 32, 32, 3), (n,)."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 10, n)
+    x = rng.integers(0, 160, (n, 32, 32, 3))
+    x[:, 8:24, 8:24, 0] += (9 * y)[:, None, None]
+    return Images(x.astype(np.uint8), y)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    pool = images(600, 0)
+    return Dataset("patches", pool, pool, images(300, 1), 10, "0" * 16)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """Untrained, but for running statistics and biases that are not their initial ones."""
+    networks = build(CONFIG)
+    rng = torch.Generator().manual_seed(0)
+    for name, tensor in networks.state_dict().items():
+        if name.endswith(("weight", "bias", "beta")):
+            tensor.normal_(0, 0.3, generator=rng)
+        elif name.endswith(("running_mean", "running_var")):
+            tensor.uniform_(0.5, 1, generator=rng)
+    return networks.train()
+
+
+def bits(networks):
+    return {name: tensor.clone() for name, tensor in networks.state_dict().items()}
+
+
+# The protocol
+
+
+def test_features_are_those_of_running_statistics(networks, dataset):
+    x = dataset.valid.x[:7]
+    before = bits(networks)
+    got = evaluate.features(networks, x)
+    assert got.shape[0] == 7 and got.dtype == np.float32
+    # one image at a time gives the same: no statistics of the batch are in it
+    np.testing.assert_allclose(evaluate.features(networks, x[3:4]), got[3:4], atol=1e-5)
+    np.testing.assert_allclose(got[:, -256:], evaluate.mu(networks, x), atol=1e-5)
+    assert networks.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in bits(networks).items())
+
+
+def test_chunks_do_not_show(networks, dataset, monkeypatch):
+    x = dataset.valid.x[:25]
+    whole = evaluate.features(networks, x)
+    monkeypatch.setattr(evaluate, "CHUNK", 10)
+    np.testing.assert_allclose(evaluate.features(networks, x), whole, atol=1e-5)
+
+
+def test_raw_pixel_error_equals_the_protocol_done_with_sklearn(dataset):
+    """C from the first draw, then the mean over draws at that C, with LinearSVC throughout."""
+
+    def peer(draw, c):
+        rng = np.random.default_rng([evaluate.DRAWS_SEED, draw])
+        rows = draw_labelled(dataset.labelled.y, CONFIG.labels, rng)
+        machine = LinearSVC(C=c, dual=True, tol=1e-6, max_iter=20_000, random_state=0)
+        machine.fit(dataset.labelled.x[rows].reshape(len(rows), -1) / 255, dataset.labelled.y[rows])
+        valid = dataset.valid.x.reshape(len(dataset.valid.x), -1) / 255
+        return (machine.predict(valid) != dataset.valid.y).mean()
+
+    got = evaluate.raw_pixel_error(dataset, CONFIG)
+    encode = evaluate._pixels
+    c, error = evaluate._pick_c(encode, encode(dataset.valid.x), dataset, CONFIG)
+    assert error == pytest.approx(peer(0, c), abs=0.004)  # one image of 300
+    near = svm.GRID[np.abs(np.log(svm.GRID / c)) < 2]
+    assert min(peer(0, other) for other in near) >= error - 0.004
+    assert got == pytest.approx((error + peer(1, c)) / 2, abs=0.004)
+    assert 0.05 < got < 0.85
+
+
+def test_val_error_reads_labels_and_is_the_same_for_every_seed(networks, dataset):
+    error = evaluate.val_error(networks, dataset, CONFIG)
+    assert error == evaluate.val_error(networks, dataset, CONFIG.replace(seed=9))
+    assert error < 0.85  # chance: 0.9
+    shuffled = np.random.default_rng(0).permutation(dataset.labelled.y)
+    wrong = dataclasses.replace(dataset, labelled=Images(dataset.labelled.x, shuffled))
+    assert evaluate.val_error(networks, wrong, CONFIG) > error
+
+
+def test_val_error_encodes_what_it_needs(networks, dataset, monkeypatch):
+    """The validation set once and the drawn labelled images, not the pool."""
+    seen = []
+    whole = evaluate.features
+    monkeypatch.setattr(evaluate, "features", lambda n, x: seen.append(len(x)) or whole(n, x))
+    evaluate.val_error(networks, dataset, CONFIG)
+    assert sorted(seen) == [60, 60, 300]
+
+
+def test_test_errors(networks, dataset):
+    """On the validation set as test, the first draws' mean is val_error: the same C and draws."""
+    errors = evaluate.test_errors(networks, dataset, dataset.valid, CONFIG, draws=4)
+    assert errors.shape == (4,)
+    assert len(set(errors)) > 1
+    assert errors[:2].mean() == pytest.approx(
+        evaluate.val_error(networks, dataset, CONFIG), abs=0.004
+    )
+
+
+def test_non_finite_features(dataset):
+    broken = build(CONFIG)
+    broken.encoder.layers.rows[-1].bias.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError):
+        evaluate.val_error(broken, dataset, CONFIG)
+
+
+# Pictures
+
+
+def tile(picture, row, column):
+    return picture[2 + 34 * row : 34 + 34 * row, 2 + 34 * column : 34 + 34 * column]
+
+
+def test_reconstructions_pair_source_and_result(networks, dataset):
+    x = dataset.valid.x[:18]
+    picture = evaluate.reconstructions(networks, x, seed=1)
+    assert picture.dtype == np.uint8 and picture.shape == (2 + 34 * 6, 2 + 34 * 6, 3)
+    for i in range(18):
+        row, column = divmod(2 * i, 6)
+        np.testing.assert_array_equal(tile(picture, row, column), x[i])
+        assert (tile(picture, row, column + 1) != x[i]).any()
+
+
+def test_interpolations_end_at_their_images(networks, dataset):
+    x = dataset.valid.x[:6]
+    picture = evaluate.interpolations(networks, x, rows=3, steps=5, seed=2)
+    assert picture.shape == (2 + 34 * 3, 2 + 34 * 7, 3)
+    for row in range(3):
+        np.testing.assert_array_equal(tile(picture, row, 0), x[row])
+        np.testing.assert_array_equal(tile(picture, row, 6), x[3 + row])
+    # the ends of a line are the reconstructions by the same draw of ẑ
+    pairs = evaluate.reconstructions(networks, x, seed=2)
+    first = tile(picture, 0, 1).astype(int) - tile(pairs, 0, 1)
+    assert abs(first).max() <= 1
+    alike = evaluate.interpolations(networks, np.repeat(x[:1], 2, 0), 1, 5, seed=2)
+    assert alike.shape == (2 + 34, 2 + 34 * 7, 3)
+
+
+def test_pictures_depend_on_their_seed_alone(networks, dataset):
+    x = dataset.valid.x[:8]
+    before, state = bits(networks), torch.get_rng_state()
+    for draw in (
+        lambda seed: evaluate.samples(networks, 9, seed),
+        lambda seed: evaluate.reconstructions(networks, x, seed),
+        lambda seed: evaluate.interpolations(networks, x, seed=seed),
+    ):
+        first = draw(0)
+        torch.rand(3)
+        np.testing.assert_array_equal(draw(0), first)
+        assert (draw(1) != first).any()
+        torch.set_rng_state(state)
+        draw(0)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert networks.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in bits(networks).items())
+
+
+def test_samples_fill_a_square(networks):
+    assert evaluate.samples(networks, 100).shape == (342, 342, 3)
+
+
+def test_interpolation_needs_a_pair(networks, dataset):
+    with pytest.raises(UserError, match="two images"):
+        evaluate.interpolations(networks, dataset.valid.x[:1])

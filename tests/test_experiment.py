@@ -1,0 +1,94 @@
+"""ali.experiment: one epoch a step, and training that evaluation does not touch."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from ali import evaluate, experiment
+from ali.config import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND, VAL_ERROR, Config
+from ali.data import Dataset, Images
+from ali.errors import NonFiniteError
+from ali.state import State
+
+CONFIG = Config(width=0.1, labels=20, draws=1, batch_size=20, epochs=3, precision="fp32")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rng = np.random.default_rng(0)
+    pool, valid = (
+        Images(rng.integers(0, 256, (n, 32, 32, 3), np.uint8), np.arange(n) % 10) for n in (60, 30)
+    )
+    return Dataset("noise", pool, pool, valid, 10, "0" * 16)
+
+
+def bits(state):
+    return {name: tensor.clone() for name, tensor in state.networks.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_yields_each_epoch(dataset):
+    seen = [(state.epoch, m) for state, m in experiment.run(CONFIG, dataset, device=CPU)]
+    assert [epoch for epoch, _ in seen] == [1, 2, 3]
+    for epoch, metrics in seen:
+        timing = {experiment.TRAIN_SECONDS, experiment.EVAL_SECONDS}
+        assert set(metrics) == {EPOCH, D_LOSS, G_LOSS, IMAGES_PER_SECOND, VAL_ERROR} | timing
+        assert metrics[EPOCH] == epoch
+        assert 0 <= metrics[VAL_ERROR] <= 1
+        assert metrics[experiment.TRAIN_SECONDS] > 0 < metrics[experiment.EVAL_SECONDS]
+
+
+def test_evaluates_at_its_cadence_and_last(dataset):
+    config = CONFIG.replace(eval_every=2)
+    found = [VAL_ERROR in metrics for _, metrics in experiment.run(config, dataset, device=CPU)]
+    assert found == [False, True, True]
+
+
+def test_training_is_the_same_whatever_is_evaluated(dataset):
+    """To the bit, statistics and random state included, with pictures drawn in between."""
+
+    def final(eval_every, pictures):
+        config = CONFIG.replace(eval_every=eval_every)
+        for state, _ in experiment.run(config, dataset, device=CPU):
+            if pictures:
+                evaluate.samples(state.networks, 4)
+                evaluate.reconstructions(state.networks, dataset.valid.x[:4])
+                evaluate.interpolations(state.networks, dataset.valid.x[:4])
+        return state
+
+    one, other = final(1, True), final(100, False)
+    assert same(bits(one), bits(other))
+    assert torch.equal(one.generator.get_state(), other.generator.get_state())
+
+
+def test_goes_on_from_a_state(dataset):
+    whole = [bits(state) for state, _ in experiment.run(CONFIG, dataset, device=CPU)]
+    state = State.create(CONFIG, dataset.train, CPU)
+    assert len(list(experiment.run(CONFIG.replace(epochs=1), dataset, state))) == 1
+    rest = [bits(state) for state, _ in experiment.run(CONFIG, dataset, state)]
+    assert len(rest) == 2 and same(rest[-1], whole[-1])
+    assert list(experiment.run(CONFIG, dataset, state)) == []
+
+
+def test_features_that_overflow_are_a_divergence(dataset, monkeypatch):
+    def overflow(networks, x):
+        raise FloatingPointError("features are not finite")
+
+    monkeypatch.setattr(evaluate, "features", overflow)
+    with pytest.raises(NonFiniteError) as caught:
+        list(experiment.run(CONFIG, dataset, device=CPU))
+    assert caught.value.step == 3
+
+
+def test_knows_no_sweep():
+    code = """import sys, ali.experiment, ali.cli, ali.__main__
+print([name for name in ("ray", "optuna", "mlflow") if name in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr

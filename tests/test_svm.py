@@ -1,0 +1,134 @@
+"""ali.svm against scikit-learn's LinearSVC, and by the certificate of optimality."""
+
+import numpy as np
+import pytest
+from sklearn.svm import LinearSVC
+
+from ali import svm
+from ali.errors import UserError
+
+
+def clusters(n, d, classes=4, noise=3.0, seed=0, scale=1.0):
+    """Overlapping Gaussian classes with correlated features and an offset: (n, d) fp32, (n,)."""
+    rng = np.random.default_rng(seed)
+    problem = np.random.default_rng(1)  # the same classes for every seed
+    mix = problem.standard_normal((d, d)) * np.logspace(0, -1, d)[:, None]
+    centres = problem.standard_normal((classes, d))
+    y = np.arange(n) % classes
+    x = (centres[y] + noise * rng.standard_normal((n, d))) @ mix + 0.5
+    return (scale * x).astype(np.float32), y
+
+
+def objectives(machines, x, y):
+    """LIBLINEAR's primal objective (P, K), and its dual at the coefficients the primal implies."""
+    x = np.concatenate([x, np.ones((len(x), 1))], 1).astype(np.float64)
+    w = np.concatenate([machines.w, machines.b[..., None]], 2)
+    sign = np.where(y == machines.classes[:, None], 1.0, -1.0)
+    c = machines.cs[:, None]
+    hinge = np.maximum(0, 1 - sign * (w @ x.T))  # (P, K, N)
+    primal = (w**2).sum(2) / 2 + c * (hinge**2).sum(2)
+    alpha = 2 * c[..., None] * hinge
+    dual = alpha.sum(2) - (((alpha * sign) @ x) ** 2).sum(2) / 2 - (alpha**2).sum(2) / (4 * c)
+    return primal, dual
+
+
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(
+    ("n", "d", "noise"),
+    [(120, 300, 3.0), (200, 200, 3.0), (400, 30, 3.0), (150, 149, 3.0)],
+    ids=["n<d", "n=d", "n>d", "n=d+1"],
+)
+def test_equals_linear_svc(n, d, noise):
+    x, y = clusters(n, d, noise=noise)
+    valid, valid_y = clusters(4000, d, noise=noise, seed=5)
+    cs = np.array([1e-2, 1.0, 1e2]) / (x.astype(float) ** 2).sum(1).mean()
+    machines = svm.fit(x, y, cs)
+    primal, _ = objectives(machines, x, y)
+    for i, c in enumerate(cs):
+        peer = LinearSVC(C=c, dual=False, tol=1e-9, max_iter=3000).fit(x.astype(float), y)
+        theirs = svm.Machines(np.array([c]), peer.classes_, peer.coef_[None], peer.intercept_[None])
+        np.testing.assert_allclose(primal[i], objectives(theirs, x, y)[0][0], rtol=1e-6)
+        error = (peer.predict(valid) != valid_y).mean()
+        assert abs(machines.errors(valid, valid_y)[i] - error) <= 5e-4
+    assert 0.01 < machines.errors(valid, valid_y).min() < 0.75  # neither trivial nor chance
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
+@pytest.mark.parametrize(("n", "d"), [(150, 400), (300, 40)])
+def test_whole_grid_is_optimal(n, d, scale):
+    """The duality gap bounds what is lost: no other solver is involved.
+
+    It cancels to nothing where 2C times the rounding of an output is no longer small; there the
+    objective must still rise with C, and by no more than C does.
+    """
+    x, y = clusters(n, d, scale=scale)
+    machines = svm.fit(x, y)
+    primal, dual = objectives(machines, x, y)
+    told_apart = 1e5 * np.finfo(float).eps * (x.astype(float) ** 2).sum() < 1 / (2 * svm.GRID)
+    assert told_apart.sum() >= 18
+    gap = (primal - dual) / primal
+    assert (abs(gap[told_apart]) < 1e-6).all()
+    assert (np.diff(primal, axis=0) >= -1e-9 * primal[1:]).all()
+    assert (np.diff(primal / svm.GRID[:, None], axis=0) <= 1e-9 * primal[1:]).all()
+
+
+def test_path_equals_single_fits():
+    """Warm starts, borders and stale factors change nothing."""
+    x, y = clusters(200, 250)
+    valid, valid_y = clusters(1000, 250, seed=5)
+    path = svm.fit(x, y)
+    for i in range(0, 50, 7):
+        alone = svm.fit(x, y, svm.GRID[i : i + 1])
+        np.testing.assert_allclose(
+            path.w[i], alone.w[0], rtol=1e-5, atol=1e-7 * abs(alone.w[0]).max()
+        )
+        assert abs(path.errors(valid, valid_y)[i] - alone.errors(valid, valid_y)[0]) <= 1e-3
+
+
+def test_rotated_features_give_the_same_scores():
+    x, y = clusters(100, 150)
+    q = np.linalg.qr(np.random.default_rng(0).standard_normal((150, 150)))[0]
+    a, b = svm.fit(x.astype(float), y, [0.01, 1.0]), svm.fit(x @ q, y, [0.01, 1.0])
+    np.testing.assert_allclose(a.w @ x.T.astype(float), b.w @ (x @ q).T, atol=1e-6)
+
+
+@pytest.mark.parametrize("d", [20, 200])
+def test_equal_rows_with_different_labels(d):
+    """Not separable whatever C is, and the Gram matrix is singular: errors stay finite."""
+    x, y = clusters(60, d)
+    x, y = np.concatenate([x, x, x[:1] * 0]), np.concatenate([y, (y + 1) % 4, [0]])
+    machines = svm.fit(x, y)
+    assert np.isfinite(machines.w).all()
+    assert (machines.errors(x, y) >= 0.49).all()
+
+
+def test_constant_features_cannot_tell_classes_apart():
+    """What a collapsed encoder gives; as LinearSVC it may still answer one class for all."""
+    machines = svm.fit(np.ones((90, 300), np.float32), np.arange(90) % 3)
+    np.testing.assert_allclose(
+        machines.errors(np.ones((30, 300), np.float32), np.arange(30) % 3), 2 / 3
+    )
+
+
+def test_classes_are_those_that_occur():
+    x, y = clusters(80, 20)
+    y = np.array([1, 4, 7, 9])[y]
+    machines = svm.fit(x, y, [1.0])
+    assert machines.classes.tolist() == [1, 4, 7, 9]
+    assert machines.errors(x, y)[0] < 0.6
+
+
+def test_deterministic_whatever_torch_does():
+    x, y = clusters(150, 300)
+    first, second = svm.fit(x, y), svm.fit(x.copy(), y.copy())
+    np.testing.assert_array_equal(first.errors(x, y), second.errors(x, y))
+    np.testing.assert_allclose(first.w, second.w, rtol=1e-9, atol=1e-12)
+
+
+def test_bad_input():
+    x, y = clusters(20, 5)
+    with pytest.raises(UserError, match="one class"):
+        svm.fit(x, np.zeros(20, int))
+    x[3, 2] = np.nan
+    with pytest.raises(FloatingPointError):
+        svm.fit(x, y)
