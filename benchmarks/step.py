@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ali import layers, train
+from ali import train
 from ali.config import Config
 from ali.data import Images
 from ali.networks import ALI, Chain
@@ -82,7 +82,7 @@ def _plain(chain: Chain) -> nn.Sequential:
         if layer.bias is not None and row.bias == PIXEL:
             modules.append(PixelBias(layer.bias.detach()))
         if row.bn:
-            norm = nn.BatchNorm2d(row.maps, layers.BN_EPS, layers.BN_MOMENTUM)
+            norm = nn.BatchNorm2d(row.maps, eps=1e-4, momentum=0.05)
             with torch.no_grad():
                 norm.weight.copy_(layer.gamma)
                 norm.bias.copy_(layer.beta)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ali import train
+from ali import layers, train
 from ali.config import D_LOSS, G_LOSS, IMAGES_PER_SECOND, Config
 from ali.data import Images
 from ali.errors import NonFiniteError, UserError
@@ -149,6 +149,20 @@ def test_running_statistics_come_from_the_mixed_batch():
     alone.discriminate(x, z_hat)  # statistics of the encoder's pairs only are others
     other = next(m for m in alone.d_x if isinstance(m, torch.nn.BatchNorm2d))
     assert not torch.allclose(ours[0].running_mean, other.running_mean, rtol=1e-2, atol=1e-6)
+
+
+def test_a_step_drops_inputs_of_every_layer_of_the_discriminator(monkeypatch):
+    state, draw, drawn = fresh(), layers.dropout_multiplier, []
+
+    def spy(like, p, generator):
+        drawn.append((len(like), p))
+        assert generator is state.generator
+        return draw(like, p, generator)
+
+    monkeypatch.setattr(layers, "dropout_multiplier", spy)
+    train.train_step(state, batch())
+    # x and x̃ apart, then the other inputs of D(x); so for z; the three inputs of D(x, z)
+    assert drawn == [(m, 0.2) for m in (8, 8, 16, 16, 16, 16, 8, 8, 16, 16, 16, 16)]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
