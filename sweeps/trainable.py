@@ -134,6 +134,7 @@ class AliTrial(tune.Trainable):
         return {**metrics, DONE: done}
 
     def _end(self, end: str, reason: str) -> dict[str, Any]:
+        self._run.courier.flush(FLUSH_SECONDS)
         return {END: end, REASON: reason[:500], DONE: True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
