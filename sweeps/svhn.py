@@ -4,8 +4,8 @@
     python sweeps/svhn.py --name svhn --resume   goes on with it, after a kill -9 too
     make sweep                                   the same script, laptop-sized, on embedded data
 
-The whole search at paper scale trains up to 100 epochs of 531,131 images a trial: it is meant for
-GPUs, `ray submit cluster/gpu.yaml sweeps/svhn.py`. This file runs as a lone copy, too.
+At paper scale a trial trains up to 100 epochs of 531,131 images: it is meant for GPUs. This file
+also runs as a lone copy where the project is installed.
 """
 
 from ali.cli import main
