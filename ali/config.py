@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from ali.errors import UserError
 
@@ -19,6 +19,7 @@ IMAGES_PER_SECOND = "images_per_second"  # training images a second, evaluation 
 EPOCH = "epoch"  # epochs done
 
 Precision = Literal["auto", "fp32", "bf16"]
+DataName = Literal["house-numbers", "svhn"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class Config:
     """One experiment. The defaults are the paper's SVHN model (Table 3) on the embedded data."""
 
     # Data
-    data: Literal["house-numbers", "svhn"] = "house-numbers"
+    data: DataName = "house-numbers"
     """Data set: house-numbers (embedded, procedural) or svhn."""
     data_dir: Path | None = None
-    """Folder that holds the data set's official files (svhn); default: downloaded to ./data/<name>."""
+    """Folder of the data set's official files (svhn); default: downloaded to ./data/<name>."""
     train_size: int | None = None
     """Training images used, unlabelled; default: all (house-numbers: 20,000 are made)."""
 
@@ -73,7 +74,7 @@ class Config:
     epochs: int = 100
     """Passes over the training images."""
     precision: Precision = "auto"
-    """fp32, or bf16 autocast; auto: bf16 where the hardware multiplies matrices in it."""
+    """fp32, or bf16 activations; auto: bf16 where the hardware multiplies matrices in it."""
     seed: int = 0
     """Seed of weights, data order, noise, dropout and labelled draws."""
 
@@ -103,7 +104,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Config:
-        """Inverse of `to_dict`. Raises UserError for a key that is no field or a value of a wrong type."""
+        """Inverse of `to_dict`. Raises UserError for an unknown key or a value of a wrong type."""
         known = get_type_hints(cls)
         if unknown := sorted(set(plain) - set(known)):
             raise UserError(f"unknown settings {', '.join(unknown)}: known are {', '.join(known)}")
@@ -126,9 +127,19 @@ def _check(config: Config) -> None:
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option} must be {domain}, not {getattr(config, name)!r}")
 
+    for name, choices in (("data", get_args(DataName)), ("precision", get_args(Precision))):
+        need(getattr(config, name) in choices, name, "one of " + ", ".join(choices))
     for name in ("slope_encoder", "slope_decoder", "slope_discriminator"):
         need(0 <= getattr(config, name) <= 1, name, "in [0, 1]")
-    for name in ("dropout_x", "dropout_z", "dropout_xz", "beta1_d", "beta2_d", "beta1_g", "beta2_g"):
+    for name in (
+        "dropout_x",
+        "dropout_z",
+        "dropout_xz",
+        "beta1_d",
+        "beta2_d",
+        "beta1_g",
+        "beta2_g",
+    ):
         need(0 <= getattr(config, name) < 1, name, "in [0, 1)")
     for name in ("lr_d", "lr_g"):
         need(0 < getattr(config, name) < float("inf"), name, "a positive number")

@@ -75,7 +75,9 @@ def train_best(options: Options) -> int:
     given = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     uri = given or tracking.default_uri(options.output_dir)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise UserError(f"there is no MLflow database {uri.removeprefix('sqlite:///')}: run a sweep")
+        raise UserError(
+            f"there is no MLflow database {uri.removeprefix('sqlite:///')}: run a sweep"
+        )
     client = tracking.connect(uri)
     experiment = tracking.experiment_id(client, options.output_dir)
     trial = tracking.best_trial(client, experiment, options.name)
@@ -86,9 +88,7 @@ def train_best(options: Options) -> int:
         torch.set_num_threads(options.threads)
     # A stop between two epochs, whichever signal asks for it, loses nothing.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    to = tracking.Destination(
-        uri, experiment, options.name, trial.data.tags[tracking.PARENT]
-    )
+    to = tracking.Destination(uri, experiment, options.name, trial.data.tags[tracking.PARENT])
     return _Training(options, config, trial, to).run()
 
 
@@ -160,13 +160,13 @@ class _Training:
         print("starts from the beginning")
         return None
 
-    def _train(self, state: State | None) -> State:
+    def _train(self, start: State | None) -> State:
         from ali.experiment import run
         from sweeps.trainable import ALI
 
-        total, config = self.config.epochs, self.config
+        total, config, state = self.config.epochs, self.config, start
         every = max(1, total // 20)
-        for state, metrics in run(config, dataset=self.dataset, state=state):
+        for state, metrics in run(config, dataset=self.dataset, state=start):
             epoch = int(metrics[EPOCH])
             last = epoch == total
             if last or epoch % self.options.checkpoint_every == 0:

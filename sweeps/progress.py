@@ -1,4 +1,4 @@
-"""A sweep as it runs: a line for each event, readable through ssh and in a log file; ends trials."""
+"""A sweep as it runs: a line an event, readable through ssh and in a log file; ends trials."""
 
 from __future__ import annotations
 

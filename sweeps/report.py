@@ -1,6 +1,6 @@
 """What a sweep found: best trials, what mattered, what ended early and why, and what it cost.
 
-    python sweeps/report.py --name NAME
+python sweeps/report.py --name NAME
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.table import Table
 from ali.config import EPOCH, VAL_ERROR
 from ali.errors import UserError
 from sweeps import tracking
-from sweeps.sweep import JOURNAL, OPTIONS, Options, Sweep
+from sweeps.sweep import JOURNAL, OPTIONS, Options
 
 if TYPE_CHECKING:
     import optuna
@@ -49,7 +49,7 @@ def report(options: Options, study: Study, client: MlflowClient, experiment: str
     console = Console(file=out, width=118, color_system=None)
     console.print(_best(options, runs))
     console.print(_ends(runs))
-    console.print(_importance(study.optuna))
+    console.print(_importance(study.records))
     console.print(_cost(runs))
     uri = "" if options.uri == tracking.default_uri(Path("runs")) else f" URI={options.uri}"
     name = f"--name {options.name}"
@@ -212,5 +212,3 @@ if __name__ == "__main__":
     from ali.cli import main as guarded
 
     guarded(main)
-
-__all__ = ["Sweep", "report"]

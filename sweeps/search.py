@@ -40,7 +40,7 @@ def trial_id(number: int) -> str:
 
 
 class Study:
-    """An Optuna study in a journal file, with every write made so that doing it twice is harmless."""
+    """An Optuna study in a journal file; doing a write twice is harmless."""
 
     def __init__(self, journal: Path, name: str, seed: int, startup_trials: int = 10) -> None:
         _mend(journal)
@@ -56,7 +56,7 @@ class Study:
         )
 
     @property
-    def optuna(self) -> optuna.Study:
+    def records(self) -> optuna.Study:
         """The study itself, to read."""
         return self._study
 
@@ -155,7 +155,7 @@ class Asha(AsyncHyperBandScheduler):
         """Fills the rungs with what earlier drivers of this sweep have seen."""
         for trial in trials:
             for epoch, value in sorted(trial.intermediate_values.items()):
-                who = SimpleNamespace(trial_id=trial_id(trial.number))
+                who: Any = SimpleNamespace(trial_id=trial_id(trial.number))
                 self._brackets[0].on_result(who, epoch, -value)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
@@ -172,7 +172,7 @@ class Asha(AsyncHyperBandScheduler):
     def _reason(self, epoch: int, value: float) -> str:
         for milestone, recorded in self._brackets[0]._rungs:
             if epoch >= milestone:
-                cut = -self._brackets[0].cutoff(recorded)
+                cut = -float(self._brackets[0].cutoff(recorded))  # type: ignore[arg-type]
                 return (
                     f"{VAL_ERROR} {value:.4f} after epoch {epoch}: "
                     f"above the cut of {cut:.4f} among {len(recorded)} trials"
@@ -322,6 +322,7 @@ def _adopt(trial: Trial, checkpoint: Path, result: dict[str, Any]) -> None:
     """Tells Tune of a checkpoint that an earlier driver's trial has written."""
     from ray.train._internal.checkpoint_manager import _TrainingResult
 
+    assert trial.storage is not None
     trial.storage.current_checkpoint_index = int(checkpoint.name.rsplit("_", 1)[1]) - 1
     found = tune.Checkpoint(str(checkpoint), filesystem=trial.storage.storage_filesystem)
     trial.on_checkpoint(_TrainingResult(checkpoint=found, metrics=dict(result)))

@@ -11,14 +11,13 @@ import shutil
 import signal
 import socket
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ali.config import EPOCH, VAL_ERROR, Config, Precision
+from ali.config import EPOCH, VAL_ERROR, Config, DataName, Precision
 from ali.errors import UserError
 from sweeps import tracking
 from sweeps.space import PAPER, Space
@@ -45,7 +44,7 @@ class Options:
     """Trials in all (a resume may raise it)."""
     epochs: int = 100
     """Full budget of a trial, in passes over its training images."""
-    data: str = "svhn"
+    data: DataName = "svhn"
     """Data set: house-numbers (embedded, procedural) or svhn."""
     data_dir: Path | None = None
     """Folder with the data set's official files; default: ./data/<name>, downloaded if need be."""
@@ -176,7 +175,9 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
         Options.from_dict(json.loads(saved_file.read_text())), output_dir=options.output_dir
     )
     options = parse_args(Options, argv, default=saved)
-    changed = [f.name for f in fields(Options) if getattr(options, f.name) != getattr(saved, f.name)]
+    changed = [
+        f.name for f in fields(Options) if getattr(options, f.name) != getattr(saved, f.name)
+    ]
     if fixed := [name for name in changed if name not in CHANGEABLE]:
         names = ", ".join("--" + name.replace("_", "-") for name in fixed)
         raise UserError(
@@ -239,7 +240,9 @@ def _only_driver(folder: Path, name: str) -> Iterator[None]:
         except OSError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise UserError(f"sweep {name!r} is being run by {holder}: wait for it, or stop it")
+            raise UserError(
+                f"sweep {name!r} is being run by {holder}: wait for it, or stop it"
+            ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -267,9 +270,7 @@ class _Driver:
         _quiet()
         options = self.options
         (options.folder / OPTIONS).write_text(json.dumps(options.to_dict(), indent=1))
-        study = Study(
-            options.folder / JOURNAL, options.name, options.seed, options.startup_trials
-        )
+        study = Study(options.folder / JOURNAL, options.name, options.seed, options.startup_trials)
         if not any(trial.state.name != "WAITING" for trial in study.trials()):
             for point in self.sweep.first:
                 study.enqueue(point)
@@ -433,8 +434,8 @@ def allot(options: Options, resources: dict[str, float]) -> Share:
         gpu_share = 1.0 if gpus else 0.0
     if gpu_share > gpus or (options.cpus_per_trial or 1) > cpus:
         raise UserError(
-            f"a trial asks for {options.cpus_per_trial or 1} CPUs and {gpu_share:g} GPUs, but there "
-            f"are {cpus} and {gpus:g}: lower --cpus-per-trial or --gpus-per-trial"
+            f"a trial asks for {options.cpus_per_trial or 1} CPUs and {gpu_share:g} GPUs, but "
+            f"there are {cpus} and {gpus:g}: lower --cpus-per-trial or --gpus-per-trial"
         )
     by_gpu = int(gpus / gpu_share) if gpu_share else cpus
     concurrent = min(options.max_concurrent or cpus, options.num_trials, by_gpu)
@@ -463,14 +464,17 @@ def reconcile(client: MlflowClient, to: tracking.Destination, study: Study) -> N
     for run in tracking.find_runs(client, to.experiment, sweep=to.sweep, kind=tracking.KIND_TRIAL):
         runs[run.data.tags[tracking.TRIAL]] = run
     for trial in study.trials():
-        end = trial.user_attrs.get(tracking.END)
+        end, name = trial.user_attrs.get(tracking.END), trial_id(trial.number)
         if end is None or not trial.state.is_finished():
             continue
-        run, values = runs.get(trial_id(trial.number)), trial.intermediate_values
-        ended = run is not None and run.info.status == tracking.STATUS[end]
-        if not ended or run.data.metrics.get(EPOCH, 0) < max(values, default=0):
+        told, values = runs.get(name), trial.intermediate_values
+        if (
+            told is None
+            or told.info.status != tracking.STATUS[end]
+            or told.data.metrics.get(EPOCH, 0) < max(values, default=0)
+        ):
             reason = trial.user_attrs.get(tracking.REASON, "")
-            tracking.end_trial(client, to, trial_id(trial.number), end, reason, values)
+            tracking.end_trial(client, to, name, end, reason, values)
 
 
 def prune(folder: Path, study: Study, keep: int) -> None:
@@ -486,10 +490,3 @@ def prune(folder: Path, study: Study, keep: int) -> None:
         found = checkpoints(folder / trial_id(trial.number))
         for checkpoint in found[:-1] if trial in best else found:
             shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-def now() -> str:
-    return time.strftime("%H:%M:%S")
-
-
-__all__ = ["EPOCH", "Options", "Share", "Sweep", "allot", "launch", "parse"]

@@ -1,4 +1,4 @@
-"""Everything said to MLflow: one parent run a sweep, one child run a trial, each found again by tag."""
+"""Everything said to MLflow: one parent run a sweep, one child run a trial, found by their tags."""
 
 from __future__ import annotations
 
@@ -97,17 +97,13 @@ def experiment_id(client: MlflowClient, output_dir: Path) -> str:
     return client.create_experiment(EXPERIMENT, artifact_location=location)
 
 
-def find_runs(
-    client: MlflowClient, experiment: str, order_by: list[str] | None = None, **tags: str
-) -> list[Run]:
+def find_runs(client: MlflowClient, experiment: str, **tags: str) -> list[Run]:
     """All runs that carry these tags."""
     where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     runs: list[Run] = []
     token = None
     while True:
-        page = client.search_runs(
-            [experiment], where, max_results=1000, order_by=order_by, page_token=token
-        )
+        page = client.search_runs([experiment], where, max_results=1000, page_token=token)
         runs += page
         token = page.token
         if not token:
@@ -221,8 +217,13 @@ class Courier:
             wait = min(wait * 2, 10.0)
 
 
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
 class TrialRun:
-    """An MLflow run under its sweep's, written from the process that trains; training does not wait.
+    """An MLflow run under its sweep's, written from the process that trains, which does not wait.
 
     The run is found again by its tags, so a process that starts a second time goes on in the run it
     had. An epoch is one request; epochs that the run already holds are not logged again.
@@ -343,12 +344,7 @@ def best_trial(client: MlflowClient, experiment: str, sweep: str) -> Run:
 
     Raises UserError where no trial completed, naming what there is.
     """
-    runs = find_runs(
-        client,
-        experiment,
-        [f"metrics.{VAL_ERROR} ASC"],
-        **{SWEEP: sweep, KIND: KIND_TRIAL, END: COMPLETED},
-    )
+    runs = find_runs(client, experiment, **{SWEEP: sweep, KIND: KIND_TRIAL, END: COMPLETED})
     runs = [run for run in runs if VAL_ERROR in run.data.metrics]
     if runs:
         return min(runs, key=lambda run: run.data.metrics[VAL_ERROR])

@@ -25,8 +25,8 @@ from sweeps.tracking import (
     DIVERGED,
     END,
     FAILED,
-    OUT_OF_MEMORY,
     INTERPOLATIONS,
+    OUT_OF_MEMORY,
     REASON,
     RECONSTRUCTIONS,
     SAMPLES,
@@ -71,9 +71,9 @@ class Setting:
 
 
 class AliTrial(tune.Trainable):
-    """Tune's class interface: an epoch is a step, and the end of a trial is a call that can flush."""
+    """Tune's class interface: an epoch is a step; the end of a trial is a call, which can flush."""
 
-    def setup(self, config: dict[str, Any], setting: Setting) -> None:
+    def setup(self, config: dict[str, Any], setting: Setting) -> None:  # type: ignore[override]
         torch.set_num_threads(setting.threads)
         self._setting = setting
         self._couriers: list[Courier] = []

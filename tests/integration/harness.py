@@ -1,4 +1,4 @@
-"""Runs sweeps as real processes, and holds Tune, Optuna and MLflow against each other afterwards."""
+"""Runs sweeps as real processes, and holds Tune, Optuna and MLflow against each other."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def audit(toy: Toy, trials: int) -> dict[str, str]:
     ends = {name: t.state.name for name, t in study.items()}
     assert len(ends) == trials
     assert not {"RUNNING", "WAITING"} & set(ends.values()), ends
-    assert toy.tune() == {name: "TERMINATED" for name in ends}
+    assert toy.tune() == dict.fromkeys(ends, "TERMINATED")
     runs = toy.mlflow()
     assert set(runs) == set(ends)
     for name, found in runs.items():

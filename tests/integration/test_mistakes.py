@@ -43,7 +43,10 @@ def refused(done):
         (["--name", "a/b"], "--name"),
         (["--name", "new", "--resume"], "no sweep 'new'"),
         (["--tracking-uri", "http://127.0.0.1:9", "--data", "house-numbers"], "127.0.0.1:9"),
-        (["--output-dir", "/proc/runs", "--data", "house-numbers", "--train-size", "1500"], "/proc"),
+        (
+            ["--output-dir", "/proc/runs", "--data", "house-numbers", "--train-size", "1500"],
+            "/proc",
+        ),
     ],
 )
 def test_mistakes(options, says, tmp_path):

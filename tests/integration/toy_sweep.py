@@ -50,14 +50,17 @@ def run(config, state):
             _break(fault, epoch)
         floor = 0.2 + 0.1 * abs(math.log10(config.lr_d / 3e-4)) + 0.3 * abs(config.dropout_x - 0.1)
         state = ToyState(epoch)
-        yield state, {
-            "epoch": epoch,
-            "d_loss": 1.0,
-            "g_loss": 2.0,
-            "images_per_second": 100.0,
-            "train_seconds": seconds,
-            "val_error": floor + 0.6 * math.exp(-epoch / 3),
-        }
+        yield (
+            state,
+            {
+                "epoch": epoch,
+                "d_loss": 1.0,
+                "g_loss": 2.0,
+                "images_per_second": 100.0,
+                "train_seconds": seconds,
+                "val_error": floor + 0.6 * math.exp(-epoch / 3),
+            },
+        )
 
 
 def _break(fault, epoch):
