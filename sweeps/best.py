@@ -117,6 +117,7 @@ class _Training:
             self.trial_id,
             params,
             kind=tracking.KIND_BEST,
+            create=True,
             tags={BEST_OF: trial.info.run_id, tracking.CONFIG: json.dumps(config.to_dict())},
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -13,6 +14,7 @@ from sweeps.search import Study, checkpoints
 from sweeps.sweep import Options, Share, prune
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from ray.tune.experiment import Trial
 
 
@@ -23,6 +25,7 @@ class Progress(tune.Callback):
         self, options: Options, study: Study, to: tracking.Destination, share: Share
     ) -> None:
         self._options, self._study, self._to = options, study, to
+        self._client: MlflowClient | None = None
         self._courier = tracking.Courier(f"sweep {options.name}", options.outage_seconds)
         self._start = time.monotonic()
         self._trained = 0.0  # slot-seconds spent in trials
@@ -55,6 +58,7 @@ class Progress(tune.Callback):
         config = trial.config
         verb = "goes on" if trial.checkpoint else "starts"
         bn = "".join("01"[on] for on in config["bn_x"])
+        self._tell(lambda client: tracking.open_trial(client, self._to, trial.trial_id))
         self._say(
             f"trial {trial.trial_id} {verb}: lr {config['lr_d']:.1e}/{config['lr_g']:.1e}, "
             f"dropout {config['dropout_x']:.2f} {config['dropout_z']:.2f} "
@@ -114,15 +118,15 @@ class Progress(tune.Callback):
         self._say(
             f"trial {trial.trial_id} {end}: {reason} [{ended}/{self._options.num_trials} ended]"
         )
-        client: list[Any] = []
-
-        def record() -> None:
-            if not client:
-                client.append(tracking.connect(self._to.uri))
-            tracking.end_trial(client[0], self._to, trial.trial_id, end, reason)
-
-        self._courier.put(record)
+        self._tell(lambda client: tracking.end_trial(client, self._to, trial.trial_id, end, reason))
         prune(self._options.folder, self._study, self._options.keep)
+
+    def _tell(self, record: Callable[[MlflowClient], None]) -> None:
+        def deliver() -> None:
+            self._client = self._client or tracking.connect(self._to.uri)
+            record(self._client)
+
+        self._courier.put(deliver)
 
     def _say(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)

@@ -225,8 +225,9 @@ def _brief(error: Exception) -> str:
 class TrialRun:
     """An MLflow run under its sweep's, written from the process that trains, which does not wait.
 
-    The run is found again by its tags, so a process that starts a second time goes on in the run it
-    had. An epoch is one request; epochs that the run already holds are not logged again.
+    The run is found by its tags, so a process that starts a second time goes on in the run it had.
+    A trial's run is made by the driver; others are made here (`create`). An epoch is one request;
+    epochs that the run already holds are not logged again.
     """
 
     def __init__(
@@ -237,11 +238,12 @@ class TrialRun:
         outage_seconds: float = OUTAGE_SECONDS,
         kind: str = KIND_TRIAL,
         tags: Mapping[str, str] | None = None,
+        create: bool = False,
     ) -> None:
-        self._to, self._trial_id, self._kind = to, trial_id, kind
+        self._to, self._trial_id, self._kind, self._create = to, trial_id, kind, create
         self._params, self._tags = dict(params), dict(tags or {})
         self._run_id = ""
-        self._logged_epoch = -1
+        self._logged: set[int] = set()
         self._client: MlflowClient | None = None
         self.courier = Courier(f"{kind} {trial_id}", outage_seconds)
         self.courier.put(self.open)
@@ -263,12 +265,11 @@ class TrialRun:
 
         self._client = client = MlflowClient(tracking_uri=self._to.uri, registry_uri=self._to.uri)
         run = find_trial(client, self._to, self._trial_id, self._kind)
-        if run is not None:
-            self._logged_epoch = int(run.data.metrics.get(EPOCH, -1))
-            if run.info.status != "RUNNING":
-                client.update_run(run.info.run_id, status="RUNNING")
-        else:
+        if run is None:
+            if not self._create:  # two creators would make two runs
+                raise LookupError("the driver has not opened the run yet")
             run = create_trial(client, self._to, self._trial_id, self._kind)
+        self._logged = logged_epochs(client, run)
         for key, value in self._tags.items():
             client.set_tag(run.info.run_id, key, value)
         log_params(client, run.info.run_id, self._params)
@@ -284,7 +285,7 @@ class TrialRun:
 
         client, run_id = self.open()
         epoch = int(metrics[EPOCH])
-        if epoch <= self._logged_epoch:
+        if epoch in self._logged:
             return
         # The metrics go last and in one request: an epoch they name has all its pictures.
         for key, image in images.items():
@@ -292,7 +293,7 @@ class TrialRun:
         now = int(time.time() * 1000)
         batch = [Metric(key, value, now, epoch) for key, value in metrics.items()]
         client.log_batch(run_id, metrics=batch)
-        self._logged_epoch = epoch
+        self._logged.add(epoch)
 
 
 def find_trial(
@@ -312,6 +313,20 @@ def create_trial(
     return client.create_run(to.experiment, tags=tags)
 
 
+def logged_epochs(client: MlflowClient, run: Run) -> set[int]:
+    """The epochs that a run holds."""
+    if EPOCH not in run.data.metrics:
+        return set()
+    return {metric.step for metric in client.get_metric_history(run.info.run_id, EPOCH)}
+
+
+def open_trial(client: MlflowClient, to: Destination, trial_id: str) -> None:
+    """Makes a trial's run, or marks the one there is as running. Called by the driver alone."""
+    run = find_trial(client, to, trial_id) or create_trial(client, to, trial_id)
+    if run.info.status != "RUNNING":
+        client.update_run(run.info.run_id, status="RUNNING")
+
+
 def end_trial(
     client: MlflowClient,
     to: Destination,
@@ -320,7 +335,7 @@ def end_trial(
     reason: str,
     values: Mapping[int, float] | None = None,
 ) -> None:
-    """Writes how a trial ended into its run (made here if its process never came to make it).
+    """Writes how a trial ended into its run. Called by the driver alone.
 
     Of `values`, val_error by epoch, what the run does not hold is written too: it was lost with the
     process that was to log it.
@@ -328,8 +343,8 @@ def end_trial(
     from mlflow.entities import Metric
 
     run = find_trial(client, to, trial_id) or create_trial(client, to, trial_id)
-    logged, now = int(run.data.metrics.get(EPOCH, 0)), int(time.time() * 1000)
-    missing = [(epoch, value) for epoch, value in (values or {}).items() if epoch > logged]
+    logged, now = logged_epochs(client, run), int(time.time() * 1000)
+    missing = [(epoch, value) for epoch, value in (values or {}).items() if epoch not in logged]
     if missing:
         pairs = [(VAL_ERROR, value, epoch) for epoch, value in missing]
         pairs += [(EPOCH, epoch, epoch) for epoch, _ in missing]

@@ -83,7 +83,7 @@ class AliTrial(tune.Trainable):
         self._experiment_config = Config.from_dict(config)
         self._epochs: Iterator[tuple[Any, Metrics]] | None = None
         self._state: Any = None
-        self._metrics: Metrics = {}  # of the last epoch
+        self._history: list[Metrics] = []  # of each epoch
         params = {
             **config,
             "threads": self._setting.threads,
@@ -119,11 +119,11 @@ class AliTrial(tune.Trainable):
         try:
             self._state, metrics = next(self._epochs)
         except StopIteration:  # restored after its last epoch: nothing is left but to say so again
-            return {**self._metrics, DONE: True}
+            return {**self._history[-1], DONE: True}
+        before = self._history[-1] if self._history else {}
         for name in ("train_seconds", "eval_seconds"):  # of the trial, its restarts included
-            total = f"total_{name}"
-            metrics[total] = self._metrics.get(total, 0.0) + metrics.get(name, 0.0)
-        self._metrics = metrics
+            metrics[f"total_{name}"] = before.get(f"total_{name}", 0.0) + metrics.get(name, 0.0)
+        self._history.append(metrics)
         done = metrics[EPOCH] >= config.epochs
         images = {}
         if done or metrics[EPOCH] % self._setting.image_every == 0:
@@ -140,7 +140,7 @@ class AliTrial(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         if self._state is not None:
             self._state.save(Path(checkpoint_dir) / STATE)
-            (Path(checkpoint_dir) / METRICS).write_text(json.dumps(self._metrics))
+            (Path(checkpoint_dir) / METRICS).write_text(json.dumps(self._history))
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
         # A full disk costs the trial its newest checkpoint, not its life.
@@ -160,11 +160,15 @@ class AliTrial(tune.Trainable):
         for folder in [newest, *sorted(older, reverse=True)]:
             try:
                 load = self._setting.experiment.load
+                history = json.loads((folder / METRICS).read_text())
                 self._state = load(folder / STATE, self._experiment_config)
-                self._metrics = json.loads((folder / METRICS).read_text())
-                return
             except (UserError, OSError, ValueError) as error:
                 log.warning("trial %s: %s", self.trial_id, error)
+                continue
+            self._history = history
+            for metrics in history:  # the process that was lost may not have delivered all
+                self._run.epoch(metrics, {})
+            return
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._run.courier.finish()

@@ -1,0 +1,170 @@
+"""The study as a sweep's memory: idempotent, mended after a kill, repeatable; ASHA over it."""
+
+import math
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+
+from ali.config import EPOCH, VAL_ERROR, Config
+from sweeps.search import Asha, Study
+from sweeps.space import PAPER, Space, suggest
+from sweeps.tracking import COMPLETED, CONFIG, DIVERGED, END, STOPPED
+
+
+def point(trial):
+    return suggest(trial, Space())
+
+
+@pytest.fixture
+def study(tmp_path):
+    return Study(tmp_path / "journal", "s", seed=1, startup_trials=3)
+
+
+def again(study, tmp_path):
+    """The study as the next driver opens it."""
+    return Study(tmp_path / "journal", "s", seed=1, startup_trials=3)
+
+
+def test_told_twice_is_told_once(study, tmp_path):
+    # The bare stack: the second tell raises UpdateFinishedTrialError and ends the experiment.
+    trial = study.ask(point)
+    study.report(trial.number, 1, 0.5)
+    study.report(trial.number, 1, 0.4)
+    study.tell(trial.number, COMPLETED, "done", 0.3)
+    reopened = again(study, tmp_path)
+    reopened.tell(trial.number, STOPPED, "too late", 0.9)
+    reopened.report(trial.number, 2, 0.1)
+    (found,) = reopened.trials()
+    assert (found.state, found.value) == (TrialState.COMPLETE, 0.3)
+    assert found.intermediate_values == {1: 0.5}
+    assert found.user_attrs[END] == COMPLETED
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+def test_a_diverged_trial_is_told_fail(study, value):
+    trial = study.ask(point)
+    study.tell(trial.number, DIVERGED, "nan", value)
+    assert study.trials()[0].state == TrialState.FAIL
+
+
+def test_a_non_finite_value_is_not_recorded(study):
+    trial = study.ask(point)
+    study.report(trial.number, 1, math.nan)
+    assert study.trials()[0].intermediate_values == {}
+
+
+def test_a_trial_stopped_early_is_pruned_with_its_values(study):
+    trial = study.ask(point)
+    study.report(trial.number, 1, 0.8)
+    study.tell(trial.number, STOPPED, "above the cut", 0.8)
+    (found,) = study.trials()
+    assert found.state == TrialState.PRUNED
+    assert found.intermediate_values == {1: 0.8}
+
+
+def test_half_a_line_and_a_lock_of_a_killed_driver_are_removed(study, tmp_path):
+    study.ask(point)
+    journal = tmp_path / "journal"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code": 4, "worker_id": "ab')
+    (tmp_path / "journal.lock").symlink_to(journal)
+    reopened = again(study, tmp_path)
+    reopened.ask(point)
+    assert len(again(study, tmp_path).trials()) == 2
+
+
+def test_a_point_depends_on_its_number_and_what_was_told_not_on_restarts(study, tmp_path):
+    def search(folder, restarts):
+        folder.mkdir()
+        found = Study(folder / "journal", "s", seed=1, startup_trials=3)
+        for number in range(8):
+            if restarts:
+                found = Study(folder / "journal", "s", seed=1, startup_trials=3)
+            trial = found.ask(point)
+            found.tell(trial.number, COMPLETED, "", abs(trial.params["dropout_x"] - 0.1))
+        return [t.params for t in found.trials()]
+
+    assert search(tmp_path / "a", False) == search(tmp_path / "b", True)
+
+
+def test_a_draw_cut_short_is_finished_as_it_began(study, tmp_path):
+    asked = study.records.ask()
+    study.records.sampler = optuna.samplers.RandomSampler(seed=9)
+    asked.suggest_float("lr_d", *Space().lr, log=True)
+    reopened = again(study, tmp_path)
+    finished = reopened.complete_ask(reopened.trials()[0], point)
+    assert finished.params["lr_d"] == asked.params["lr_d"]
+    assert finished.user_attrs[CONFIG]["lr_d"] == asked.params["lr_d"]
+
+
+def test_the_papers_point_is_table_3(study):
+    study.enqueue(PAPER)
+    drawn = study.ask(point).user_attrs[CONFIG]
+    assert Config.from_dict(drawn) == Config()
+
+
+def test_the_space_is_conditional_and_within_its_bounds(study):
+    space = Space(bn_with_z=True)
+    seen = [study.ask(lambda trial: suggest(trial, space)) for _ in range(30)]
+    for trial in seen:
+        drawn, params = Config.from_dict(trial.user_attrs[CONFIG]), trial.params
+        assert ("lr_g" in params) == params["adam_apart"]
+        assert ("bn_x1" in params) == params["bn"]
+        if not params["adam_apart"]:
+            assert (drawn.lr_g, drawn.beta1_g) == (drawn.lr_d, drawn.beta1_d)
+        assert space.lr[0] <= drawn.lr_d <= space.lr[1]
+    assert any(t.params["bn_z"] for t in seen)
+    assert not any(suggest_z(study).values())
+
+
+def suggest_z(study):
+    drawn = study.ask(point).user_attrs[CONFIG]
+    return {name: drawn[name] for name in ("bn_z", "bn_xz")}
+
+
+def trial(number):
+    return SimpleNamespace(trial_id=f"{number:05d}")
+
+
+def feed(scheduler, number, epoch, value, **more):
+    return scheduler.on_trial_result(
+        None, trial(number), {EPOCH: epoch, VAL_ERROR: value, **more}
+    )
+
+
+def added(scheduler, count):
+    scheduler.set_search_properties(VAL_ERROR, "min")
+    for number in range(count):
+        scheduler.on_trial_add(None, trial(number))
+    return scheduler
+
+
+def test_asha_stops_the_worse_and_says_why():
+    asha = added(Asha(9, 1, 3), 3)
+    assert feed(asha, 0, 1, 0.5) == TrialScheduler.CONTINUE
+    assert feed(asha, 1, 1, 0.4) == TrialScheduler.CONTINUE
+    assert feed(asha, 2, 1, 0.6) == TrialScheduler.STOP
+    assert "0.6000 after epoch 1" in asha.reasons["00002"]
+    assert feed(asha, 1, 9, 0.2) == TrialScheduler.STOP
+    assert "00001" not in asha.reasons, "the full budget is no early stop"
+
+
+def test_a_trial_that_says_its_end_is_stopped_where_ray_goes_on():
+    bare = added(AsyncHyperBandScheduler(time_attr=EPOCH, max_t=9), 1)
+    assert feed(bare, 0, 1, math.nan) == TrialScheduler.CONTINUE
+    asha = added(Asha(9, 1, 3), 1)
+    result = {EPOCH: 1, END: DIVERGED}
+    assert asha.on_trial_result(None, trial(0), result) == TrialScheduler.STOP
+
+
+def test_asha_after_a_resume_decides_as_before(study):
+    for number, value in enumerate((0.5, 0.4, 0.45)):
+        study.ask(point)
+        study.report(number, 1, value)
+    fresh, resumed = added(Asha(9, 1, 3), 5), added(Asha(9, 1, 3), 5)
+    resumed.replay(study.trials())
+    assert feed(fresh, 3, 1, 0.6) == TrialScheduler.CONTINUE, "an empty rung stops nobody"
+    assert feed(resumed, 3, 1, 0.6) == TrialScheduler.STOP

@@ -1,0 +1,88 @@
+"""Options, shares of a node, and what may change at a resume."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from ali.config import Config
+from ali.errors import UserError
+from sweeps.sweep import Options, Share, allot, parse
+
+
+def options(**more):
+    return Options(name="s", **more)
+
+
+@pytest.mark.parametrize(
+    ("asked", "resources", "share"),
+    [
+        ({}, {"CPU": 2}, Share(1, 0.0, 1, 2)),
+        ({"max_concurrent": 1}, {"CPU": 2}, Share(2, 0.0, 2, 1)),
+        ({"num_trials": 1}, {"CPU": 8}, Share(8, 0.0, 8, 1)),
+        ({"cpus_per_trial": 4}, {"CPU": 8}, Share(4, 0.0, 4, 2)),
+        ({}, {"CPU": 16, "GPU": 2}, Share(8, 1.0, 8, 2)),
+        ({"gpus_per_trial": 0.25}, {"CPU": 16, "GPU": 2}, Share(2, 0.25, 2, 8)),
+        ({"gpus_per_trial": 0}, {"CPU": 4, "GPU": 1}, Share(1, 0.0, 1, 4)),
+        ({"max_concurrent": 3}, {"CPU": 2}, Share(1, 0.0, 1, 2)),
+    ],
+)
+def test_shares(asked, resources, share):
+    assert allot(options(**asked), resources) == share
+
+
+@pytest.mark.parametrize("asked", [{"gpus_per_trial": 1}, {"cpus_per_trial": 3}])
+def test_a_share_larger_than_the_node(asked):
+    with pytest.raises(UserError, match="lower --cpus-per-trial"):
+        allot(options(**asked), {"CPU": 2})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"num_trials": 0}, {"reduction_factor": 1}, {"max_failures": -1}, {"gpus_per_trial": -1}],
+)
+def test_values_out_of_their_domain(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong)).replace("_", "-")):
+        options(**wrong)
+
+
+def test_the_shared_part_is_an_experiment():
+    assert options(width=0.5, epochs=7, data="house-numbers", seed=3).config() == Config(
+        width=0.5, epochs=7, data="house-numbers", seed=3
+    )
+
+
+def saved(folder, **more):
+    made = options(output_dir=folder, epochs=5, **more)
+    made.folder.mkdir(parents=True)
+    (made.folder / "sweep.json").write_text(json.dumps(made.to_dict()))
+    return ["--name", "s", "--output-dir", str(folder), "--resume"]
+
+
+def test_a_resume_remembers_and_may_raise_the_number_of_trials(tmp_path):
+    argv = saved(tmp_path, labels=100)
+    resumed = parse(options(epochs=100), [*argv, "--num-trials", "80"])
+    assert (resumed.epochs, resumed.labels, resumed.num_trials) == (5, 100, 80)
+
+
+def test_a_resume_refuses_what_would_change_its_trials(tmp_path):
+    with pytest.raises(UserError, match="cannot change --epochs, --labels"):
+        parse(options(), [*saved(tmp_path), "--epochs", "6", "--labels", "10"])
+
+
+def test_options_survive_json():
+    made = replace(options(), gpus_per_trial=0.5)
+    assert Options.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+def test_the_library_knows_no_sweep():
+    code = (
+        "import pkgutil, importlib, sys, ali\n"
+        "for m in pkgutil.iter_modules(ali.__path__):\n"
+        "    if m.name != '__main__': importlib.import_module(f'ali.{m.name}')\n"
+        "print({'ray', 'optuna', 'mlflow', 'sweeps'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
