@@ -8,7 +8,8 @@ URI    ?= sqlite:///$(CURDIR)/runs/mlflow.db
 ARGS   ?=
 
 # The laptop-sized choice of options of sweeps/svhn.py.
-LAPTOP := --data house-numbers --train-size 5000 --width 0.5 --epochs 9 --num-trials 10
+LAPTOP := --data house-numbers --train-size 8000 --width 0.25 --batch-size 32 \
+          --epochs 9 --num-trials 10 --draws 2
 
 .PHONY: help sweep ui report best test lint bench clean
 

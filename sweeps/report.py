@@ -48,6 +48,14 @@ def report(options: Options, study: Study, client: MlflowClient, experiment: str
     out = io.StringIO()
     console = Console(file=out, width=118, color_system=None)
     console.print(_best(options, runs))
+    if parent := tracking.find_sweep(client, experiment, options.name):
+        known = parent.data.metrics
+        if tracking.RAW_PIXEL_ERROR in known:
+            console.print(
+                f"without training, the same SVMs: {known[tracking.RAW_PIXEL_ERROR]:.4f} on raw "
+                f"pixels, {known[tracking.UNTRAINED_ERROR]:.4f} on an untrained encoder\n",
+                highlight=False,
+            )
     console.print(_ends(runs))
     console.print(_importance(study.records))
     console.print(_cost(runs))

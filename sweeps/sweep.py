@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ali.config import EPOCH, VAL_ERROR, Config, DataName, Precision
 from ali.errors import UserError
 from sweeps import tracking
-from sweeps.space import PAPER, Space
+from sweeps.space import BRIEF, PAPER, Space
 
 if TYPE_CHECKING:
     import optuna
@@ -151,7 +151,7 @@ class Sweep:
     """What is swept: the space, the points tried first, and the experiment (default: ALI)."""
 
     space: Space = field(default_factory=Space)
-    first: tuple[dict[str, Any], ...] = (PAPER,)
+    first: tuple[dict[str, Any], ...] = (PAPER, BRIEF)
     experiment: Experiment | None = None
 
 
@@ -364,6 +364,9 @@ class _Driver:
             print(f"stopped; go on with: python sweeps/{script} --name {name} --resume")
             return 130
         tracking.end_run(self.client, to.parent_run_id, tracking.COMPLETED, "all trials ended")
+        if self.experiment.baselines is not None:
+            for key, value in self.experiment.baselines(self.base).items():
+                self.client.log_metric(to.parent_run_id, key, value)
         prune(self.options.folder, study, self.options.keep)
         print(report(self.options, study, self.client, to.experiment))
         return 0

@@ -32,6 +32,8 @@ END, REASON = "end_state", "end_reason"
 PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
 # Image keys
 SAMPLES, RECONSTRUCTIONS, INTERPOLATIONS = "samples", "reconstructions", "interpolations"
+# Metrics of the sweep's own run: val_error's protocol without training
+RAW_PIXEL_ERROR, UNTRAINED_ERROR = "raw_pixel_error", "untrained_error"
 # Values of KIND
 KIND_SWEEP, KIND_TRIAL, KIND_BEST = "sweep", "trial", "best"
 # Values of END, and the MLflow status that goes with each

@@ -20,6 +20,7 @@ from ray.tune.result import DONE
 
 from ali.config import EPOCH, Config
 from ali.errors import NonFiniteError, UserError
+from sweeps import tracking
 from sweeps.tracking import (
     CONFIG,
     DIVERGED,
@@ -51,12 +52,14 @@ class Experiment:
         load: (folder, config) → state, for `run` to go on from; raises UserError on a bad folder.
         pictures: (state, config) → uint8 (H, W, 3) by key.
         fingerprint: config → hash of the data.
+        baselines: config → errors that need no training, by name, logged to the sweep's run.
     """
 
     run: Callable[[Config, Any], Iterator[tuple[Any, Metrics]]]
     load: Callable[[Path, Config], Any]
     pictures: Callable[[Any, Config], dict[str, Any]]
     fingerprint: Callable[[Config], str]
+    baselines: Callable[[Config], dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,20 @@ def _fingerprint(config: Config) -> str:
     return data.load(config).fingerprint
 
 
-ALI = Experiment(_run, _load, _pictures, _fingerprint)
+def _baselines(config: Config) -> dict[str, float]:
+    from ali import data, evaluate
+    from ali.state import State
+    from ali.train import device
+
+    dataset = data.load(config)
+    state = State.create(config, dataset.train, device())
+    return {
+        tracking.RAW_PIXEL_ERROR: evaluate.raw_pixel_error(dataset, config),
+        tracking.UNTRAINED_ERROR: evaluate.val_error(state.networks, dataset, config),
+    }
+
+
+ALI = Experiment(_run, _load, _pictures, _fingerprint, _baselines)
 
 
 @functools.cache

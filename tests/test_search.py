@@ -130,9 +130,7 @@ def trial(number):
 
 
 def feed(scheduler, number, epoch, value, **more):
-    return scheduler.on_trial_result(
-        None, trial(number), {EPOCH: epoch, VAL_ERROR: value, **more}
-    )
+    return scheduler.on_trial_result(None, trial(number), {EPOCH: epoch, VAL_ERROR: value, **more})
 
 
 def added(scheduler, count):

@@ -1,0 +1,174 @@
+"""MLflow as a real server that goes away, and what is found in it afterwards."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from ali.errors import UserError
+from sweeps import tracking
+
+PATIENCE = 60  # seconds for a server to come up on a busy machine
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Server:
+    """`mlflow server` on a port of its own; its database outlives a stop."""
+
+    def __init__(self, folder):
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def start(self):
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        with (self.folder / "server.log").open("a") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+            )
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), urlopen(f"{self.uri}/health", timeout=2):
+                return
+            time.sleep(0.2)
+        raise TimeoutError((self.folder / "server.log").read_text())
+
+    def stop(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path):
+    made = Server(tmp_path)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def local(tmp_path):
+    """(client, destination) on a local database, with the parent run open."""
+    uri = tracking.default_uri(tmp_path)
+    client = tracking.connect(uri)
+    experiment = tracking.experiment_id(client, tmp_path)
+    parent = tracking.start_sweep(client, experiment, "s", {"epochs": 3})
+    return client, tracking.Destination(uri, experiment, "s", parent)
+
+
+def image():
+    return {"samples": np.zeros((8, 8, 3), np.uint8)}
+
+
+def logged_steps(client, to, trial_id):
+    run = tracking.find_trial(client, to, trial_id)
+    return [m.step for m in client.get_metric_history(run.info.run_id, "val_error")]
+
+
+def test_a_trial_that_starts_again_goes_on_in_its_run(local):
+    # The bare stack's callback opens a second run and leaves the first one RUNNING.
+    client, to = local
+    for first, last in ((1, 3), (2, 5)):
+        tracking.open_trial(client, to, "00000")
+        run = tracking.TrialRun(to, "00000", {"lr": 1})
+        for epoch in range(first, last):
+            run.epoch({"epoch": epoch, "val_error": 0.5}, image())
+        run.courier.close()
+        assert run.courier.lost == 0
+    runs = tracking.find_runs(client, to.experiment, sweep="s", kind="trial")
+    assert len(runs) == 1
+    assert logged_steps(client, to, "00000") == [1, 2, 3, 4]
+    images = client.list_artifacts(runs[0].info.run_id, "images")
+    assert len([a for a in images if a.path.endswith(".png")]) == 4, "a picture an epoch"
+
+
+def test_what_a_lost_process_did_not_deliver_comes_from_the_study(local):
+    client, to = local
+    tracking.open_trial(client, to, "00000")
+    tracking.end_trial(client, to, "00000", "completed", "done", {1: 0.5, 2: 0.4})
+    run = tracking.find_trial(client, to, "00000")
+    assert (run.info.status, run.data.metrics["val_error"]) == ("FINISHED", 0.4)
+    assert logged_steps(client, to, "00000") == [1, 2]
+
+
+def test_best_means_best_at_full_budget(local):
+    # `get_best_result(scope="last")` would take the trial that was stopped early.
+    client, to = local
+    ends = {
+        "00000": ("completed", 0.4),
+        "00001": ("stopped early", 0.1),
+        "00002": ("completed", 0.3),
+    }
+    for name, (end, value) in ends.items():
+        tracking.open_trial(client, to, name)
+        tracking.end_trial(client, to, name, end, "", {1: value})
+    best = tracking.best_trial(client, to.experiment, "s")
+    assert best.data.tags["trial_id"] == "00002"
+    with pytest.raises(UserError, match="known are s"):
+        tracking.best_trial(client, to.experiment, "unknown")
+
+
+def test_no_server_is_a_clear_error_within_seconds():
+    start = time.monotonic()
+    with pytest.raises(UserError, match="no MLflow server answers at http://127.0.0.1:9"):
+        tracking.connect("http://127.0.0.1:9")
+    assert time.monotonic() - start < 15
+
+
+@pytest.mark.slow
+def test_records_wait_for_a_server_that_is_away(server):
+    client = tracking.connect(server.uri)
+    experiment = tracking.experiment_id(client, server.folder)
+    parent = tracking.start_sweep(client, experiment, "s", {})
+    to = tracking.Destination(server.uri, experiment, "s", parent)
+    tracking.open_trial(client, to, "00000")
+    run = tracking.TrialRun(to, "00000", {"lr": 1})
+    run.epoch({"epoch": 1, "val_error": 0.5}, image())
+    assert run.courier.flush(60)
+    server.stop()
+    start = time.monotonic()
+    run.epoch({"epoch": 2, "val_error": 0.4}, image())
+    assert time.monotonic() - start < 0.5, "training does not wait"
+    time.sleep(3)
+    server.start()
+    run.courier.close()
+    assert run.courier.lost == 0
+    assert logged_steps(client, to, "00000") == [1, 2]
+
+
+@pytest.mark.slow
+def test_a_sweep_outlives_its_server_for_a_while(server, toy):
+    toy.env["TOY_SECONDS"] = "0.7"
+    process = toy.start("--num-trials", "3", "--tracking-uri", server.uri)
+    while toy.epochs().total() < 4:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    server.stop()
+    time.sleep(8)
+    server.start()
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, out + err
+    client = MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name("ali").experiment_id
+    runs = tracking.find_runs(client, experiment, sweep="toy", kind="trial")
+    assert sorted(r.data.tags["trial_id"] for r in runs) == ["00000", "00001", "00002"]
+    for run in runs:
+        assert run.info.status in ("FINISHED", "KILLED")
+        steps = [m.step for m in client.get_metric_history(run.info.run_id, "val_error")]
+        assert steps == list(range(1, len(steps) + 1))
