@@ -80,7 +80,7 @@ def test_a_point_depends_on_its_number_and_what_was_told_not_on_restarts(study, 
     def search(folder, restarts):
         folder.mkdir()
         found = Study(folder / "journal", "s", seed=1, startup_trials=3)
-        for number in range(8):
+        for _ in range(8):
             if restarts:
                 found = Study(folder / "journal", "s", seed=1, startup_trials=3)
             trial = found.ask(point)

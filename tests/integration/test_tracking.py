@@ -110,12 +110,9 @@ def test_what_a_lost_process_did_not_deliver_comes_from_the_study(local):
 def test_best_means_best_at_full_budget(local):
     # `get_best_result(scope="last")` would take the trial that was stopped early.
     client, to = local
-    ends = {
-        "00000": ("completed", 0.4),
-        "00001": ("stopped early", 0.1),
-        "00002": ("completed", 0.3),
-    }
-    for name, (end, value) in ends.items():
+    ends = [("completed", 0.4), ("stopped early", 0.1), ("completed", 0.3)]
+    for number, (end, value) in enumerate(ends):
+        name = f"{number:05d}"
         tracking.open_trial(client, to, name)
         tracking.end_trial(client, to, name, end, "", {1: value})
     best = tracking.best_trial(client, to.experiment, "s")
@@ -126,7 +123,7 @@ def test_best_means_best_at_full_budget(local):
 
 def test_no_server_is_a_clear_error_within_seconds():
     start = time.monotonic()
-    with pytest.raises(UserError, match="no MLflow server answers at http://127.0.0.1:9"):
+    with pytest.raises(UserError, match="no MLflow server answers"):
         tracking.connect("http://127.0.0.1:9")
     assert time.monotonic() - start < 15
 

@@ -1,0 +1,131 @@
+"""The real thing, small: a sweep, a trial replayed, the best trained in full, tested, registered."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("ALI_TEST_DATA", ROOT.parent / "shared" / "data")) / "svhn"
+TINY = "--width 0.25 --train-size 600 --labels 100 --draws 1 --batch-size 50"
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+ONE_THREAD.pop("MLFLOW_TRACKING_URI", None)
+
+
+def python(*arguments, cwd, expect=0):
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=cwd, env=ONE_THREAD, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A folder with a finished sweep of two trials in it."""
+    folder = tmp_path_factory.mktemp("sweep")
+    options = f"--name s --data house-numbers {TINY} --epochs 2 --num-trials 2 --grace-epochs 2"
+    out = python(ROOT / "sweeps" / "svhn.py", *options.split(), cwd=folder)
+    assert "sweeps/best.py --name s" in out and "on an untrained encoder" in out
+    return folder
+
+
+def runs(folder, kind):
+    client = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("ali").experiment_id
+    return client, client.search_runs([experiment], f"tags.kind = '{kind}'")
+
+
+@pytest.mark.slow
+def test_trials_have_pictures_and_all_there_is_to_know(swept):
+    client, found = runs(swept, "trial")
+    assert len(found) == 2
+    for run in found:
+        assert {"val_error", "d_loss", "g_loss", "images_per_second", "epoch"} <= set(
+            run.data.metrics
+        )
+        keys = {
+            Path(a.path).name.split("%")[0]
+            for a in client.list_artifacts(run.info.run_id, "images")
+        }
+        assert {"samples", "reconstructions", "interpolations"} <= keys
+        assert run.data.params["data_fingerprint"]
+
+
+@pytest.mark.slow
+def test_a_trial_replays_from_what_was_logged(swept, tmp_path):
+    _, found = runs(swept, "trial")
+    run = found[0]
+    (tmp_path / "config.json").write_text(run.data.tags["config"])
+    python(
+        *f"-m ali train --config {tmp_path}/config.json --output-dir {tmp_path}/out".split(),
+        *f"--threads {run.data.params['threads']}".split(),
+        cwd=tmp_path,
+    )
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    replayed = [json.loads(line) for line in lines]
+    assert replayed[-1]["val_error"] == run.data.metrics["val_error"]
+    assert replayed[-1]["d_loss"] == run.data.metrics["d_loss"]
+
+
+@pytest.mark.slow
+def test_the_best_is_trained_in_full_after_a_kill_too_and_tested_once(swept):
+    best = ROOT / "sweeps" / "best.py"
+    options = ["--name", "s", "--epochs", "6", "--svms", "5", "--threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, str(best), *options], cwd=swept, env=ONE_THREAD, stdout=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not list((swept / "runs" / "s").glob("best-*/checkpoint/state.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+    out = python(best, *options, cwd=swept)
+    assert "goes on from epoch" in out and "ALI" in out and "Not comparable" in out
+    assert "testing with 5 SVMs" in out
+    client, (run,) = runs(swept, "best")
+    assert run.info.status == "FINISHED"
+    assert 0 < run.data.metrics["test_error_mean"] < 1
+    _, trials = runs(swept, "trial")
+    chosen = min(trials, key=lambda trial: trial.data.metrics["val_error"])
+    assert run.data.tags["best_of_run"] == chosen.info.run_id
+    history = client.get_metric_history(run.info.run_id, "epoch")
+    assert history[-1].step == 6 and len({m.step for m in history}) == len(history)
+    (version,) = client.search_model_versions("name = 'ali-s'")
+    assert version.run_id == run.info.run_id
+
+    again = python(best, *options, cwd=swept)
+    assert "testing with" not in again, "the test split is read once for a result"
+    assert f"{run.data.metrics['test_error_mean']:.2%}".rstrip("%") in again
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.exists(), reason=f"no SVHN crops in {DATA}")
+def test_a_sweep_on_real_svhn_crops(tmp_path):
+    options = f"--name real --data-dir {DATA} {TINY} --epochs 1 --num-trials 1"
+    out = python(ROOT / "sweeps" / "svhn.py", *options.split(), cwd=tmp_path)
+    _, (run,) = runs(tmp_path, "trial")
+    assert run.data.metrics["val_error"] < 0.85
+    assert run.data.params["data"] == "svhn"
+    assert "00000" in out
+
+
+def test_best_of_nothing_is_a_clear_error(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "sweeps" / "best.py"), "--name", "none"],
+        cwd=tmp_path,
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert list(tmp_path.iterdir()) == []
