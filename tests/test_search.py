@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from ali.config import EPOCH, VAL_ERROR, Config
-from sweeps.search import Asha, Study
+from sweeps.search import Asha, Study, StudySearch
 from sweeps.space import PAPER, Space, suggest
 from sweeps.tracking import COMPLETED, CONFIG, DIVERGED, END, STOPPED
 
@@ -166,3 +166,33 @@ def test_asha_after_a_resume_decides_as_before(study):
     resumed.replay(study.trials())
     assert feed(fresh, 3, 1, 0.6) == TrialScheduler.CONTINUE, "an empty rung stops nobody"
     assert feed(resumed, 3, 1, 0.6) == TrialScheduler.STOP
+
+
+def search_over(study, asha):
+    return StudySearch(study, point, asha, num_trials=2, max_concurrent=1, epochs=9)
+
+
+@pytest.mark.parametrize(
+    ("result", "state"),
+    [
+        ({EPOCH: 9, VAL_ERROR: 0.3}, TrialState.COMPLETE),
+        ({EPOCH: 9}, TrialState.FAIL),
+        ({EPOCH: 9, VAL_ERROR: math.nan}, TrialState.FAIL),
+        ({}, TrialState.FAIL),
+        (None, TrialState.FAIL),
+    ],
+)
+def test_no_trial_stays_running_for_want_of_its_metric(study, result, state):
+    # The bare stack: a missing metric leaves a RUNNING trial that the sampler avoids for ever.
+    search = search_over(study, Asha(9, 1, 3))
+    study.ask(point)
+    search.on_trial_complete("00000", result)
+    assert study.trials()[0].state == state
+
+
+def test_the_search_ends_when_all_have_been_asked(study):
+    search = search_over(study, Asha(9, 1, 3))
+    assert not search.is_finished()
+    for _ in range(2):
+        study.ask(point)
+    assert search.is_finished() and search.next_trial() is None

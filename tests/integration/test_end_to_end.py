@@ -1,4 +1,4 @@
-"""The real thing, small: a sweep, a trial replayed, the best trained in full, tested, registered."""
+"""The real thing, small: a sweep, a replayed trial, the best trained in full and tested."""
 
 import json
 import os
