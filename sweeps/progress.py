@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from optuna.trial import TrialState
 from ray import tune
 
 from ali.config import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND, VAL_ERROR
@@ -73,8 +74,9 @@ class Progress(tune.Callback):
             return
         value = result.get(VAL_ERROR)
         shown = f"val_error {value:.4f}" if value is not None else "not evaluated"
-        if best := [t.value for t in self._study.trials() if t.value is not None]:
-            shown += f" (best {min(best):.4f})"
+        complete = [t for t in self._study.trials() if t.state == TrialState.COMPLETE]
+        if complete:
+            shown += f" (best {min(t.value or 0.0 for t in complete):.4f})"
         losses = f"d {result.get(D_LOSS, 0):.3f} g {result.get(G_LOSS, 0):.3f}"
         speed = result.get(IMAGES_PER_SECOND, 0)
         self._say(
