@@ -349,7 +349,9 @@ class _Driver:
         from sweeps.report import report
 
         name = self.options.name
-        script = Path(sys.argv[0]).name or "sweeps/svhn.py"
+        again = f"python {sys.argv[0]} --name {name} --resume"
+        if self.options.output_dir != Path("runs"):
+            again += f" --output-dir {self.options.output_dir}"
         if not done:
             for run in tracking.find_runs(
                 self.client, to.experiment, sweep=name, kind=tracking.KIND_TRIAL
@@ -361,7 +363,7 @@ class _Driver:
             tracking.end_run(
                 self.client, to.parent_run_id, tracking.INTERRUPTED, "the sweep was stopped"
             )
-            print(f"stopped; go on with: python sweeps/{script} --name {name} --resume")
+            print(f"stopped; go on with: {again}")
             return 130
         tracking.end_run(self.client, to.parent_run_id, tracking.COMPLETED, "all trials ended")
         if self.experiment.baselines is not None:

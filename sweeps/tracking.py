@@ -80,8 +80,8 @@ def connect(uri: str) -> MlflowClient:
 
 
 def _quiet() -> None:
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.db_migrations"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # the Courier says it in a line
 
 
 def experiment_id(client: MlflowClient, output_dir: Path) -> str:

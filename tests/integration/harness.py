@@ -28,10 +28,11 @@ class Toy:
     folder: Path
     name: str = "toy"
     env: dict[str, str] = field(default_factory=dict)
+    runs_folder: Path | None = None
 
     @property
     def runs(self) -> Path:
-        return self.folder / "runs"
+        return self.runs_folder or self.folder / "runs"
 
     def start(self, *options: str) -> subprocess.Popen:
         env = {**os.environ, "TOY_LOG": str(self.folder / "toy.log"), **self.env}

@@ -1,6 +1,7 @@
 """One sweep in which trials fail in every way there is: each ends once, for the right reason."""
 
 import json
+import subprocess
 
 import pytest
 from harness import EPOCHS, Toy, audit
@@ -121,3 +122,30 @@ def test_trials_stopped_early_are_pruned_in_optuna(toy):
             assert trial.user_attrs["end_state"] == "stopped early"
             assert max(trial.intermediate_values) < EPOCHS
             assert "above the cut" in trial.user_attrs["end_reason"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own: (folder, function that sets its size in KiB)."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        return subprocess.run(command, capture_output=True).returncode
+
+    if mount("size=1200k"):
+        pytest.skip("mounting a small file system asks for root")
+    yield folder, lambda size: mount(f"remount,size={size}k")
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_loses_nothing(small_disk, tmp_path):
+    folder, resize = small_disk
+    toy = Toy(tmp_path, runs_folder=folder / "runs")
+    process = toy.start("--num-trials", "4", "--outage-seconds", "2")
+    process.communicate(timeout=240)
+    resize(60_000)
+    toy.run("--resume", "--num-trials", "5")
+    audit(toy, 5)
