@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def test_trials_have_pictures_and_all_there_is_to_know(swept):
             run.data.metrics
         )
         keys = {
-            Path(a.path).name.split("%")[0]
+            re.split("[+%]", Path(a.path).name)[0]
             for a in client.list_artifacts(run.info.run_id, "images")
         }
         assert {"samples", "reconstructions", "interpolations"} <= keys
