@@ -19,6 +19,7 @@ from rich.table import Table
 from ali.config import EPOCH, TEST_ERROR_MEAN, TEST_ERROR_STD, VAL_ERROR, Config
 from ali.errors import UserError
 from sweeps import tracking
+from sweeps.sweep import make_folder, only_driver
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -89,7 +90,10 @@ def train_best(options: Options) -> int:
     # A stop between two epochs, whichever signal asks for it, loses nothing.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     to = tracking.Destination(uri, experiment, options.name, trial.data.tags[tracking.PARENT])
-    return _Training(options, config, trial, to).run()
+    training = _Training(options, config, trial, to)
+    make_folder(training.folder)
+    with only_driver(training.folder, f"the full training of {options.name!r}"):
+        return training.run()
 
 
 class _Training:
@@ -112,16 +116,20 @@ class _Training:
         # Parameters of a run cannot change in MLflow, and a later call may ask for more epochs.
         for changing in ("epochs", "data_dir"):
             del params[changing]
-        self.log = tracking.TrialRun(
-            to,
-            self.trial_id,
-            params,
-            kind=tracking.KIND_BEST,
-            create=True,
-            tags={BEST_OF: trial.info.run_id, tracking.CONFIG: json.dumps(config.to_dict())},
-        )
+        self.to, self.params = to, params
 
     def run(self) -> int:
+        self.log = tracking.TrialRun(
+            self.to,
+            self.trial_id,
+            self.params,
+            kind=tracking.KIND_BEST,
+            create=True,
+            tags={
+                BEST_OF: self.trial.info.run_id,
+                tracking.CONFIG: json.dumps(self.config.to_dict()),
+            },
+        )
         state = self._begin()
         try:
             state = self._train(state)

@@ -201,15 +201,15 @@ def launch(sweep: Sweep, options: Options) -> int:
         tracking.connect(options.uri)  # before minutes are spent on data
     experiment = sweep.experiment or _ali()
     experiment.fingerprint(options.config())  # bad data is found here, not in every trial
-    _make_folder(options.output_dir)
+    make_folder(options.output_dir)
     client = tracking.connect(options.uri)
     where = tracking.experiment_id(client, options.output_dir)
     if not options.resume and tracking.find_sweep(client, where, options.name) is not None:
         raise UserError(
             f"MLflow at {options.uri} has a sweep {options.name!r} already: choose another --name"
         )
-    _make_folder(options.folder)
-    with _only_driver(options.folder, options.name):
+    make_folder(options.folder)
+    with only_driver(options.folder, f"sweep {options.name!r}"):
         return _Driver(sweep, experiment, options, client, where).run()
 
 
@@ -219,7 +219,8 @@ def _ali() -> Experiment:
     return ALI
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Creates a folder and checks that it takes files. Raises UserError where it does not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-test-{os.getpid()}"
@@ -232,17 +233,18 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _only_driver(folder: Path, name: str) -> Iterator[None]:
-    """Holds the sweep's lock, which the kernel drops with the process, however it ends."""
+def only_driver(folder: Path, what: str) -> Iterator[None]:
+    """Holds a folder's lock, which the kernel drops with the process, however it ends.
+
+    Raises UserError, which names the process, where another one holds it.
+    """
     with (folder / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise UserError(
-                f"sweep {name!r} is being run by {holder}: wait for it, or stop it"
-            ) from None
+            raise UserError(f"{what} is being run by {holder}: wait for it, or stop it") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

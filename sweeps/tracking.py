@@ -272,9 +272,14 @@ class TrialRun:
                 raise LookupError("the driver has not opened the run yet")
             run = create_trial(client, self._to, self._trial_id, self._kind)
         self._logged = logged_epochs(client, run)
-        for key, value in self._tags.items():
+        # Parameters never change in MLflow: what a later start does otherwise becomes a tag.
+        known = run.data.params
+        changed = {f"later.{k}": _text(v) for k, v in self._params.items() if k in known}
+        changed = {k: v for k, v in changed.items() if v != known[k.removeprefix("later.")]}
+        for key, value in (self._tags | changed).items():
             client.set_tag(run.info.run_id, key, value)
-        log_params(client, run.info.run_id, self._params)
+        new = {k: v for k, v in self._params.items() if k not in known}
+        log_params(client, run.info.run_id, new)
         self._run_id = run.info.run_id
         return client, self._run_id
 

@@ -120,6 +120,19 @@ def test_an_epoch_is_one_request_and_the_trial_does_not_wait_for_it(local, monke
     assert batches == [21]
 
 
+def test_a_parameter_that_is_another_at_a_later_start_stops_no_record(local):
+    client, to = local
+    tracking.open_trial(client, to, "00000")
+    for threads in (1, 2):
+        run = tracking.TrialRun(to, "00000", {"threads": threads, "lr": 0.1}, outage_seconds=1)
+        run.epoch({"epoch": threads, "val_error": 0.5}, {})
+        run.courier.close()
+        assert run.courier.lost == 0
+    data = tracking.find_trial(client, to, "00000").data
+    assert (data.params["threads"], data.tags["later.threads"]) == ("1", "2")
+    assert "later.lr" not in data.tags
+
+
 def test_what_a_lost_process_did_not_deliver_comes_from_the_study(local):
     client, to = local
     tracking.open_trial(client, to, "00000")
