@@ -137,26 +137,40 @@ def _mend(journal: Path) -> None:
 class Asha(AsyncHyperBandScheduler):
     """Asynchronous successive halving (arXiv 1810.05934) that survives a resume and a NaN.
 
-    Ray's scheduler keeps its rungs in memory only, and `nan < cutoff` never stops a trial. Here the
-    rungs are filled again from the study, and why a trial was stopped is kept in `reasons`.
+    Ray's scheduler keeps its rungs in memory only, and `nan < cutoff` never stops a trial. Here a
+    value is in the study before anything is decided on it, the rungs are filled again from there,
+    and why a trial was stopped is kept in `reasons`.
     """
 
-    def __init__(self, epochs: int, grace_epochs: int, reduction_factor: float) -> None:
+    def __init__(
+        self, epochs: int, grace_epochs: int, reduction_factor: float, study: Study | None = None
+    ) -> None:
         super().__init__(
             time_attr=EPOCH,
             max_t=epochs,
             grace_period=min(grace_epochs, epochs),
             reduction_factor=reduction_factor,
         )
+        self._study = study
         self.reasons: dict[str, str] = {}
         self._doomed: dict[str, str] = {}
 
-    def replay(self, trials: list[FrozenTrial]) -> None:
-        """Fills the rungs with what earlier drivers of this sweep have seen."""
-        for trial in trials:
+    def replay(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """Fills the rungs with what earlier drivers of this sweep have seen.
+
+        Returns the unfinished trials that were to be stopped when the driver was: their last value
+        is below the cut, and nobody has told them.
+        """
+        stopped = []
+        for trial in sorted(trials, key=lambda t: not t.state.is_finished()):
+            who: Any = SimpleNamespace(trial_id=trial_id(trial.number))
+            decision = TrialScheduler.CONTINUE
             for epoch, value in sorted(trial.intermediate_values.items()):
-                who: Any = SimpleNamespace(trial_id=trial_id(trial.number))
-                self._brackets[0].on_result(who, epoch, -value)
+                decision = self._brackets[0].on_result(who, epoch, -value)
+            if decision == TrialScheduler.STOP and not trial.state.is_finished():
+                stopped.append(trial)
+                self.reasons[who.trial_id] = self._reason(epoch, value)
+        return stopped
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
         if END in result:
@@ -164,6 +178,8 @@ class Asha(AsyncHyperBandScheduler):
         value = result.get(VAL_ERROR)
         if value is None:
             return TrialScheduler.CONTINUE
+        if self._study is not None:
+            self._study.report(int(trial.trial_id), int(result[EPOCH]), float(value))
         decision = super().on_trial_result(tune_controller, trial, result)
         if decision == TrialScheduler.STOP and result[EPOCH] < self._max_t:
             self.reasons[trial.trial_id] = self._reason(result[EPOCH], value)
@@ -223,11 +239,13 @@ class StudySearch(SearchAlgorithm):
         self._num_trials = num_trials
         self._max_concurrent = max_concurrent
         self._epochs = epochs
-        self._backlog = [t for t in study.trials() if t.state != TrialState.WAITING]
         self._live: set[str] = set()
         self._parser = _make_parser()
         self._experiment: Experiment | None = None
-        asha.replay(self._backlog)
+        for trial in asha.replay(self._begun()):
+            value = trial.intermediate_values[max(trial.intermediate_values)]
+            study.tell(trial.number, STOPPED, asha.reasons[trial_id(trial.number)], value)
+        self._backlog = self._begun()
 
     def __deepcopy__(self, memo: dict) -> StudySearch:
         return self  # Tune copies its arguments; there is one study
@@ -245,8 +263,11 @@ class StudySearch(SearchAlgorithm):
     def is_finished(self) -> bool:
         return self._finished or (not self._backlog and self._asked() >= self._num_trials)
 
+    def _begun(self) -> list[FrozenTrial]:
+        return [t for t in self._study.trials() if t.state != TrialState.WAITING]
+
     def _asked(self) -> int:
-        return sum(t.state != TrialState.WAITING for t in self._study.trials())
+        return len(self._begun())
 
     def next_trial(self) -> Trial | None:
         if self._finished:
@@ -280,10 +301,6 @@ class StudySearch(SearchAlgorithm):
                 _adopt(trial, checkpoint, result)
         return trial
 
-    def on_trial_result(self, trial_id: str, result: dict) -> None:
-        if VAL_ERROR in result:
-            self._study.report(int(trial_id), int(result[EPOCH]), float(result[VAL_ERROR]))
-
     def on_trial_complete(
         self, trial_id: str, result: dict | None = None, error: bool = False
     ) -> None:
@@ -291,7 +308,7 @@ class StudySearch(SearchAlgorithm):
         result = result or {}
         value = result.get(VAL_ERROR)
         if value is not None and END not in result:
-            self.on_trial_result(trial_id, result)
+            self._study.report(int(trial_id), int(result[EPOCH]), float(value))
         if error:
             end, reason = FAILED, "its process was lost more often than --max-failures allows"
         elif END in result:

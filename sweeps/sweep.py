@@ -274,7 +274,7 @@ class _Driver:
         (options.folder / OPTIONS).write_text(json.dumps(options.to_dict(), indent=1))
         study = Study(options.folder / JOURNAL, options.name, options.seed, options.startup_trials)
         if not any(trial.state.name != "WAITING" for trial in study.trials()):
-            for point in self.sweep.first:
+            for point in self.sweep.first[: options.num_trials]:
                 study.enqueue(point)
         parent = tracking.start_sweep(
             self.client, self.where, options.name, {**options.to_dict(), **asdict(self.sweep.space)}
@@ -306,7 +306,7 @@ class _Driver:
         start_ray()
         share = allot(options, ray.cluster_resources())
         tenth = max(1, options.epochs // 10)
-        asha = Asha(options.epochs, options.grace_epochs or tenth, options.reduction_factor)
+        asha = Asha(options.epochs, options.grace_epochs or tenth, options.reduction_factor, study)
         search = StudySearch(
             study, self.suggest, asha, options.num_trials, share.concurrent, options.epochs
         )

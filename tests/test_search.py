@@ -196,3 +196,23 @@ def test_the_search_ends_when_all_have_been_asked(study):
     for _ in range(2):
         study.ask(point)
     assert search.is_finished() and search.next_trial() is None
+
+
+def test_a_stop_that_nobody_was_told_of_is_told_at_the_resume(study):
+    # A kill between ASHA's decision and the tell: the trial must not go on to the next rung.
+    for number, value in enumerate((0.5, 0.4, 0.6)):
+        study.ask(point)
+        study.report(number, 1, value)
+    for number in (0, 1):
+        study.tell(number, STOPPED, "", None)
+    search_over(study, Asha(9, 1, 3))
+    assert study.trials()[2].state == TrialState.PRUNED
+    assert "above the cut" in study.trials()[2].user_attrs["end_reason"]
+
+
+def test_a_value_is_in_the_study_before_anything_is_decided_on_it(study):
+    asha = added(Asha(9, 1, 3, study), 3)
+    for number, value in enumerate((0.5, 0.4, 0.6)):
+        study.ask(point)
+        feed(asha, number, 1, value)
+    assert [t.intermediate_values for t in study.trials()] == [{1: 0.5}, {1: 0.4}, {1: 0.6}]

@@ -38,7 +38,7 @@ def test_three_kills_and_a_resume(toy):
     ends = audit(toy, TRIALS)
     assert "COMPLETE" in ends.values()
     after = toy.study().get_trials()
-    assert all(after[number].params == params for number, params in before.items() if params)
+    assert all(params.items() <= after[number].params.items() for number, params in before.items())
     # Two slots, three kills: at most the epoch in hand and the one not yet saved are done again.
     repeated = sum(count - 1 for count in toy.epochs().values())
     assert repeated <= 3 * 2 * 2
