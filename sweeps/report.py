@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-    from sweeps.search import Study
-
 BEST_SHOWN = 10
 COLUMNS = {  # heading: parameters shown under it
     "lr D/EG": ("lr_d", "lr_g"),
@@ -37,7 +35,7 @@ COLUMNS = {  # heading: parameters shown under it
 }
 
 
-def report(options: Options, study: Study, client: MlflowClient, experiment: str) -> str:
+def report(options: Options, study: optuna.Study, client: MlflowClient, experiment: str) -> str:
     """The report of a sweep as text: tables at most 100 columns wide, then the next commands."""
     runs = {
         run.data.tags[tracking.TRIAL]: run
@@ -57,7 +55,7 @@ def report(options: Options, study: Study, client: MlflowClient, experiment: str
                 highlight=False,
             )
     console.print(_ends(runs))
-    console.print(_importance(study.records))
+    console.print(_importance(study))
     console.print(_cost(runs))
     uri = "" if options.uri == tracking.default_uri(Path("runs")) else f" URI={options.uri}"
     name = f"--name {options.name}"
@@ -206,13 +204,13 @@ def load(name: str, output_dir: Path, tracking_uri: str | None) -> Options:
 
 def main() -> None:
     from ali.cli import parse_args
-    from sweeps.search import Study
+    from sweeps.search import read
 
     asked = parse_args(ReportOptions)
     options = load(asked.name, asked.output_dir, asked.tracking_uri)
     client = tracking.connect(options.uri)
     experiment = tracking.experiment_id(client, options.output_dir)
-    study = Study(options.folder / JOURNAL, options.name, options.seed)
+    study = read(options.folder / JOURNAL, options.name)
     print(report(options, study, client, experiment), end="")
 
 

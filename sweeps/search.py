@@ -120,6 +120,13 @@ class Study:
         )
 
 
+def read(journal: Path, name: str) -> optuna.Study:
+    """A sweep's study to look at, which a driver may be writing: nothing is mended or added."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    return optuna.load_study(study_name=name, storage=storage)
+
+
 def _mend(journal: Path) -> None:
     """Removes what a killed driver may leave: its lock and half a last line.
 

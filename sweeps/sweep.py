@@ -372,7 +372,7 @@ class _Driver:
             for key, value in self.experiment.baselines(self.base).items():
                 self.client.log_metric(to.parent_run_id, key, value)
         prune(self.options.folder, study, self.options.keep)
-        print(report(self.options, study, self.client, to.experiment))
+        print(report(self.options, study.records, self.client, to.experiment))
         return 0
 
 

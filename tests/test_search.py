@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from ali.config import EPOCH, VAL_ERROR, Config
-from sweeps.search import Asha, Study, StudySearch
+from sweeps.search import Asha, Study, StudySearch, read
 from sweeps.space import PAPER, Space, suggest
 from sweeps.tracking import COMPLETED, CONFIG, DIVERGED, END, STOPPED
 
@@ -216,3 +216,13 @@ def test_a_value_is_in_the_study_before_anything_is_decided_on_it(study):
         study.ask(point)
         feed(asha, number, 1, value)
     assert [t.intermediate_values for t in study.trials()] == [{1: 0.5}, {1: 0.4}, {1: 0.6}]
+
+
+def test_looking_at_a_sweep_leaves_its_journal_and_its_drivers_lock_alone(study, tmp_path):
+    study.ask(point)
+    journal, lock = tmp_path / "journal", tmp_path / "journal.lock"
+    half = journal.read_bytes() + b'{"op_code": 4, "worker_id": "ab'
+    journal.write_bytes(half)
+    lock.symlink_to(journal)
+    assert len(read(journal, "s").trials) == 1
+    assert journal.read_bytes() == half and lock.is_symlink()
