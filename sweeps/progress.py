@@ -28,8 +28,6 @@ class Progress(tune.Callback):
         self._options, self._study, self._to = options, study, to
         self._client: MlflowClient | None = None
         self._courier = tracking.Courier(f"sweep {options.name}", options.outage_seconds)
-        self._start = time.monotonic()
-        self._trained = 0.0  # slot-seconds spent in trials
         self._slots = share.concurrent
         self._checkpoint_bytes = 0
         ended = sum(t.state.is_finished() for t in study.trials())
@@ -50,11 +48,6 @@ class Progress(tune.Callback):
         """Waits for MLflow to have taken every end state."""
         self._courier.close()
 
-    @property
-    def busy_share(self) -> float:
-        """Share of the slots' time that went into epochs, in [0, 1]."""
-        return self._trained / (self._slots * (time.monotonic() - self._start))
-
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         config = trial.config
         verb = "goes on" if trial.checkpoint else "starts"
@@ -69,7 +62,6 @@ class Progress(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **_: Any
     ) -> None:
-        self._trained += result.get("time_this_iter_s", 0.0)
         if EPOCH not in result or tracking.END in result:
             return
         value = result.get(VAL_ERROR)
