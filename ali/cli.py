@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -112,14 +113,17 @@ def terminable() -> Iterator[None]:
 
 
 def make_folder(path: Path) -> Path:
-    """Creates the output folder and its parents. Raises UserError where that cannot be done."""
+    """Creates the output folder and its parents, and checks that it takes files.
+
+    Raises UserError where it does not.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK):
-            raise PermissionError(13, "no permission to write in it")
+        with tempfile.TemporaryFile(dir=path) as probe:  # a full disk takes the name, not the bytes
+            probe.write(b"x")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot create {path}: {reason}; choose another folder") from error
+        raise UserError(f"cannot write to {path}: {reason}; choose another --output-dir") from error
     return path
 
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from ali.cli import make_folder, parse_args
 from ali.config import EPOCH, TEST_ERROR_MEAN, TEST_ERROR_STD, VAL_ERROR, Config
 from ali.errors import UserError
 from sweeps import tracking
-from sweeps.sweep import make_folder, only_driver
+from sweeps.sweep import only_driver
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -268,8 +269,6 @@ class _Training:
 
 
 def main() -> int:
-    from ali.cli import parse_args
-
     return train_best(parse_args(Options))
 
 

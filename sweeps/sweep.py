@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ali.cli import make_folder, parse_args
 from ali.config import EPOCH, VAL_ERROR, Config, DataName, Precision
 from ali.errors import UserError
 from sweeps import tracking
@@ -160,8 +161,6 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
 
     Raises UserError where a resume asks for what would make the sweep's trials incomparable.
     """
-    from ali.cli import parse_args
-
     options = parse_args(Options, argv, default=defaults)
     if not options.resume:
         return options
@@ -217,19 +216,6 @@ def _ali() -> Experiment:
     from sweeps.trainable import ALI
 
     return ALI
-
-
-def make_folder(folder: Path) -> None:
-    """Creates a folder and checks that it takes files. Raises UserError where it does not."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test-{os.getpid()}"
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror}): choose another --output-dir"
-        ) from None
 
 
 @contextlib.contextmanager
