@@ -22,9 +22,9 @@ Precision = Literal["auto", "fp32", "bf16"]
 DataName = Literal["house-numbers", "svhn"]
 
 
-@dataclass(frozen=True)
-class Config:
-    """One experiment. The defaults are the paper's SVHN model (Table 3) on the embedded data."""
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What all trials of a sweep have in common: data, size, budget, evaluation."""
 
     # Data
     data: DataName = "house-numbers"
@@ -32,11 +32,34 @@ class Config:
     data_dir: Path | None = None
     """Folder of the data set's official files (svhn); default: downloaded to ./data/<name>."""
     train_size: int | None = None
-    """Training images used, unlabelled; default: all (house-numbers: 20,000 are made)."""
+    """Training images used, unlabelled; default: all (house-numbers: 16,000 of 20,000 made)."""
 
-    # Model (Table 3)
+    # Size and budget
     width: float = 1.0
     """Multiplier of every hidden layer's feature maps; 1 is the paper's."""
+    batch_size: int = 100
+    """Images a step (M in Algorithm 1)."""
+    epochs: int = 100
+    """Passes over the training images; of a sweep's trial, its full budget."""
+    precision: Precision = "auto"
+    """fp32, or bf16 activations; auto: bf16 where the hardware multiplies matrices in it."""
+
+    # Evaluation (§4.4)
+    labels: int = 1000
+    """Labelled images the SVM sees."""
+    balanced: bool = True
+    """Draw as many labelled images of each class; otherwise at random."""
+    draws: int = 3
+    """Labelled draws averaged for val_error."""
+    eval_every: int = 1
+    """Epochs between evaluations of val_error (the last epoch is always evaluated)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Common):
+    """One experiment. The defaults are the paper's SVHN model (Table 3) on the embedded data."""
+
+    # Model (Table 3)
     slope_encoder: float = 0.01
     """Leaky ReLU slope in the encoder G_z."""
     slope_decoder: float = 0.01
@@ -69,24 +92,8 @@ class Config:
     """Adam β₁ of encoder and decoder."""
     beta2_g: float = 0.999
     """Adam β₂ of encoder and decoder."""
-    batch_size: int = 100
-    """Images a step (M in Algorithm 1)."""
-    epochs: int = 100
-    """Passes over the training images."""
-    precision: Precision = "auto"
-    """fp32, or bf16 activations; auto: bf16 where the hardware multiplies matrices in it."""
     seed: int = 0
-    """Seed of weights, data order, noise, dropout and labelled draws."""
-
-    # Evaluation (§4.4)
-    labels: int = 1000
-    """Labelled images the SVM sees."""
-    balanced: bool = True
-    """Draw as many labelled images of each class; otherwise at random."""
-    draws: int = 3
-    """Labelled draws averaged for val_error."""
-    eval_every: int = 1
-    """Epochs between evaluations of val_error (the last epoch is always evaluated)."""
+    """Seed of weights, data order, noise and dropout."""
 
     def __post_init__(self) -> None:
         _check(self)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ali.cli import make_folder, parse_args
-from ali.config import EPOCH, VAL_ERROR, Config, DataName, Precision
+from ali.config import EPOCH, VAL_ERROR, Common, Config
 from ali.errors import UserError
 from sweeps import tracking
 from sweeps.space import BRIEF, PAPER, Space
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 JOURNAL, OPTIONS, LOCK = "optuna.journal", "sweep.json", "driver.lock"
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(Common):
     """Options of a sweep."""
 
     name: str
@@ -43,24 +43,6 @@ class Options:
     """Go on with the sweep of this name; its other options are remembered."""
     num_trials: int = 50
     """Trials in all (a resume may raise it)."""
-    epochs: int = 100
-    """Full budget of a trial, in passes over its training images."""
-    data: DataName = "svhn"
-    """Data set: house-numbers (embedded, procedural) or svhn."""
-    data_dir: Path | None = None
-    """Folder with the data set's official files; default: ./data/<name>, downloaded if need be."""
-    train_size: int | None = None
-    """Training images used; default: all there are."""
-    width: float = 1.0
-    """Multiplier of every hidden layer's feature maps; 1 is the paper's."""
-    batch_size: int = 100
-    """Images a step."""
-    labels: int = 1000
-    """Labelled images behind val_error."""
-    draws: int = 3
-    """Labelled draws averaged for val_error."""
-    precision: Precision = "auto"
-    """fp32 or bf16; auto: bf16 where the hardware has it."""
     bn_with_z: bool = False
     """Also try batch norm in D(z) and D(x, z), which the paper calls unstable."""
     grace_epochs: int | None = None
@@ -127,8 +109,8 @@ class Options:
 
     def config(self) -> Config:
         """What all trials of the sweep have in common."""
-        shared = {f.name for f in fields(Config)} & {f.name for f in fields(self)}
-        return Config(**{name: getattr(self, name) for name in shared})
+        common = {f.name: getattr(self, f.name) for f in fields(Common)}
+        return Config(**common, seed=self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
