@@ -233,6 +233,7 @@ class _Driver:
         self.sweep, self.experiment, self.options = sweep, experiment, options
         self.client, self.where = client, where
         self.base = options.config()
+        self.space = replace(sweep.space, bn_with_z=sweep.space.bn_with_z or options.bn_with_z)
 
     def run(self) -> int:
         from sweeps.search import Study
@@ -245,7 +246,7 @@ class _Driver:
             for point in self.sweep.first[: options.num_trials]:
                 study.enqueue(point)
         parent = tracking.start_sweep(
-            self.client, self.where, options.name, {**options.to_dict(), **asdict(self.sweep.space)}
+            self.client, self.where, options.name, {**options.to_dict(), **asdict(self.space)}
         )
         to = tracking.Destination(options.uri, self.where, options.name, parent)
         reconcile(self.client, to, study)
@@ -256,7 +257,7 @@ class _Driver:
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         from sweeps.space import suggest
 
-        point = suggest(trial, self.sweep.space)
+        point = suggest(trial, self.space)
         return Config.from_dict(
             {**self.base.to_dict(), **point, "seed": self.options.seed + trial.number}
         ).to_dict()

@@ -15,7 +15,8 @@ def swept(tmp_path_factory):
     # The rungs are out of reach, so that no trial is stopped before its fault.
     toy = Toy(tmp_path_factory.mktemp("faults"), env={"TOY": json.dumps(FAULTS)})
     toy.output = toy.run(
-        "--num-trials", str(TRIALS), "--grace-epochs", str(EPOCHS), "--max-failures", "2"
+        *("--num-trials", str(TRIALS), "--grace-epochs", str(EPOCHS), "--max-failures", "2"),
+        "--bn-with-z",
     )
     return toy
 
@@ -99,6 +100,10 @@ def test_parameters_and_versions_are_logged(swept):
     assert params["lr_d"] == "0.0001", "the paper's own point goes first"
     (parent,) = swept.parents()
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+def test_batch_norm_with_z_is_tried_where_it_is_asked_for(swept):
+    assert all("bn_z" in trial.params for trial in swept.study().get_trials())
 
 
 def test_the_report_names_ends_and_next_commands(swept):
