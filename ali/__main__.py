@@ -262,7 +262,9 @@ def _load(options: _Trained) -> tuple[ALI, Config]:
     networks, config = load_networks(folder, device())
     if options.precision is not None:
         dtype = compute_dtype(options.precision, device())
-        networks.encoder.dtype = networks.decoder.dtype = dtype
+        for part in (networks.encoder, networks.decoder):
+            if part is not None:
+                part.dtype = dtype
     return networks, config
 
 

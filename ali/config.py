@@ -10,7 +10,14 @@ from typing import Any, Literal, get_args, get_type_hints
 from ali.errors import UserError
 
 # Metric names, as logged to MLflow and reported to Ray Tune.
-VAL_ERROR = "val_error"  # fraction in [0, 1], validation split: the objective
+VAL_ERROR = "val_error"  # fraction in [0, 1], validation split: the objective with labels
+SAMPLE_DISTANCE = "sample_distance"  # of samples from the data: the objective without labels
+SAMPLE_DIVERSITY = "sample_diversity"  # 0: samples all alike; 1: as different as the data
+CODE_USE = "code_use"  # share of what tells images apart that reconstructions get from ẑ
+PRIOR_GAP = "prior_gap"  # nats a dimension between the encodings of the data and the prior
+MODES_MISSED = "modes_missed"  # of the mixture: the objective there
+NEAR_MODES = "near_modes"  # share of the mixture's samples within 3σ of a mode
+RECONSTRUCTION_DISTANCE = "reconstruction_distance"  # mean ‖x − G_x(ẑ)‖ on the mixture
 TEST_ERROR_MEAN = "test_error_mean"  # fraction, mean over draws of the labelled set
 TEST_ERROR_STD = "test_error_std"
 D_LOSS = "d_loss"  # nats, mean of an epoch
@@ -19,7 +26,10 @@ IMAGES_PER_SECOND = "images_per_second"  # training images a second, evaluation 
 EPOCH = "epoch"  # epochs done
 
 Precision = Literal["auto", "fp32", "bf16"]
-DataName = Literal["house-numbers", "svhn"]
+Model = Literal["ali", "gan"]
+DataName = Literal[
+    "house-numbers", "svhn", "cifar10", "celeba", "tiny-imagenet", "mixture", "folder"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +38,23 @@ class Common:
 
     # Data
     data: DataName = "house-numbers"
-    """Data set: house-numbers (embedded, procedural) or svhn."""
+    """Data set, and with it the paper's table of networks; mixture and house-numbers need no files,
+    folder is the user's own images."""
     data_dir: Path | None = None
-    """Folder of the data set's official files (svhn); default: downloaded to ./data/<name>."""
+    """Folder of the data set's official files, or of the images; default: ./data/<name>,
+    downloaded if need be."""
+    image_size: Literal[32, 64] = 32
+    """Pixels a side of folder's images, centre-cropped: 32 (Table 3) or 64 (Table 5)."""
+    modes: Literal[9, 25] = 9
+    """Gaussians of mixture, on a square grid (Fig. 7)."""
     train_size: int | None = None
     """Training images used, unlabelled; default: all (house-numbers: 16,000 of 20,000 made)."""
 
     # Size and budget
+    model: Model = "ali"
+    """ali, or gan: the same decoder and discriminator without encoder and z."""
+    levels: int = 1
+    """Stochastic layers z₁ … z_L of ALI (§2.6)."""
     width: float = 1.0
     """Multiplier of every hidden layer's feature maps; 1 is the paper's."""
     batch_size: int = 100
@@ -57,23 +77,23 @@ class Common:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Common):
-    """One experiment. The defaults are the paper's SVHN model (Table 3) on the embedded data."""
+    """One experiment. The defaults are the paper's, of the table that belongs to the data set."""
 
-    # Model (Table 3)
-    slope_encoder: float = 0.01
-    """Leaky ReLU slope in the encoder G_z."""
-    slope_decoder: float = 0.01
-    """Leaky ReLU slope in the decoder G_x."""
-    slope_discriminator: float = 0.01
-    """Leaky ReLU slope in the discriminator."""
-    dropout_x: float = 0.2
-    """Dropout probability at the input of every layer of D(x)."""
-    dropout_z: float = 0.2
-    """Dropout probability at the input of every layer of D(z)."""
-    dropout_xz: float = 0.2
-    """Dropout probability at the input of every layer of D(x, z)."""
-    bn_x: tuple[bool, ...] = (False, True, True, True, True)
-    """Batch norm after each convolution of D(x), first to last."""
+    # Networks; None: what the data set's table has
+    slope_encoder: float | None = None
+    """Leaky ReLU slope in the encoder G_z; default: the table's."""
+    slope_decoder: float | None = None
+    """Leaky ReLU slope in the decoder G_x; default: the table's."""
+    slope_discriminator: float | None = None
+    """Leaky ReLU slope in the discriminator; default: the table's."""
+    dropout_x: float | None = None
+    """Dropout probability at the input of every layer of D(x); default: the table's."""
+    dropout_z: float | None = None
+    """Dropout probability at the input of every layer of D(z); default: the table's."""
+    dropout_xz: float | None = None
+    """Dropout probability at the input of every layer of D(x, z); default: the table's."""
+    bn_x: tuple[bool, ...] | None = None
+    """Batch norm after each convolution of D(x), first to last; default: the table's."""
     bn_z: bool = False
     """Batch norm in D(z), which §4 reports as unstable."""
     bn_xz: bool = False
@@ -106,7 +126,7 @@ class Config(Common):
         """Plain JSON types; `Config.from_dict` gives the same experiment back."""
         plain = dataclasses.asdict(self)
         plain["data_dir"] = None if self.data_dir is None else str(self.data_dir)
-        plain["bn_x"] = list(self.bn_x)
+        plain["bn_x"] = None if self.bn_x is None else list(self.bn_x)
         return plain
 
     @classmethod
@@ -118,7 +138,7 @@ class Config(Common):
         values = dict(plain)
         if values.get("data_dir") is not None:
             values["data_dir"] = Path(values["data_dir"])
-        if "bn_x" in values:
+        if values.get("bn_x") is not None:
             values["bn_x"] = tuple(values["bn_x"])
         try:
             return cls(**values)
@@ -134,26 +154,24 @@ def _check(config: Config) -> None:
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option} must be {domain}, not {getattr(config, name)!r}")
 
-    for name, choices in (("data", get_args(DataName)), ("precision", get_args(Precision))):
-        need(getattr(config, name) in choices, name, "one of " + ", ".join(choices))
-    for name in ("slope_encoder", "slope_decoder", "slope_discriminator"):
-        need(0 <= getattr(config, name) <= 1, name, "in [0, 1]")
-    for name in (
-        "dropout_x",
-        "dropout_z",
-        "dropout_xz",
-        "beta1_d",
-        "beta2_d",
-        "beta1_g",
-        "beta2_g",
-    ):
+    named = {"data": DataName, "precision": Precision, "model": Model}
+    for name, literal in (named | {"image_size": Literal[32, 64], "modes": Literal[9, 25]}).items():
+        choices = get_args(literal)
+        need(getattr(config, name) in choices, name, "one of " + ", ".join(map(str, choices)))
+    for who in ("encoder", "decoder", "discriminator"):
+        slope = getattr(config, f"slope_{who}")
+        need(slope is None or 0 <= slope <= 1, f"slope_{who}", "in [0, 1]")
+    for part in ("x", "z", "xz"):
+        dropout = getattr(config, f"dropout_{part}")
+        need(dropout is None or 0 <= dropout < 1, f"dropout_{part}", "in [0, 1)")
+    for name in ("beta1_d", "beta2_d", "beta1_g", "beta2_g"):
         need(0 <= getattr(config, name) < 1, name, "in [0, 1)")
     for name in ("lr_d", "lr_g"):
         need(0 < getattr(config, name) < float("inf"), name, "a positive number")
-    for name in ("epochs", "labels", "draws", "eval_every"):
+    for name in ("epochs", "labels", "draws", "eval_every", "levels"):
         need(getattr(config, name) >= 1, name, "at least 1")
     need(config.batch_size >= 2, "batch_size", "at least 2 (batch norm needs two images)")
     need(0 < config.width <= 8, "width", "in (0, 8]")
     need(config.train_size is None or config.train_size >= 1, "train_size", "at least 1")
     need(config.seed >= 0, "seed", "0 or more")
-    need(len(config.bn_x) == 5, "bn_x", "five truth values, one a convolution of D(x)")
+    need(config.model == "ali" or config.levels == 1, "levels", "1 for a gan, which has one z")

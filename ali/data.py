@@ -155,8 +155,12 @@ def _check_draw(y: np.ndarray | None, n: int, balanced: bool, classes: int) -> N
 
 
 def to_unit(x: Tensor) -> Tensor:
-    """Pixels in [0, 1]: uint8 (B, H, W, C) → fp32 (B, C, H, W) in channels_last memory."""
-    return x.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    """Pixels in [0, 1]: uint8 (B, H, W, C) → fp32 (B, C, H, W) in channels_last memory.
+
+    Points of the plane, fp32, stay as they are.
+    """
+    x = x.permute(0, 3, 1, 2)
+    return x if x.is_floating_point() else x.to(torch.float32).div_(255)
 
 
 def batches(x: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

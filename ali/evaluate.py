@@ -14,7 +14,7 @@ from ali import svm
 from ali.config import Config
 from ali.data import Dataset, Images, draw_labelled, to_unit
 from ali.errors import UserError
-from ali.networks import ALI
+from ali.networks import ALI, Normal
 
 # Labelled draw number i is the same in every trial, whatever its seed: trials are compared on the
 # same labels, which takes the draws' part out of the difference between two val_errors.
@@ -33,13 +33,13 @@ def features(networks: ALI, x: np.ndarray) -> np.ndarray:
     Batch norm uses its running statistics; the networks' mode is left as it was.
     """
     with _evaluating(networks):
-        return torch.cat([networks.encoder.features(h).cpu() for h in _chunks(networks, x)]).numpy()
+        return torch.cat([networks.features(h).cpu() for h in _chunks(networks, x)]).numpy()
 
 
 def mu(networks: ALI, x: np.ndarray) -> np.ndarray:
     """Mean of q(z | x) for x, uint8 (N, H, W, 3): fp32 (N, 256), with running statistics."""
     with _evaluating(networks):
-        return torch.cat([networks.encoder(h)[0].cpu() for h in _chunks(networks, x)]).numpy()
+        return torch.cat([networks.sees()(h)[0].cpu() for h in _chunks(networks, x)]).numpy()
 
 
 def val_error(networks: ALI, dataset: Dataset, config: Config) -> float:
@@ -130,15 +130,15 @@ def _pixels(x: np.ndarray) -> np.ndarray:
 def samples(networks: ALI, n: int = 100, seed: int = 0) -> np.ndarray:
     """n samples x̃ = G_x(z), z ~ N(0, I): Figures 2(a) to 5(a)."""
     with _evaluating(networks):
-        z = _normal((n, networks.table.z), seed, networks)
-        return _grid(networks.decoder(z), columns=round(n**0.5))
+        z = networks.decoder.prior(n, _normal(seed, networks))
+        return _grid(networks.decoder(*z), columns=round(n**0.5))
 
 
 def reconstructions(networks: ALI, x: np.ndarray, seed: int = 0) -> np.ndarray:
     """x, uint8 (N, H, W, 3), in the odd columns, G_x(ẑ), ẑ ~ q(z | x), right of each: Fig. 2(b)."""
     with _evaluating(networks):
         source = torch.cat(list(_chunks(networks, x)))
-        pairs = torch.stack([source, networks.decoder(_z_hat(networks, source, seed))], dim=1)
+        pairs = torch.stack([source, networks.decoder(*_z_hat(networks, source, seed))], dim=1)
         return _grid(pairs.flatten(0, 1), columns=2 * max(1, round((2 * len(x)) ** 0.5 / 2)))
 
 
@@ -155,23 +155,26 @@ def interpolations(
         raise UserError(f"an interpolation needs two images, not {len(x)}")
     with _evaluating(networks):
         ends = torch.cat(list(_chunks(networks, x[: 2 * rows])))
-        first, last = _z_hat(networks, ends, seed)[:, None].chunk(2)  # (rows, 1, z)
         t = torch.linspace(0, 1, steps, device=ends.device)[:, None]
-        line = networks.decoder(((1 - t) * first + t * last).flatten(0, 1))
+
+        def between(z_hat: Tensor) -> Tensor:
+            first, last = z_hat[:, None].chunk(2)  # (rows, 1, z)
+            return ((1 - t) * first + t * last).flatten(0, 1)
+
+        line = networks.decoder(*map(between, _z_hat(networks, ends, seed)))
         line = line.view(rows, steps, *ends.shape[1:])
         shown = torch.cat([ends[:rows, None], line, ends[rows:, None]], dim=1)
         return _grid(shown.flatten(0, 1), columns=steps + 2)
 
 
-def _z_hat(networks: ALI, x: Tensor, seed: int) -> Tensor:
-    mu, log_sigma = networks.encoder(x)
-    return mu + log_sigma.exp() * _normal(tuple(mu.shape), seed, networks)
+def _z_hat(networks: ALI, x: Tensor, seed: int) -> tuple[Tensor, ...]:
+    return networks.sees().sample(x, _normal(seed, networks))
 
 
-def _normal(shape: tuple[int, ...], seed: int, networks: ALI) -> Tensor:
+def _normal(seed: int, networks: ALI) -> Normal:
     """Drawn on the CPU from a generator of its own: the same on every device."""
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return noise.to(_device(networks))
+    generator = torch.Generator().manual_seed(seed)
+    return lambda shape: torch.randn(shape, generator=generator).to(_device(networks))
 
 
 def _grid(images: Tensor, columns: int) -> np.ndarray:

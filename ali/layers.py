@@ -70,6 +70,13 @@ def leaky_relu_dropout(
     return _LeakyReLUDropout.apply(h, slope, multiplier)
 
 
+def maxout(h: Tensor, pieces: int) -> Tensor:
+    """Maximum over `pieces` adjacent maps: (B, C, …) → (B, C / pieces, …), layout kept."""
+    if h.dim() == 2:
+        return h.unflatten(1, (-1, pieces)).max(dim=2).values
+    return _nchw(_nhwc(h).unflatten(3, (-1, pieces)).max(dim=4).values)
+
+
 class _LeakyReLUDropout(torch.autograd.Function):
     """Keeps the joint multiplier, or without dropout the output; never h, which can be freed."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -15,20 +15,25 @@ from ali.errors import UserError
 from ali.tables import (
     CONV,
     LEAKY,
+    LINEAR,
     MAP,
+    MAXOUT,
     NONE,
     PIXEL,
-    TABLE3,
+    SIGMOID,
     TCONV,
     Row,
     Rows,
     Table,
     configured,
+    out_maps,
     out_size,
 )
 
-WEIGHT_STD = 0.01  # "Isotropic gaussian (μ = 0, σ = 0.01), Constant(0)"
 PIXEL_EPS = 1e-7  # keeps the log-odds of an always-black pixel finite
+POOLED = 4  # pixels a side of a GAN's features, as in the DCGAN row of Table 1
+
+Normal = Callable[[tuple[int, ...]], Tensor]  # shape → N(0, 1) numbers on the networks' device
 
 
 class Layer(nn.Module):
@@ -78,20 +83,21 @@ class Layer(nn.Module):
                 layers.BN_EPS,
             )
         if self.bias is not None and self.row.bias == PIXEL:
-            return h.float() + self.bias
+            biased = h.float() + self.bias.view(h.shape[1:])
+            return biased if self.row.nonlinearity == SIGMOID else biased.to(h.dtype)
         return h
 
 
 class Chain(nn.Sequential):
-    """Rows one after the other, from `in_maps` maps of `size` × `size` pixels."""
+    """Rows one after the other, from `in_maps` maps of `size` × `size` pixels; none: identity."""
 
-    def __init__(self, rows: Rows, in_maps: int, size: int, slope: float) -> None:
+    def __init__(self, rows: Rows, in_maps: int, size: int, slope: float, pieces: int = 1) -> None:
         built: list[Layer] = []
         for row in rows:
             built.append(Layer(row, in_maps, size))
-            in_maps, size = row.maps, built[-1].size
+            in_maps, size = out_maps(row, pieces), built[-1].size
         super().__init__(*built)
-        self.rows, self.slope = built, slope
+        self.rows, self.slope, self.pieces, self.out_maps = built, slope, pieces, in_maps
 
     def forward(self, *parts: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The output for the parts' concatenation along the batch; shares its statistics.
@@ -100,17 +106,32 @@ class Chain(nn.Sequential):
         that needs none. In training mode dropout masks are drawn from `generator` (None: no
         dropout).
         """
+        return self.ends(*parts, generator=generator)[1]
+
+    def ends(
+        self, *parts: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor | None, Tensor]:
+        """What the last row gets (None where it is the only one), and the output."""
+        if not self.rows:
+            return None, torch.cat(parts).flatten(1)
         rng = generator if self.training else None
         first, p = self.rows[0], self.rows[0].row.dropout
         outputs = [first.operation(layers.dropout(part, p, rng)) for part in parts]
         h = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        last = None
         for layer, following in pairwise(self.rows):
-            h = layer.normalise(h)
-            h = layers.leaky_relu_dropout(h, self.slope, following.row.dropout, rng)
-            h = following.operation(h)
-        h = self.rows[-1].normalise(h)
-        if self.rows[-1].row.nonlinearity == LEAKY:
-            h = layers.leaky_relu_dropout(h, self.slope, 0.0, None)
+            last = self.activation(layer.normalise(h), layer.row, following.row.dropout, rng)
+            h = following.operation(last)
+        return last, self.activation(self.rows[-1].normalise(h), self.rows[-1].row)
+
+    def activation(
+        self, h: Tensor, row: Row, p: float = 0.0, rng: torch.Generator | None = None
+    ) -> Tensor:
+        """The row's nonlinearity (of the sigmoid the argument), then dropout."""
+        if row.nonlinearity == LEAKY:
+            return layers.leaky_relu_dropout(h, self.slope, p, rng)
+        if row.nonlinearity == MAXOUT:
+            return layers.dropout(layers.maxout(h, self.pieces), p, rng)
         return h
 
     def preactivations(self, h: Tensor) -> list[Tensor]:
@@ -123,21 +144,41 @@ class Chain(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """G_z: q(z | x) = N(μ(x), σ²(x) I)."""
+    """G_z: q(z₁ | x) = N(μ(x), σ²(x) I), and q(z_l | z_1 … z_{l−1}, x) for the levels above (§2.6).
 
-    def __init__(self, table: Table, slope: float, dtype: torch.dtype) -> None:
+    Those are Gaussian too; of x they see what the last row of the table sees. With a table's
+    `noise`, z₁ is a deterministic function of x and that noise (Fig. 7).
+    """
+
+    def __init__(self, table: Table, levels: int, slope: float, dtype: torch.dtype) -> None:
         super().__init__()
         maps, size, _ = table.image
-        self.layers = Chain(table.encoder, maps, size, slope)
-        self.dtype = dtype
+        self.layers = Chain(table.encoder, maps + table.noise, size, slope)
+        seen, rows = table.encoder[-2].maps, _level_rows(table)
+        self.upper = nn.ModuleList(
+            Chain(rows, seen + level * table.z, 1, slope) for level in range(1, levels)
+        )
+        self.noise, self.dtype = table.noise, dtype
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, 3, H, W) in [0, 1] → μ, log σ, each (B, z) fp32; log σ is not clamped."""
+        """x (B, 3, H, W) in [0, 1] → μ, log σ of z₁, each (B, z) fp32; log σ is not clamped."""
         mu, log_sigma = self.layers(self._cast(x)).float().chunk(2, dim=1)
         return mu, log_sigma
 
+    def sample(self, x: Tensor, normal: Normal) -> tuple[Tensor, ...]:
+        """x (B, C, H, W) → ẑ₁ … ẑ_L ~ q(z | x), each (B, z) fp32."""
+        if self.noise:
+            x = torch.cat([x, normal((len(x), self.noise, *x.shape[2:]))], dim=1)
+        seen, out = self.layers.ends(self._cast(x))
+        z_hat = [out.float() if self.noise else _gaussian(out, normal)]
+        for chain in self.upper:
+            assert seen is not None
+            below = torch.cat([seen, *(z.to(self.dtype) for z in z_hat)], dim=1)
+            z_hat.append(_gaussian(chain(below), normal))
+        return tuple(z_hat)
+
     def features(self, x: Tensor) -> Tensor:
-        """x (B, 3, H, W) → (B, 5376) fp32 for the SVM of §4.4 (at width 1).
+        """x (B, 3, H, W) → (B, 5376) fp32 for the SVM of §4.4 (Table 3 at width 1).
 
         The last three hidden layers after batch norm and before the leaky ReLU (4096, 512, 512),
         and μ (256), as the authors' code has it; the paper's 8960 fits no set of its layers.
@@ -151,55 +192,126 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """G_x: deterministic, x̃ = G_x(z)."""
+    """G_x: x̃ = G_x(z₁ … z_L), deterministic, and p(z_l | z_{l+1} … z_L), Gaussian (§2.6)."""
 
-    def __init__(self, table: Table, slope: float, dtype: torch.dtype) -> None:
+    def __init__(self, table: Table, levels: int, slope: float, dtype: torch.dtype) -> None:
         super().__init__()
-        self.layers = Chain(table.decoder, table.z, 1, slope)
-        self.dtype = dtype
+        self.layers = Chain(table.decoder, levels * table.z, 1, slope)
+        rows = _level_rows(table)
+        self.upper = nn.ModuleList(
+            Chain(rows, above * table.z, 1, slope) for above in range(1, levels)
+        )
+        self.image, self.z, self.dtype = table.image, table.z, dtype
+        self.linear = table.decoder[-1].nonlinearity == LINEAR
 
-    def forward(self, z: Tensor) -> Tensor:
-        """z (B, z) → x̃ (B, 3, H, W) fp32 in [0, 1]."""
-        return self.layers(z.to(self.dtype)).sigmoid()
+    def forward(self, *z: Tensor) -> Tensor:
+        """z₁ … z_L, each (B, z) → x̃ (B, C, H, W) fp32, images in [0, 1]."""
+        out = self.layers(torch.cat([part.to(self.dtype) for part in z], dim=1))
+        x_tilde = out.float() if self.linear else out.sigmoid()
+        return x_tilde.view(len(out), *self.image) if x_tilde.dim() == 2 else x_tilde
+
+    def prior(self, n: int, normal: Normal) -> tuple[Tensor, ...]:
+        """z₁ … z_L ~ p(z), each (n, z) fp32: z_L is standard normal."""
+        return self.given(normal((n, self.z)), normal)
+
+    def given(self, z_top: Tensor, normal: Normal) -> tuple[Tensor, ...]:
+        """z₁ … z_L with z_L = z_top (n, z), the others ~ p(z_l | z_{l+1} … z_L)."""
+        z = [z_top]
+        for chain in self.upper:
+            above = torch.cat([part.to(self.dtype) for part in z], dim=1)
+            z.insert(0, _gaussian(chain(above), normal))
+        return tuple(z)
 
 
 class Discriminator(nn.Module):
-    """D(x, z): the logit that (x, z) comes from the encoder's joint."""
+    """D(x, z): the logit that (x, z₁ … z_L) comes from the encoder's joint; a GAN's sees no z."""
 
-    def __init__(self, table: Table, slope: float, dtype: torch.dtype) -> None:
+    def __init__(self, table: Table, levels: int, slope: float, dtype: torch.dtype) -> None:
         super().__init__()
         maps, size, _ = table.image
-        self.x = Chain(table.d_x, maps, size, slope)
-        self.z = Chain(table.d_z, table.z, 1, slope)
-        self.xz = Chain(table.d_xz, table.d_x[-1].maps + table.d_z[-1].maps, 1, slope)
+        self.x = Chain(table.d_x, maps, size, slope, table.pieces)
+        joint = self.x.out_maps
+        if levels:
+            self.z = Chain(table.d_z, levels * table.z, 1, slope, table.pieces)
+            joint += self.z.out_maps
+        self.xz = Chain(table.d_xz, joint, 1, slope, table.pieces)
         self.dtype = dtype
 
-    def forward(self, x: Tensor, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """x (B, 3, H, W), z (B, z) → logit (B,) fp32; dropout as in `both`."""
-        return self.both((x,), (z,), generator)
+    def forward(
+        self, x: Tensor, z: Tensor | None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """x (B, C, H, W), z (B, L·z) → logit (B,) fp32; dropout as in `both`."""
+        return self.both((x,), () if z is None else (z,), generator)
 
     def both(
         self, x: Sequence[Tensor], z: Sequence[Tensor], generator: torch.Generator | None = None
     ) -> Tensor:
         """Logits (ΣB,) fp32 of several batches, concatenated: one pass, shared batch norm.
 
-        In training mode dropout masks are drawn from `generator`; None: no dropout.
+        `z` is empty for a GAN. In training mode dropout masks are drawn from `generator`; None: no
+        dropout.
         """
         images = [part.to(self.dtype, memory_format=torch.channels_last) for part in x]
-        h_x = self.x(*images, generator=generator)
-        h_z = self.z(*(part.to(self.dtype) for part in z), generator=generator)
-        return self.xz(torch.cat([h_x, h_z], dim=1), generator=generator).float().squeeze(1)
+        h = self.x(*images, generator=generator)
+        if z:
+            h_z = self.z(*(part.to(self.dtype) for part in z), generator=generator)
+            h = torch.cat([h, h_z], dim=1)
+        return self.xz(h, generator=generator).float().squeeze(1)
+
+    def features(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) → (B, D) fp32: D(x)'s layers, max-pooled to 4×4 (Table 1's DCGAN row)."""
+        h, seen = x.to(self.dtype, memory_format=torch.channels_last), []
+        for layer in self.x.rows:
+            h = self.x.activation(layer.normalise(layer.operation(h)), layer.row)
+            pooled = F.adaptive_max_pool2d(h, POOLED) if h.dim() == 4 and layer.size > POOLED else h
+            seen.append(pooled.float().flatten(1))
+        return torch.cat(seen, dim=1)
 
 
 class ALI(nn.Module):
-    """The three networks of one experiment."""
+    """The three networks of one experiment; a GAN has no encoder."""
 
     def __init__(self, table: Table, config: Config, dtype: torch.dtype) -> None:
         super().__init__()
-        self.table = table
-        self.encoder = Encoder(table, config.slope_encoder, dtype)
-        self.decoder = Decoder(table, config.slope_decoder, dtype)
-        self.discriminator = Discriminator(table, config.slope_discriminator, dtype)
+
+        def slope(given: float | None) -> float:
+            return table.slope if given is None else given
+
+        gan = config.model == "gan"
+        self.table, self.levels = table, config.levels
+        self.encoder = (
+            None if gan else Encoder(table, config.levels, slope(config.slope_encoder), dtype)
+        )
+        self.decoder = Decoder(table, config.levels, slope(config.slope_decoder), dtype)
+        self.discriminator = Discriminator(
+            table, 0 if gan else config.levels, slope(config.slope_discriminator), dtype
+        )
+
+    def sees(self) -> Encoder:
+        """The encoder. Raises UserError for a GAN."""
+        if self.encoder is None:
+            raise UserError("a GAN has no encoder: it only samples; train with --model ali")
+        return self.encoder
+
+    def features(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) → (B, D) fp32 for the SVM: of the encoder, or a GAN's discriminator."""
+        source = self.discriminator if self.encoder is None else self.encoder
+        return source.features(x)
+
+
+def _level_rows(table: Table) -> Rows:
+    """A Gaussian level's [μ, log σ]: two hidden layers as wide as the encoder's last.
+
+    The paper gives none; batch norm as it asks for in all of G_z and G_x but the outputs (§4).
+    """
+    hidden = Row(CONV, 1, 1, table.encoder[-2].maps, True, 0.0, LEAKY, NONE)
+    return hidden, hidden, Row(CONV, 1, 1, 2 * table.z, False, 0.0, LINEAR, MAP)
+
+
+def _gaussian(out: Tensor, normal: Normal) -> Tensor:
+    """[μ, log σ] (B, 2·z) → μ + σ ⊙ ε (B, z) fp32."""
+    mu, log_sigma = out.float().chunk(2, dim=1)
+    return mu + log_sigma.exp() * normal(tuple(mu.shape))
 
 
 def build(
@@ -213,19 +325,21 @@ def build(
     Args:
         pixel_mean: (3, H, W) in [0, 1], mean of training images; the decoder's last bias starts
             at its log-odds (None: at 0).
-        dtype: what activations are computed in; weights are fp32 in any case.
+        dtype: what activations are computed in; weights are fp32 in any case. Points of the plane
+            are fp32 always: their modes are narrower than bf16's steps.
     """
     generator = generator or torch.Generator().manual_seed(config.seed)
-    networks = ALI(configured(TABLE3, config), config, dtype)
+    table = configured(config)
+    networks = ALI(table, config, torch.float32 if table.image[1] == 1 else dtype)
     for layer in networks.modules():
         if isinstance(layer, Layer):
-            nn.init.normal_(layer.weight, 0.0, WEIGHT_STD, generator=generator)
-    if pixel_mean is not None:
+            nn.init.normal_(layer.weight, 0.0, table.weight_std, generator=generator)
+    last = networks.decoder.layers.rows[-1]
+    if pixel_mean is not None and last.row.bias == PIXEL:
         with torch.no_grad():
             mean = pixel_mean.float().clamp(PIXEL_EPS, 1 - PIXEL_EPS)
-            bias = networks.decoder.layers.rows[-1].bias
-            assert bias is not None  # the table's last row is PIXEL
-            bias.copy_(mean.logit())
+            assert last.bias is not None
+            last.bias.copy_(mean.logit())
     return networks
 
 

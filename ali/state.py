@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ali.config import Config
 from ali.errors import UserError
 from ali.networks import ALI, build, compute_dtype
-from ali.tables import TABLE3
+from ali.tables import printed
 
 if TYPE_CHECKING:
     from ali.data import Images
@@ -58,10 +58,11 @@ class State:
 
         Images whose size is not the table's raise UserError.
         """
-        maps, height, width = TABLE3.image
+        maps, height, width = printed(config).image
         if images.x.shape[1:] != (height, width, maps):
             raise UserError(
-                f"training images are {images.x.shape[1:]}; Table 3 takes {(height, width, maps)}"
+                f"training images are {images.x.shape[1:]}; the networks for {config.data} take "
+                f"{(height, width, maps)}"
             )
         seeder = torch.Generator().manual_seed(config.seed)
         networks = build(
@@ -145,7 +146,10 @@ def _assemble(config: Config, networks: ALI, generator: torch.Generator) -> Stat
         fused=True,  # one pass over weights, gradients and moments
     )
     optimizer_g = torch.optim.Adam(
-        [*networks.encoder.parameters(), *networks.decoder.parameters()],
+        [
+            *(networks.encoder.parameters() if networks.encoder is not None else ()),
+            *networks.decoder.parameters(),
+        ],
         lr=config.lr_g,
         betas=(config.beta1_g, config.beta2_g),
         eps=1e-8,

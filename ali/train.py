@@ -27,14 +27,19 @@ def train_step(state: State, x: Tensor) -> tuple[Tensor, Tensor]:
     Returns (L_d, L_g) in nats, before the updates, detached fp32 scalars on the device.
     """
     networks, rng = state.networks, state.generator
-    mu, log_sigma = networks.encoder(x)
-    noise = torch.randn(mu.shape, generator=rng, device=mu.device)
-    z_hat = mu + log_sigma.exp() * noise  # ẑ ~ q(z | x)
-    z = torch.randn(mu.shape, generator=rng, device=mu.device)  # z ~ p(z)
-    x_tilde = networks.decoder(z)  # x̃ ~ p(x | z)
+
+    def normal(shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=rng, device=x.device)
+
+    pairs: tuple[Tensor, ...] = ()  # a GAN's discriminator sees no z
+    z_hat = networks.encoder.sample(x, normal) if networks.encoder is not None else ()  # ~ q(z | x)
+    z = networks.decoder.prior(len(x), normal)  # ~ p(z)
+    x_tilde = networks.decoder(*z)  # ~ p(x | z)
+    if z_hat:
+        pairs = torch.cat(z_hat, dim=1), torch.cat(z, dim=1)
 
     # ρ_q = σ(a), ρ_p = σ(b): one pass over both, so that batch norm sees the mixed batch of 2M
-    a, b = networks.discriminator.both((x, x_tilde), (z_hat, z), rng).chunk(2)
+    a, b = networks.discriminator.both((x, x_tilde), pairs, rng).chunk(2)
     loss_d, loss_g = losses(a, b)
 
     # Both gradients from that one graph, each with respect to its own weights, then both updates

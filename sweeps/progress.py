@@ -51,7 +51,7 @@ class Progress(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         config = trial.config
         verb = "goes on" if trial.checkpoint else "starts"
-        bn = "".join("01"[on] for on in config["bn_x"])
+        bn = "".join("01"[on] for on in config["bn_x"] or ())
         self._tell(lambda client: tracking.open_trial(client, self._to, trial.trial_id))
         self._say(
             f"trial {trial.trial_id} {verb}: lr {config['lr_d']:.1e}/{config['lr_g']:.1e}, "

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ali import layers
 from ali.config import Config
 from ali.errors import UserError
 from ali.networks import Layer, build, compute_dtype
@@ -178,3 +179,65 @@ def test_bf16_on_a_gpu_without_it_is_the_users_mistake(monkeypatch):
     with pytest.raises(UserError, match="--precision fp32"):
         compute_dtype("bf16", torch.device("cuda"))
     assert compute_dtype("auto", torch.device("cuda")) == torch.float32
+
+
+def test_table_2s_discriminator_has_the_authors_weights():
+    discriminator = build(Config(data="cifar10")).discriminator
+    assert sum(p.numel() for n, p in discriminator.named_parameters() if "weight" in n) == 2_607_968
+
+
+@pytest.mark.parametrize("model", ["ali", "gan"])
+@pytest.mark.parametrize("data", ["cifar10", "svhn", "celeba", "tiny-imagenet", "mixture"])
+def test_every_table_builds_and_takes_its_images(data, model):
+    config = Config(data=data, model=model, width=0.1)
+    networks, rng = build(config), torch.Generator().manual_seed(0)
+
+    def normal(shape):
+        return torch.randn(shape, generator=rng)
+
+    x = torch.rand(4, *networks.table.image, generator=rng)
+    z = networks.decoder.prior(4, normal)
+    x_tilde = networks.decoder(*z)
+    assert x_tilde.shape == x.shape
+    if model == "gan":
+        with pytest.raises(UserError, match="no encoder"):
+            networks.sees()
+        assert networks.discriminator.both((x, x_tilde), (), rng).shape == (8,)
+    else:
+        (z_hat,) = networks.sees().sample(x, normal)
+        assert z_hat.shape == z[0].shape == (4, networks.table.z)
+        assert networks.discriminator.both((x, x_tilde), (z_hat, *z), rng).shape == (8,)
+
+
+def test_a_gans_features_are_pooled_to_4_by_4():
+    networks = build(Config(model="gan", width=0.25)).eval()
+    maps = [row.maps for row in networks.table.d_x]
+    features = networks.features(torch.rand(3, 3, 32, 32))
+    assert features.shape == (3, 16 * sum(maps[:-1]) + maps[-1])
+
+
+def test_the_levels_above_the_first_see_all_below_and_x():
+    networks = build(Config(levels=3, width=0.1)).eval()
+    rng = torch.Generator().manual_seed(0)
+    draw = torch.randn(2, 256, generator=rng), torch.randn(2, 256, generator=rng)
+
+    def fixed(shape):
+        return torch.zeros(shape)
+
+    x = torch.rand(2, 3, 32, 32)
+    z_hat = networks.sees().sample(x, fixed)
+    assert [part.shape for part in z_hat] == [(2, 256)] * 3
+    assert torch.equal(z_hat[0], networks.sees()(x)[0])  # no noise: μ
+    other = networks.sees().sample(1 - x, fixed)
+    assert not torch.allclose(z_hat[2], other[2], rtol=1e-4, atol=0)
+    one, two = (networks.decoder.given(top, fixed) for top in draw)
+    assert torch.equal(one[2], draw[0])
+    assert not torch.allclose(one[0], two[0], rtol=1e-4, atol=0)
+    assert networks.decoder(*one).shape == (2, 3, 32, 32)
+
+
+def test_maxout_is_the_maximum_of_neighbouring_maps():
+    h = torch.randn(2, 6, 3, 3).to(memory_format=torch.channels_last)
+    expected = torch.stack([h[:, 0:2].amax(1), h[:, 2:4].amax(1), h[:, 4:6].amax(1)], dim=1)
+    assert torch.equal(layers.maxout(h, 2), expected)
+    assert torch.equal(layers.maxout(h[:, :, 0, 0], 2), expected[:, :, 0, 0])
