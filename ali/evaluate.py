@@ -32,14 +32,14 @@ def features(networks: ALI, x: np.ndarray) -> np.ndarray:
 
     Batch norm uses its running statistics; the networks' mode is left as it was.
     """
-    with _evaluating(networks):
-        return torch.cat([networks.features(h).cpu() for h in _chunks(networks, x)]).numpy()
+    with evaluating(networks):
+        return torch.cat([networks.features(h).cpu() for h in chunks(networks, x)]).numpy()
 
 
 def mu(networks: ALI, x: np.ndarray) -> np.ndarray:
     """Mean of q(z | x) for x, uint8 (N, H, W, 3): fp32 (N, 256), with running statistics."""
-    with _evaluating(networks):
-        return torch.cat([networks.sees()(h)[0].cpu() for h in _chunks(networks, x)]).numpy()
+    with evaluating(networks):
+        return torch.cat([networks.sees()(h)[0].cpu() for h in chunks(networks, x)]).numpy()
 
 
 def val_error(networks: ALI, dataset: Dataset, config: Config) -> float:
@@ -129,15 +129,15 @@ def _pixels(x: np.ndarray) -> np.ndarray:
 
 def samples(networks: ALI, n: int = 100, seed: int = 0) -> np.ndarray:
     """n samples x̃ = G_x(z), z ~ N(0, I): Figures 2(a) to 5(a)."""
-    with _evaluating(networks):
-        z = networks.decoder.prior(n, _normal(seed, networks))
+    with evaluating(networks):
+        z = networks.decoder.prior(n, normal(seed, networks))
         return _grid(networks.decoder(*z), columns=round(n**0.5))
 
 
 def reconstructions(networks: ALI, x: np.ndarray, seed: int = 0) -> np.ndarray:
     """x, uint8 (N, H, W, 3), in the odd columns, G_x(ẑ), ẑ ~ q(z | x), right of each: Fig. 2(b)."""
-    with _evaluating(networks):
-        source = torch.cat(list(_chunks(networks, x)))
+    with evaluating(networks):
+        source = torch.cat(list(chunks(networks, x)))
         pairs = torch.stack([source, networks.decoder(*_z_hat(networks, source, seed))], dim=1)
         return _grid(pairs.flatten(0, 1), columns=2 * max(1, round((2 * len(x)) ** 0.5 / 2)))
 
@@ -153,8 +153,8 @@ def interpolations(
     rows = min(rows, len(x) // 2)
     if rows < 1:
         raise UserError(f"an interpolation needs two images, not {len(x)}")
-    with _evaluating(networks):
-        ends = torch.cat(list(_chunks(networks, x[: 2 * rows])))
+    with evaluating(networks):
+        ends = torch.cat(list(chunks(networks, x[: 2 * rows])))
         t = torch.linspace(0, 1, steps, device=ends.device)[:, None]
 
         def between(z_hat: Tensor) -> Tensor:
@@ -168,10 +168,10 @@ def interpolations(
 
 
 def _z_hat(networks: ALI, x: Tensor, seed: int) -> tuple[Tensor, ...]:
-    return networks.sees().sample(x, _normal(seed, networks))
+    return networks.sees().sample(x, normal(seed, networks))
 
 
-def _normal(seed: int, networks: ALI) -> Normal:
+def normal(seed: int, networks: ALI) -> Normal:
     """Drawn on the CPU from a generator of its own: the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     return lambda shape: torch.randn(shape, generator=generator).to(_device(networks))
@@ -187,7 +187,7 @@ def _device(networks: ALI) -> torch.device:
     return next(networks.parameters()).device
 
 
-def _chunks(networks: ALI, x: np.ndarray) -> Iterator[Tensor]:
+def chunks(networks: ALI, x: np.ndarray) -> Iterator[Tensor]:
     """x, uint8 (N, H, W, 3), as fp32 (≤ CHUNK, 3, H, W) in [0, 1] on the networks' device."""
     for start in range(0, len(x), CHUNK):
         part = torch.from_numpy(np.array(x[start : start + CHUNK]))
@@ -195,7 +195,7 @@ def _chunks(networks: ALI, x: np.ndarray) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _evaluating(networks: ALI) -> Iterator[None]:
+def evaluating(networks: ALI) -> Iterator[None]:
     """Running statistics, no dropout, no gradients; the mode is put back."""
     was = networks.training
     networks.eval()
