@@ -174,7 +174,7 @@ def _z_hat(networks: ALI, x: Tensor, seed: int) -> tuple[Tensor, ...]:
 def normal(seed: int, networks: ALI) -> Normal:
     """Drawn on the CPU from a generator of its own: the same on every device."""
     generator = torch.Generator().manual_seed(seed)
-    return lambda shape: torch.randn(shape, generator=generator).to(_device(networks))
+    return lambda shape: torch.randn(shape, generator=generator).to(device(networks))
 
 
 def _grid(images: Tensor, columns: int) -> np.ndarray:
@@ -183,7 +183,7 @@ def _grid(images: Tensor, columns: int) -> np.ndarray:
     return grid.mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
-def _device(networks: ALI) -> torch.device:
+def device(networks: ALI) -> torch.device:
     return next(networks.parameters()).device
 
 
@@ -191,7 +191,7 @@ def chunks(networks: ALI, x: np.ndarray) -> Iterator[Tensor]:
     """x, uint8 (N, H, W, 3), as fp32 (≤ CHUNK, 3, H, W) in [0, 1] on the networks' device."""
     for start in range(0, len(x), CHUNK):
         part = torch.from_numpy(np.array(x[start : start + CHUNK]))
-        yield to_unit(part.to(_device(networks)))
+        yield to_unit(part.to(device(networks)))
 
 
 @contextmanager

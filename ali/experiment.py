@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterator
 
 import torch
 
-from ali import data, evaluate, train
-from ali.config import EPOCH, VAL_ERROR, Config
+from ali import data, evaluate, quality, train
+from ali.config import EPOCH, MODES_MISSED, SAMPLE_DISTANCE, VAL_ERROR, Config
 from ali.data import Dataset
 from ali.errors import NonFiniteError
 from ali.state import State
@@ -28,7 +29,8 @@ def run(
 
     Yields (state, metrics): always the same State, changed in place; metrics hold EPOCH, D_LOSS,
     G_LOSS, IMAGES_PER_SECOND and TRAIN_SECONDS, and every config.eval_every epochs and after the
-    last VAL_ERROR and EVAL_SECONDS. Training is the same to the bit whatever is evaluated.
+    last what `evaluated` finds, and EVAL_SECONDS. Training is the same to the bit whatever is
+    evaluated.
     Ends at once where the state has its epochs already.
 
     Raises NonFiniteError when training diverges, UserError for what the data cannot give.
@@ -45,13 +47,33 @@ def run(
         metrics |= {EPOCH: state.epoch, TRAIN_SECONDS: time.perf_counter() - start}
         if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
             start = time.perf_counter()
-            metrics[VAL_ERROR] = _val_error(state, dataset, config)
+            metrics |= evaluated(state, dataset, config)
             metrics[EVAL_SECONDS] = time.perf_counter() - start
         yield state, metrics
 
 
-def _val_error(state: State, dataset: Dataset, config: Config) -> float:
+def objective(config: Config, dataset: Dataset) -> str:
+    """The metric to select on, always minimised: MODES_MISSED, VAL_ERROR or SAMPLE_DISTANCE."""
+    if config.data == "mixture":
+        return MODES_MISSED
+    return SAMPLE_DISTANCE if dataset.valid.y is None else VAL_ERROR
+
+
+def evaluated(state: State, dataset: Dataset, config: Config) -> dict[str, float]:
+    """quality.measure's metrics, and VAL_ERROR of labelled images.
+
+    Raises NonFiniteError for what is not finite: a metric, or features, samples, reconstructions,
+    encodings that one is made of.
+    """
     try:
-        return evaluate.val_error(state.networks, dataset, config)
+        metrics = quality.measure(state.networks, dataset, config)
     except FloatingPointError as error:
-        raise NonFiniteError(state.step, ("encoder features",)) from error
+        raise NonFiniteError(state.step, (str(error),)) from error
+    if objective(config, dataset) == VAL_ERROR:
+        try:
+            metrics[VAL_ERROR] = evaluate.val_error(state.networks, dataset, config)
+        except FloatingPointError as error:
+            raise NonFiniteError(state.step, (f"features of {VAL_ERROR}",)) from error
+    if broken := tuple(name for name, value in metrics.items() if not math.isfinite(value)):
+        raise NonFiniteError(state.step, broken)
+    return metrics

@@ -1,0 +1,238 @@
+"""How good samples, reconstructions and encodings are, without labels: stands beside val_error.
+
+The measures answer what users of ALI complain of: collapse of the samples, a code ẑ that the
+reconstructions ignore (§4.1), encodings that leave the prior. Nothing is downloaded: images are
+compared by the features of a fixed random network. They rank models on one data set; the FID of
+papers (`FID`) is measured beside them only where Inception's weights lie on this machine.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.spatial.distance import cdist, pdist
+from torch import Tensor, nn
+
+from ali import evaluate, mixture
+from ali.config import (
+    CODE_USE,
+    MODES_MISSED,
+    NEAR_MODES,
+    PRIOR_GAP,
+    RECONSTRUCTION_DISTANCE,
+    SAMPLE_DISTANCE,
+    SAMPLE_DIVERSITY,
+    Config,
+)
+from ali.data import Dataset
+from ali.errors import UserError
+from ali.networks import ALI
+
+FID = "fid"  # Fréchet distance on Inception features, where these can be had
+IMAGES = 1000  # samples, and validation images they are compared with, at most
+POINTS = 10_000  # samples of the mixture, as the authors draw
+SEED = 160600704  # of everything drawn here: the same in every trial
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity keeps it
+
+
+def measure(networks: ALI, dataset: Dataset, config: Config) -> dict[str, float]:
+    """Every measure that suits the data and the model, by name; the same bits on every call.
+
+    Images: SAMPLE_DISTANCE, SAMPLE_DIVERSITY, and FID where `inception_weights` finds them.
+    Mixture: MODES_MISSED and NEAR_MODES of 10,000 samples. With an encoder also CODE_USE and
+    PRIOR_GAP, and on the mixture RECONSTRUCTION_DISTANCE.
+
+    Networks run on their running statistics and are left as they were; no random state but this
+    module's own is used. Raises FloatingPointError where samples, reconstructions or encodings are
+    not finite, its message their name; UserError for fewer than two validation images.
+    """
+    points, held_out = config.data == "mixture", len(dataset.valid)
+    if held_out < 2:
+        raise UserError(f"sample quality needs two validation images, not {held_out}: add images")
+    rows = np.random.default_rng(SEED).permutation(held_out)[:IMAGES]
+    chosen = dataset.valid.x[np.sort(rows)]
+    with evaluate.evaluating(networks):
+        x = torch.cat([part.cpu() for part in evaluate.chunks(networks, chosen)])
+        x_tilde = _samples(networks, POINTS if points else len(x))
+        describe: nn.Module = nn.Flatten() if points else RandomFeatures()
+        real = describe(x).numpy()
+        if points:
+            found = _of_mixture(x_tilde.flatten(1).numpy(), config.modes)
+        else:
+            found = _of_samples(describe(x_tilde).numpy(), real)
+            if weights := inception_weights():
+                found[FID] = inception_distance(x_tilde, x, weights, evaluate.device(networks))
+        if networks.encoder is not None:
+            z_hat, x_hat = _reconstructions(networks, chosen)
+            found[PRIOR_GAP] = prior_gap(z_hat.numpy())
+            found[CODE_USE] = code_use(real, describe(x_hat).numpy())
+            if points:
+                distance = mixture.reconstruction_distance(real, x_hat.flatten(1).numpy())
+                found[RECONSTRUCTION_DISTANCE] = distance
+    return found
+
+
+# The measures
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """‖m_a − m_b‖² + Tr(C_a + C_b − 2 (C_a C_b)^½) of features (n, D) (Heusel et al. 2017).
+
+    In squared units of the features; 0 for equal means and covariances, no upper end. Two finite
+    sets from one distribution are some way from 0, less the more there are: compare values at equal
+    n only.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance  # here: its import costs seconds
+
+    distance = FrechetInceptionDistance(feature=_Features(a.shape[1]))
+    distance.update(torch.from_numpy(a).double(), real=False)
+    distance.update(torch.from_numpy(b).double(), real=True)
+    return max(0.0, float(distance.compute()))  # rounding may leave −1e-9
+
+
+def diversity(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean distance between two of a, over that between two of b; features (n, D).
+
+    0: all of a are one image (mode collapse); 1: as different from each other as those of b.
+    """
+    return float(pdist(a).mean() / pdist(b).mean())
+
+
+def code_use(x: np.ndarray, x_hat: np.ndarray) -> float:
+    """1 − E d(x, G_x(ẑ(x))) / E d(x, G_x(ẑ(x′))), x′ another image; features (n, D) of x, G_x(ẑ).
+
+    1: reconstructions are exact; 0: that of any image would do as well, so ẑ says nothing of x.
+    Chance may take it a little below 0.
+    """
+    distances = cdist(x, x_hat)
+    own, n = distances.trace(), len(x)
+    return float(1 - (own / n) / ((distances.sum() - own) / (n * (n - 1))))
+
+
+def prior_gap(z_hat: np.ndarray) -> float:
+    """Mean over dimensions of KL(N(m, s²) ‖ N(0, 1)), m and s² those of ẑ (n, z): nats.
+
+    0: the aggregate posterior has the prior's moments in each dimension, which does not yet make it
+    the prior; no upper end. A variance of 0 (the encoder ignores x) counts as 1e-12: 13.3 nats.
+    """
+    z_hat = z_hat.astype(np.float64)
+    m, s2 = z_hat.mean(axis=0), np.maximum(z_hat.var(axis=0), 1e-12)
+    return float((0.5 * (m**2 + s2 - 1 - np.log(s2))).mean())
+
+
+def inception_weights() -> Path | None:
+    """The weights of FID's Inception network, where torch-fidelity has downloaded them; or None.
+
+    That is $TORCH_HOME/hub/checkpoints (default ~/.cache/torch). None too without torch-fidelity.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    return path if importlib.util.find_spec("torch_fidelity") and path.is_file() else None
+
+
+def inception_distance(x_tilde: Tensor, x: Tensor, weights: Path, device: torch.device) -> float:
+    """FID (Heusel et al. 2017) of samples from images, both fp32 (n, 3, H, W) in [0, 1].
+
+    Papers take 50,000 samples; of 1000 the distance is larger, and not to be compared with theirs.
+    About 12 GFLOP an image: seconds on a GPU, minutes on a CPU.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance  # here: its import costs seconds
+
+    distance = FrechetInceptionDistance(
+        normalize=True, antialias=False, feature_extractor_weights_path=str(weights)
+    ).to(device)
+    for images, real in ((x_tilde, False), (x, True)):
+        for part in images.split(50):
+            distance.update(part.to(device), real=real)
+    return max(0.0, float(distance.compute()))
+
+
+class RandomFeatures(nn.Module):
+    """Images fp32 (B, 3, H, W) in [0, 1], 32 or 64 pixels a side → features fp32 (B, 304).
+
+    The mean colour in each cell of a 4×4 grid, then of three layers how strong each of their random
+    patterns is in each quarter of the image (in the whole of it, for the last). A layer is a
+    convolution with random filters of zero mean, so that even areas count for nothing, the modulus,
+    and a halving of the pixels: a scattering network (Bruna and Mallat 2013) with random filters.
+    The filters' gain balances the two parts: blur, noise, wrong colours, wrong places and missing
+    variety all take samples away from the data.
+    """
+
+    MAPS, CELLS, GAIN = (16, 32, 64), (2, 2, 1), 2.0
+    COLOUR_CELLS = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(SEED)
+        self.filters, maps = [], 3
+        for out in self.MAPS:
+            filters = torch.randn(out, maps, 3, 3, generator=generator)
+            filters -= filters.mean(dim=(2, 3), keepdim=True)
+            self.filters.append(self.GAIN / math.sqrt(9 * maps) * filters)
+            maps = out
+
+    def forward(self, x: Tensor) -> Tensor:
+        features, h = [F.adaptive_avg_pool2d(x, self.COLOUR_CELLS)], x
+        for filters, cells in zip(self.filters, self.CELLS, strict=True):
+            h = F.conv2d(F.pad(h, (1, 1, 1, 1), mode="reflect"), filters).abs()
+            features.append(F.adaptive_avg_pool2d(h, cells))
+            h = F.avg_pool2d(h, 2)
+        return torch.cat([part.flatten(1) for part in features], dim=1)
+
+
+class _Features(nn.Identity):
+    """Stands for the network where features are given to torchmetrics in place of images."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+
+# What they are taken of
+
+
+def _of_mixture(x_tilde: np.ndarray, modes: int) -> dict[str, float]:
+    return {
+        MODES_MISSED: mixture.modes_missed(x_tilde, modes),
+        NEAR_MODES: mixture.near_modes(x_tilde, modes),
+    }
+
+
+def _of_samples(samples: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    return {
+        SAMPLE_DISTANCE: frechet_distance(samples, real),
+        SAMPLE_DIVERSITY: diversity(samples, real),
+    }
+
+
+def _samples(networks: ALI, n: int) -> Tensor:
+    """n samples x̃ ~ p(x), on the CPU."""
+    z = networks.decoder.prior(n, evaluate.normal(SEED, networks))
+    return _finite("samples", [_decoded(networks, z)])
+
+
+def _reconstructions(networks: ALI, x: np.ndarray) -> tuple[Tensor, Tensor]:
+    """ẑ_L and G_x(ẑ₁ … ẑ_L), ẑ ~ q(z | x), on the CPU."""
+    normal = evaluate.normal(SEED, networks)
+    top, decoded = [], []
+    for part in evaluate.chunks(networks, x):
+        z_hat = networks.sees().sample(part, normal)
+        top.append(z_hat[-1].cpu())
+        decoded.append(_decoded(networks, z_hat))
+    return _finite("encodings", top), _finite("reconstructions", decoded)
+
+
+def _decoded(networks: ALI, z: tuple[Tensor, ...]) -> Tensor:
+    parts = zip(*(level.split(evaluate.CHUNK) for level in z), strict=True)
+    return torch.cat([networks.decoder(*part).cpu() for part in parts])
+
+
+def _finite(name: str, parts: list[Tensor]) -> Tensor:
+    whole = torch.cat(parts)
+    if not whole.isfinite().all():
+        raise FloatingPointError(name)
+    return whole.contiguous()
