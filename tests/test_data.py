@@ -1,5 +1,6 @@
 """Data sets: loaded as a reference has them, cached once; bad files are one clear line."""
 
+import dataclasses
 import functools
 import hashlib
 import http.server
@@ -18,7 +19,8 @@ import pytest
 import scipy.io
 import torch
 
-from ali import data, house_numbers
+from ali import cache as cache_module
+from ali import data, files, house_numbers, matlab, sources
 from ali.config import Config
 from ali.errors import UserError
 
@@ -35,7 +37,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def few(monkeypatch):
     """House numbers in hundreds instead of thousands."""
-    monkeypatch.setattr(data, "HOUSE_NUMBERS_SMALL", {"train": 600, "test": 300})
+    monkeypatch.setattr(sources, "HOUSE_NUMBERS_SMALL", {"train": 600, "test": 300})
     return Config(labels=100, batch_size=50)
 
 
@@ -90,7 +92,7 @@ def test_house_numbers_splits(few):
 
 def test_house_numbers_sizes_follow_train_size():
     def sizes(train_size):
-        return data._house_numbers_sizes(Config(train_size=train_size))
+        return sources._house_numbers_sizes(Config(train_size=train_size))
 
     assert sizes(None) == sizes(16_000) == {"train": 20_000, "test": 10_000}
     assert sizes(16_001) == sizes(63_257) == {"train": 73_257, "test": 26_032}
@@ -100,10 +102,12 @@ def test_house_numbers_sizes_follow_train_size():
 
 
 def test_extra_is_what_the_model_trains_on(monkeypatch, few):
-    """At paper scale the validation set is the last VALID_AT_SCALE images of train."""
+    """At paper scale the validation set is a fixed number of the last images of train."""
     monkeypatch.setattr(house_numbers, "SIZES", {"train": 900, "test": 400, "extra": 5000})
     monkeypatch.setattr(data, "AT_SCALE", 800)
-    monkeypatch.setattr(data, "VALID_AT_SCALE", 200)
+    made = sources.SOURCES["house-numbers"]
+    at_scale = lambda *asked: dataclasses.replace(made(*asked), valid_at_scale=200)  # noqa: E731
+    monkeypatch.setitem(sources.SOURCES, "house-numbers", at_scale)
     dataset = data.load(few.replace(train_size=1000))
     assert [len(part) for part in (dataset.train, dataset.labelled, dataset.valid)] == [
         1000,
@@ -135,9 +139,9 @@ def test_test_split_is_never_read_by_load(few, cache, tmp_path):
 
 LOAD_IN_A_PROCESS = """
 import sys, time, hashlib, pathlib
-from ali import data
+from ali import data, sources
 from ali.config import Config
-data.HOUSE_NUMBERS_SMALL = {"train": 1500, "test": 300}
+sources.HOUSE_NUMBERS_SMALL = {"train": 1500, "test": 300}
 here = pathlib.Path(sys.argv[1])
 (here / sys.argv[2]).touch()
 while len(list(here.iterdir())) < 2:  # both begin once both have imported
@@ -162,12 +166,12 @@ def test_the_slower_of_two_builders_uses_the_first_ones(cache):
         def run(sink):
             sink(np.full((2, 32, 32, 3), value, np.uint8))
             if value == 1:  # while this one builds, another one finishes
-                data._cached("race", build(2))
+                cache_module.cached("race", build(2))
             return np.zeros(2), ()
 
         return run
 
-    split = data._cached("race", build(1))
+    split = cache_module.cached("race", build(1))
     assert (split.images.x == 2).all() and [path.name for path in cache.iterdir()] == ["race"]
 
 
@@ -189,9 +193,9 @@ def test_what_a_killed_builder_left_is_removed_after_an_hour(few, cache):
 @pytest.mark.parametrize("compress", [True, False])
 @pytest.mark.parametrize("block", [4096, 64])
 def test_mat_round_trip(tmp_path, monkeypatch, compress, block):
-    monkeypatch.setattr(data, "BLOCK", block)
+    monkeypatch.setattr(matlab, "BLOCK", block)
     path = write(tmp_path / "files", compress=compress)
-    monkeypatch.setattr(data, "_scipy_mat", None)  # not even called: the streaming reader does it
+    monkeypatch.setattr(matlab, "_scipy_mat", None)  # not even called: the streaming reader does it
     dataset = data.load(svhn(path.parent))
     x, y = reference(path)
     assert (dataset.train.x == x[:400]).all() and (dataset.train.y == y[:400]).all()
@@ -212,7 +216,7 @@ def test_other_layouts_go_through_scipy(tmp_path, monkeypatch):
     path = write(tmp_path / "files")
     x, y = reference(path)
     monkeypatch.setattr(
-        data, "_stream_v5", lambda *_: (_ for _ in ()).throw(data._OtherLayoutError)
+        matlab, "_stream_v5", lambda *_: (_ for _ in ()).throw(matlab._OtherLayoutError)
     )
     dataset = data.load(svhn(path.parent))
     assert (dataset.train.x == x[:400]).all() and (dataset.train.y == y[:400]).all()
@@ -226,7 +230,7 @@ def test_extra_and_official_checksum(tmp_path, monkeypatch):
     official = {
         split: ("", hashlib.md5(path.read_bytes()).hexdigest()) for split, path in paths.items()
     }
-    monkeypatch.setattr(data, "_official", official.get)
+    monkeypatch.setattr(sources, "_svhn_official", official.get)
     dataset = data.load(svhn(folder))
     assert (dataset.train.x == reference(paths["extra"])[0]).all()
     assert len(dataset.labelled) == 400 and dataset.notes == ()
@@ -350,7 +354,7 @@ def test_full_disk_is_a_clear_error_and_leaves_nothing(cache):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="No space left on device; set ALI_CACHE"):
-        data._cached("full", build)
+        cache_module.cached("full", build)
     assert list(cache.iterdir()) == []
 
 
@@ -423,14 +427,14 @@ def test_download_checks_the_checksum_and_leaves_no_partial_file(tmp_path, monke
     urls = {split: f"{address}/{path.name}" for split, path in paths.items()}
     md5 = {split: hashlib.md5(path.read_bytes()).hexdigest() for split, path in paths.items()}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "_official", lambda split: (urls[split], "0" * 32))
+    monkeypatch.setattr(sources, "_svhn_official", lambda split: (urls[split], "0" * 32))
     with pytest.raises(UserError, match=r"cannot download .*corrupted"):
         data.load(svhn(None))
     assert list((tmp_path / "data" / "svhn").iterdir()) == []
-    monkeypatch.setattr(data, "_official", lambda split: (urls[split], md5[split]))
+    monkeypatch.setattr(sources, "_svhn_official", lambda split: (urls[split], md5[split]))
     dataset = data.load(svhn(None))
     assert dataset.notes == () and len(dataset.train) == 500
-    monkeypatch.setattr(data, "_download", None)  # the second start downloads nothing
+    monkeypatch.setattr(files, "download", None)  # the second start downloads nothing
     assert data.load(svhn(None)).fingerprint == dataset.fingerprint
 
 
@@ -518,7 +522,7 @@ def test_zlib_streams_of_any_split(tmp_path):
     packed = zlib.compress(payload)
     (tmp_path / "z").write_bytes(packed + b"next element")
     with open(tmp_path / "z", "rb") as file:
-        source = data._Inflated(file, len(packed))
+        source = matlab._Inflated(file, len(packed))
         sizes = [0, 1, 7, 1_000_000, 999_992]
         assert b"".join(source.read(size) for size in sizes) == payload[: sum(sizes)]
         source.finish()

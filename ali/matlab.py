@@ -1,0 +1,168 @@
+"""Reads SVHN's MATLAB files, level 5, a block of images at a time."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ali.cache import BLOCK, Sink
+from ali.errors import UserError
+
+
+def read(path: Path, sink: Sink) -> np.ndarray:
+    """Streams X of a MATLAB file into `sink`; returns y (N,), 1 to 10.
+
+    Level-5 files with X stored as uint8, the official layout, are read with one block in memory.
+    Any other layout goes through scipy, which holds the whole array once.
+    """
+    try:
+        with open(path, "rb") as file:
+            n, y = _stream_v5(file, sink, path)
+    except _OtherLayoutError:
+        n, y = _scipy_mat(path, sink)
+    except (EOFError, ValueError, struct.error, zlib.error) as error:
+        raise UserError(f"{path} is truncated or damaged ({error}): fetch it again") from error
+    if n is None or y is None:
+        raise UserError(f"{path} lacks {'X' if n is None else 'y'}: SVHN's files hold X and y")
+    if len(y) != n:
+        raise UserError(f"{path} has {n} images but {len(y)} labels")
+    if not np.isin(y, np.arange(1, 11)).all():
+        raise UserError(f"{path}: labels must be 1 to 10, where 10 is digit 0")
+    return y.astype(np.int64)
+
+
+def _check_shape(path: Path, shape: tuple[int, ...], dtype: Any) -> int:
+    """Number of images in X."""
+    if len(shape) != 4 or shape[:3] != (32, 32, 3) or shape[3] < 1 or dtype != np.uint8:
+        raise UserError(f"{path}: X must be uint8 (32, 32, 3, N), not {dtype} {shape}")
+    return shape[3]
+
+
+def _scipy_mat(path: Path, sink: Sink) -> tuple[int | None, np.ndarray | None]:
+    import scipy.io
+
+    try:
+        found = scipy.io.loadmat(path, variable_names=["X", "y"])
+    except NotImplementedError as error:
+        raise UserError(f"{path} is a MATLAB 7.3 file: save it with -v7") from error
+    except Exception as error:  # scipy raises all sorts on a damaged file
+        raise UserError(f"{path} is no readable MATLAB file ({error})") from error
+    n, y = None, found.get("y")
+    if "X" in found:
+        x = found["X"]
+        n = _check_shape(path, x.shape, x.dtype)
+        for start in range(0, n, BLOCK):
+            sink(x[..., start : start + BLOCK].transpose(3, 0, 1, 2))
+    return n, None if y is None else y.ravel()
+
+
+# A level-5 MATLAB file: 128 bytes of header, then elements (tag: type, bytes), each a matrix or a
+# zlib stream that holds one. A matrix is flags, dimensions, name, data, each an element padded to
+# 8 bytes. Arrays are column-major, so image n of (H, W, C, N) is contiguous, as (C, W, H).
+_MATRIX, _COMPRESSED, _UINT8 = 14, 15, 2
+_CLASS_UINT8, _COMPLEX = 9, 0x08
+_NUMBERS = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8"}
+_NUMBERS |= {12: "<i8", 13: "<u8"}
+
+
+class _OtherLayoutError(Exception):
+    """Not the official layout, but perhaps one that scipy reads; the sink was given nothing."""
+
+
+class _Plain:
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+
+    def read(self, count: int) -> bytes:
+        data = self.file.read(count)
+        if len(data) < count:
+            raise EOFError("it ends early")
+        return data
+
+    def finish(self) -> None:
+        """Nothing to check."""
+
+
+class _Inflated:
+    """A zlib stream of `size` bytes, inflated as it is read."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self.left, self.stream = file, size, zlib.decompressobj()
+
+    def _some(self, count: int) -> bytes:
+        packed = self.stream.unconsumed_tail
+        if not packed:
+            packed = self.file.read(min(self.left, 1 << 20))
+            self.left -= len(packed)
+        data = self.stream.decompress(packed, count)
+        if not (packed or data or self.stream.eof):
+            raise EOFError("it ends early")
+        return data
+
+    def read(self, count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            if self.stream.eof:
+                raise EOFError("it ends early")
+            data += self._some(count - len(data))
+        return bytes(data)
+
+    def finish(self) -> None:
+        """Reads the rest: zlib compares its checksum at the very end."""
+        while not self.stream.eof:
+            self._some(1 << 16)
+
+
+def _stream_v5(file: BinaryIO, sink: Sink, path: Path) -> tuple[int | None, np.ndarray | None]:
+    head = file.read(128)
+    if len(head) < 128 or head[124:] != b"\x00\x01IM":
+        raise _OtherLayoutError
+    n, y = None, None
+    while head := file.read(8):
+        kind, size = struct.unpack("<II", head)
+        end = file.tell() + size
+        if kind not in (_MATRIX, _COMPRESSED):
+            raise EOFError(f"an element of type {kind}")
+        source = _Inflated(file, size) if kind == _COMPRESSED else _Plain(file)
+        if kind == _COMPRESSED:
+            source.read(8)  # the tag of the matrix within
+        (_, flags), (_, shape), (_, name) = (_element(source) for _ in range(3))
+        if name == b"X":
+            if flags[0] != _CLASS_UINT8 or flags[1] & _COMPLEX:
+                raise _OtherLayoutError
+            n = _check_shape(path, tuple(np.frombuffer(shape, "<i4").tolist()), np.dtype(np.uint8))
+            stored, size, _ = _tag(source)
+            if stored != _UINT8 or size != n * 32 * 32 * 3:
+                raise EOFError("X is not as long as its shape says")
+            for start in range(0, n, BLOCK):
+                block = source.read(min(BLOCK, n - start) * 32 * 32 * 3)
+                pixels = np.frombuffer(block, np.uint8).reshape(-1, 3, 32, 32)  # (B, C, W, H)
+                sink(pixels.transpose(0, 3, 2, 1))
+            source.finish()
+        elif name == b"y":
+            stored, data = _element(source)
+            if stored not in _NUMBERS:
+                raise EOFError(f"y is of type {stored}")
+            y = np.frombuffer(data, _NUMBERS[stored])
+            source.finish()
+        file.seek(end)
+    return n, y
+
+
+def _tag(source: _Plain | _Inflated) -> tuple[int, int, bytes | None]:
+    """Type, bytes and, in the small form that packs them into the tag, the data."""
+    tag = source.read(8)
+    kind, size = struct.unpack("<II", tag)
+    if kind >> 16:
+        return kind & 0xFFFF, kind >> 16, tag[4 : 4 + (kind >> 16)]
+    return kind, size, None
+
+
+def _element(source: _Plain | _Inflated) -> tuple[int, bytes]:
+    """Type and data."""
+    kind, size, data = _tag(source)
+    return kind, source.read(size + -size % 8)[:size] if data is None else data
