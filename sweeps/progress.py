@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import TrialState
 from ray import tune
 
-from ali.config import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND, VAL_ERROR
+from ali.config import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND
 from sweeps import tracking
 from sweeps.search import Study, checkpoints
 from sweeps.sweep import Options, Share, prune
@@ -35,7 +35,8 @@ class Progress(tune.Callback):
         gpus = f" and {share.gpus:g} GPU" if share.gpus else ""
         self._say(
             f"sweep {options.name}: {options.num_trials} trials{goes_on}; {share.concurrent} at a "
-            f"time, {share.cpus} CPU{gpus} each; up to {options.epochs} epochs on {options.data}"
+            f"time, {share.cpus} CPU{gpus} each; up to {options.epochs} epochs on {options.data}, "
+            f"for the least {to.objective}"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,21 +52,23 @@ class Progress(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         config = trial.config
         verb = "goes on" if trial.checkpoint else "starts"
-        bn = "".join("01"[on] for on in config["bn_x"] or ())
         self._tell(lambda client: tracking.open_trial(client, self._to, trial.trial_id))
-        self._say(
-            f"trial {trial.trial_id} {verb}: lr {config['lr_d']:.1e}/{config['lr_g']:.1e}, "
-            f"dropout {config['dropout_x']:.2f} {config['dropout_z']:.2f} "
-            f"{config['dropout_xz']:.2f}, D(x) batch norm {bn}"
-        )
+        shown = [f"lr {config['lr_d']:.1e}/{config['lr_g']:.1e}"]
+        dropout = {part: config[f"dropout_{part}"] for part in ("x", "z", "xz")}
+        drawn = [f"{p:.2f} {part}" for part, p in dropout.items() if p is not None]
+        if drawn:
+            shown.append("dropout " + " ".join(drawn))
+        if config["bn_x"]:
+            shown.append("D(x) batch norm " + "".join("01"[on] for on in config["bn_x"]))
+        self._say(f"trial {trial.trial_id} {verb}: {', '.join(shown)}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **_: Any
     ) -> None:
         if EPOCH not in result or tracking.END in result:
             return
-        value = result.get(VAL_ERROR)
-        shown = f"val_error {value:.4f}" if value is not None else "not evaluated"
+        value = result.get(self._to.objective)
+        shown = f"{self._to.objective} {value:.4f}" if value is not None else "not evaluated"
         complete = [t for t in self._study.trials() if t.state == TrialState.COMPLETE]
         if complete:
             shown += f" (best {min(t.value or 0.0 for t in complete):.4f})"

@@ -6,16 +6,19 @@ python sweeps/report.py --name NAME
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ali.config import EPOCH, VAL_ERROR
+from ali.config import EPOCH, NEAR_MODES, SAMPLE_DISTANCE, SAMPLE_DIVERSITY
 from ali.errors import UserError
 from sweeps import tracking
 from sweeps.sweep import JOURNAL, OPTIONS, Options
@@ -32,11 +35,18 @@ COLUMNS = {  # heading: parameters shown under it
     "1−β₂ D/EG": ("beta2_d", "beta2_g"),
     "dropout x/z/xz": ("dropout_x", "dropout_z", "dropout_xz"),
     "slope E/G/D": ("slope_encoder", "slope_decoder", "slope_discriminator"),
+    "bn D(x)": ("bn_x",),
 }
+QUALITY = {  # metric shown beside the objective: heading
+    SAMPLE_DISTANCE: "distance",
+    SAMPLE_DIVERSITY: "diversity",
+    NEAR_MODES: "near modes",
+}
+COLLAPSED = 0.2  # sample_diversity below which samples are all but alike
 
 
 def report(options: Options, study: optuna.Study, client: MlflowClient, experiment: str) -> str:
-    """The report of a sweep as text: tables at most 100 columns wide, then the next commands."""
+    """The report of a sweep as text: tables at most 118 columns wide, then the next commands."""
     runs = {
         run.data.tags[tracking.TRIAL]: run
         for run in tracking.find_runs(
@@ -45,15 +55,13 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
     }
     out = io.StringIO()
     console = Console(file=out, width=118, color_system=None)
-    console.print(_best(options, runs))
     if parent := tracking.find_sweep(client, experiment, options.name):
-        known = parent.data.metrics
-        if tracking.RAW_PIXEL_ERROR in known:
-            console.print(
-                f"without training, the same SVMs: {known[tracking.RAW_PIXEL_ERROR]:.4f} on raw "
-                f"pixels, {known[tracking.UNTRAINED_ERROR]:.4f} on an untrained encoder\n",
-                highlight=False,
-            )
+        objective = tracking.objective_of(parent)
+        done = [r for r in runs.values() if r.data.tags.get(tracking.END) == tracking.COMPLETED]
+        done.sort(key=lambda run: run.data.metrics.get(objective, math.inf))
+        console.print(_best(options, done[:BEST_SHOWN], objective))
+        for line in _notes(parent, done[:BEST_SHOWN]):
+            console.print(line, highlight=False)
     console.print(_ends(runs))
     console.print(_importance(study))
     console.print(_cost(runs))
@@ -69,34 +77,57 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
     return out.getvalue()
 
 
-def _best(options: Options, runs: dict[str, Run]) -> Table:
-    done = [r for r in runs.values() if r.data.tags.get(tracking.END) == tracking.COMPLETED]
-    done.sort(key=lambda run: run.data.metrics.get(VAL_ERROR, 2.0))
+def collapsed(run: Run) -> bool:
+    """Whether the samples of a trial were all but alike at the end, whatever its objective."""
+    return run.data.metrics.get(SAMPLE_DIVERSITY, math.inf) < COLLAPSED
+
+
+def _best(options: Options, best: list[Run], objective: str) -> Table:
     table = Table(
         title=f"Best trials of {options.name} at their full budget of {options.epochs} epochs",
+        caption="–: not searched, or as the paper's table has it",
         title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
     )
-    for heading in ("trial", VAL_ERROR, *COLUMNS, "bn D(x)"):
+    logged = {key for run in best for key in run.data.metrics}
+    quality = [key for key in QUALITY if key in logged and key != objective]
+    for heading in ("trial", objective, *(QUALITY[key] for key in quality), *COLUMNS):
         table.add_column(heading, justify="right", no_wrap=True)
-    for run in done[:BEST_SHOWN]:
-        params = run.data.params
+    for run in best:
+        metrics, params = run.data.metrics, run.data.params
+        values = [f"{metrics.get(key, math.nan):.4f}" for key in (objective, *quality)]
         cells = [
-            "/".join(_short(name, params.get(name, "")) for name in names)
+            "/".join(_short(name, params.get(name, "None")) for name in names)
             for names in COLUMNS.values()
         ]
-        bn = "".join("1" if on == "True" else "0" for on in params.get("bn_x", "").split(","))
-        error = f"{run.data.metrics.get(VAL_ERROR, float('nan')):.4f}"
-        table.add_row(run.data.tags[tracking.TRIAL], error, *cells, bn)
+        table.add_row(run.data.tags[tracking.TRIAL], *values, *cells)
     return table
 
 
 def _short(name: str, text: str) -> str:
-    value = float(text or "nan")
+    if text == "None":
+        return "–"
+    if name == "bn_x":
+        return "".join("01"[on == "True"] for on in text.split(","))
+    value = float(text)
     if name.startswith("lr"):
         return f"{value:.1e}".replace("e-0", "e-")
     if name.startswith("beta2"):
         return f"{1 - value:.0e}".replace("e-0", "e-")
     return f"{value:.2f}".lstrip("0") or "0"
+
+
+def _notes(parent: Run, best: list[Run]) -> Iterator[str]:
+    """Lines that say how far the best trials' objective is to be believed."""
+    if alike := [run.data.tags[tracking.TRIAL] for run in best if collapsed(run)]:
+        yield f"samples have collapsed ({SAMPLE_DIVERSITY} below {COLLAPSED}) in {', '.join(alike)}"
+    known = parent.data.metrics
+    if tracking.RAW_PIXEL_ERROR in known:
+        yield (
+            f"without training, the same SVMs: {known[tracking.RAW_PIXEL_ERROR]:.4f} on raw "
+            f"pixels, {known[tracking.UNTRAINED_ERROR]:.4f} on an untrained encoder\n"
+        )
 
 
 def _ends(runs: dict[str, Run]) -> Table:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +26,8 @@ from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_par
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm
 
-from ali.config import EPOCH, VAL_ERROR
+from ali.config import EPOCH
+from sweeps.space import AS_PRINTED, Point
 from sweeps.tracking import COMPLETED, CONFIG, END, FAILED, OUT_OF_MEMORY, REASON, STOPPED
 
 log = logging.getLogger(__name__)
@@ -84,9 +85,10 @@ class Study:
         trial.set_user_attr(CONFIG, suggest(trial))
         return self._storage.get_trial(trial._trial_id)
 
-    def enqueue(self, params: Mapping[str, Any]) -> None:
+    def enqueue(self, point: Point) -> None:
         """Puts a known point at the head of a new study."""
-        self._study.enqueue_trial(dict(params), skip_if_exists=True)
+        attributes = {AS_PRINTED: list(point.as_printed)}
+        self._study.enqueue_trial(point.params, user_attrs=attributes, skip_if_exists=True)
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Records a trial's value after an epoch, once; non-finite values are not recorded."""
@@ -146,11 +148,16 @@ class Asha(AsyncHyperBandScheduler):
 
     Ray's scheduler keeps its rungs in memory only, and `nan < cutoff` never stops a trial. Here a
     value is in the study before anything is decided on it, the rungs are filled again from there,
-    and why a trial was stopped is kept in `reasons`.
+    and why a trial was stopped is kept in `reasons`. What is minimised is the metric `objective`.
     """
 
     def __init__(
-        self, epochs: int, grace_epochs: int, reduction_factor: float, study: Study | None = None
+        self,
+        objective: str,
+        epochs: int,
+        grace_epochs: int,
+        reduction_factor: float,
+        study: Study | None = None,
     ) -> None:
         super().__init__(
             time_attr=EPOCH,
@@ -158,6 +165,7 @@ class Asha(AsyncHyperBandScheduler):
             grace_period=min(grace_epochs, epochs),
             reduction_factor=reduction_factor,
         )
+        self.objective = objective
         self._study = study
         self.reasons: dict[str, str] = {}
         self._doomed: dict[str, str] = {}
@@ -182,7 +190,7 @@ class Asha(AsyncHyperBandScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
         if END in result:
             return TrialScheduler.STOP
-        value = result.get(VAL_ERROR)
+        value = result.get(self.objective)
         if value is None:
             return TrialScheduler.CONTINUE
         if self._study is not None:
@@ -197,10 +205,10 @@ class Asha(AsyncHyperBandScheduler):
             if epoch >= milestone:
                 cut = -float(self._brackets[0].cutoff(recorded))  # type: ignore[arg-type]
                 return (
-                    f"{VAL_ERROR} {value:.4f} after epoch {epoch}: "
+                    f"{self.objective} {value:.4f} after epoch {epoch}: "
                     f"above the cut of {cut:.4f} among {len(recorded)} trials"
                 )
-        return f"{VAL_ERROR} {value:.4f} after epoch {epoch}"
+        return f"{self.objective} {value:.4f} after epoch {epoch}"
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
         self._trial_info.pop(trial.trial_id, None)
@@ -242,7 +250,7 @@ class StudySearch(SearchAlgorithm):
     ) -> None:
         self._study = study
         self._suggest = suggest
-        self._asha = asha
+        self._asha, self._objective = asha, asha.objective
         self._num_trials = num_trials
         self._max_concurrent = max_concurrent
         self._epochs = epochs
@@ -298,7 +306,7 @@ class StudySearch(SearchAlgorithm):
             spec, self._parser, trial_id=name, evaluated_params=dict(frozen.params)
         )
         trial.init_local_path()
-        result = _last_result(frozen)
+        result = self._last_result(frozen)
         if frozen.state.is_finished():
             trial.set_status(Trial.TERMINATED)
             trial.run_metadata.last_result = {**result, "done": True}
@@ -313,7 +321,7 @@ class StudySearch(SearchAlgorithm):
     ) -> None:
         self._live.discard(trial_id)
         result = result or {}
-        value = result.get(VAL_ERROR)
+        value = result.get(self._objective)
         if value is not None and END not in result:
             self._study.report(int(trial_id), int(result[EPOCH]), float(value))
         if error:
@@ -324,17 +332,16 @@ class StudySearch(SearchAlgorithm):
             reason = self._asha.reasons[trial_id]
             end = OUT_OF_MEMORY if "memory" in reason else STOPPED
         elif result.get(EPOCH, 0) >= self._epochs and value is not None and math.isfinite(value):
-            end, reason = COMPLETED, f"{VAL_ERROR} {value:.4f} after epoch {result[EPOCH]}"
+            end, reason = COMPLETED, f"{self._objective} {value:.4f} after epoch {result[EPOCH]}"
         else:
-            end, reason = FAILED, f"ended without a {VAL_ERROR} at its full budget"
+            end, reason = FAILED, f"ended without a {self._objective} at its full budget"
         self._study.tell(int(trial_id), end, reason, value)
 
-
-def _last_result(frozen: FrozenTrial) -> dict[str, Any]:
-    if not frozen.intermediate_values:
-        return {}
-    epoch, value = max(frozen.intermediate_values.items())
-    return {EPOCH: epoch, VAL_ERROR: value, "training_iteration": epoch}
+    def _last_result(self, frozen: FrozenTrial) -> dict[str, Any]:
+        if not frozen.intermediate_values:
+            return {}
+        epoch, value = max(frozen.intermediate_values.items())
+        return {EPOCH: epoch, self._objective: value, "training_iteration": epoch}
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -1,11 +1,19 @@
-"""The search space over ALI's hyperparameters (Appendix A), and the paper's own point in it."""
+"""The search space over ALI's hyperparameters (Appendix A), and the paper's own point in it.
+
+Which of them there are depends on the table of the data set: Fig. 7's networks have neither D(x)
+nor leaky ReLUs, Table 2's discriminator is maxout.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 import optuna
+
+from ali.config import Config
+from ali.tables import LEAKY, Rows, printed
 
 Range = tuple[float, float]
 
@@ -19,54 +27,68 @@ class Space:
     """
 
     lr: Range = (2e-5, 2e-3)
-    """Adam's α, log scale. Table 3: 1e-4."""
+    """Adam's α, log scale. Tables 2 to 5: 1e-4."""
     beta1: Range = (0.0, 0.9)
-    """Adam's β₁. Table 3: 0.5."""
+    """Adam's β₁. Tables 2 to 5: 0.5."""
     one_minus_beta2: Range = (1e-4, 1e-1)
-    """1 − β₂, as the tables print it; log scale. Table 3: 1e-3."""
+    """1 − β₂, as the tables print it; log scale. Tables 2 to 5: 1e-3."""
     dropout: Range = (0.0, 0.6)
-    """Dropout of D(x), D(z) and D(x, z), each its own. Table 3: 0.2."""
+    """Dropout of D(x), D(z) and D(x, z), each its own, alike in all its layers. Table 3: 0.2."""
     slope: Range = (0.0, 0.3)
     """Leaky slopes of encoder, decoder and discriminator, each its own. Table 3: 0.01."""
     bn_with_z: bool = False
     """Also try batch norm in D(z) and D(x, z), which §4 reports as unstable."""
 
 
-PAPER: dict[str, Any] = {
-    "adam_apart": False,
-    "lr_d": 1e-4,
-    "beta1_d": 0.5,
-    "one_minus_beta2_d": 1e-3,
-    "dropout_x": 0.2,
-    "dropout_z": 0.2,
-    "dropout_xz": 0.2,
-    "slope_encoder": 0.01,
-    "slope_decoder": 0.01,
-    "slope_discriminator": 0.01,
-    "bn": True,
-    "bn_x1": False,
-    "bn_x2": True,
-    "bn_x3": True,
-    "bn_x4": True,
-    "bn_x5": True,
-    "bn_z": False,
-    "bn_xz": False,
-}
-"""Table 3 in the search's own parameters; names outside the space in use are ignored."""
+@dataclass(frozen=True)
+class Point:
+    """A point to try first.
 
-BRIEF: dict[str, Any] = PAPER | {
-    "lr_d": 5e-5,
-    "dropout_x": 0.4,
-    "dropout_xz": 0.4,
-    "slope_encoder": 0.1,
-    "slope_decoder": 0.1,
-    "slope_discriminator": 0.1,
-}
-"""Found by hand on the embedded data: Table 3 with a weaker discriminator, for some 2,000 steps."""
+    Attributes:
+        params: in the search's own parameters; names outside the space in use are ignored.
+        as_printed: fields of Config that its trial leaves as the table prints them, where that is
+            outside the space; `params` then holds what comes nearest, for the search to learn from.
+    """
+
+    params: dict[str, Any]
+    as_printed: tuple[str, ...] = ()
 
 
-def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
-    """Draws one point of `space`: values for fields of `Config`."""
+AS_PRINTED = "as_printed"  # user attribute of a trial: Point.as_printed
+
+
+def paper(base: Config) -> Point:
+    """The table of the data set, exactly."""
+    table = printed(base)
+    params: dict[str, Any] = {
+        "adam_apart": False,
+        "lr_d": 1e-4,
+        "beta1_d": 0.5,
+        "one_minus_beta2_d": 1e-3,
+        "bn": any(row.bn for row in table.d_x),
+        **{f"bn_x{i}": row.bn for i, row in enumerate(table.d_x, start=1)},
+        "bn_z": False,
+        "bn_xz": False,
+    }
+    as_printed = []
+    for part, rows in _discriminator(base).items():
+        dropout = [row.dropout for row in rows]
+        params[f"dropout_{part}"] = mean(dropout)
+        if min(dropout) < max(dropout):  # Table 2: 0.2 on the input, then 0.5
+            as_printed.append(f"dropout_{part}")
+    params |= {f"slope_{who}": table.slope for who in _leaky(base)}
+    return Point(params, tuple(as_printed))
+
+
+def brief(base: Config) -> Point:
+    """Found by hand on the embedded data: Table 3 with a weaker discriminator, for 2,000 steps."""
+    slopes = {f"slope_{who}": 0.1 for who in _leaky(base)}
+    weaker = {"lr_d": 5e-5, "dropout_x": 0.4, "dropout_xz": 0.4}
+    return Point(paper(base).params | weaker | slopes)
+
+
+def suggest(trial: optuna.Trial, space: Space, base: Config) -> dict[str, Any]:
+    """Draws one point of `space`: values for those fields of `base` that its networks have."""
 
     def adam(who: str) -> dict[str, float]:
         return {
@@ -84,12 +106,37 @@ def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
         point |= adam("g")
     else:
         point |= {f"{name}_g": point[f"{name}_d"] for name in ("lr", "beta1", "beta2")}
-    for name in ("dropout_x", "dropout_z", "dropout_xz"):
+    parts = _discriminator(base)
+    for name in (f"dropout_{part}" for part in parts):
         point[name] = trial.suggest_float(name, *space.dropout)
-    for name in ("slope_encoder", "slope_decoder", "slope_discriminator"):
+    for name in (f"slope_{who}" for who in _leaky(base)):
         point[name] = trial.suggest_float(name, *space.slope)
-    layers = range(1, 6)  # Table 3: five convolutions in D(x)
-    point["bn_x"] = [yes(f"bn_x{i}") for i in layers] if yes("bn") else [False for _ in layers]
-    for name in ("bn_z", "bn_xz"):
+    if "x" in parts:
+        layers = range(1, len(parts["x"]) + 1)
+        point["bn_x"] = [yes(f"bn_x{i}") for i in layers] if yes("bn") else [False for _ in layers]
+    for name in (f"bn_{part}" for part in parts if part != "x"):
         point[name] = space.bn_with_z and yes(name)
-    return point
+    return point | dict.fromkeys(trial.user_attrs.get(AS_PRINTED, ()))
+
+
+def _discriminator(base: Config) -> dict[str, Rows]:
+    """The parts of the discriminator that there are, by the ending of their fields in Config."""
+    table = printed(base)
+    z = table.d_z if base.model == "ali" else ()
+    parts = {"x": table.d_x, "z": z, "xz": table.d_xz}
+    return {name: rows for name, rows in parts.items() if rows}
+
+
+def _leaky(base: Config) -> list[str]:
+    """The networks with leaky ReLUs; a slope of 0 in the table means ReLU, and is not searched."""
+    table = printed(base)
+    rows = {
+        "encoder": table.encoder if base.model == "ali" else (),
+        "decoder": table.decoder,
+        "discriminator": table.d_x + table.d_z + table.d_xz,
+    }
+    return [
+        who
+        for who, its in rows.items()
+        if table.slope > 0 and any(row.nonlinearity == LEAKY for row in its)
+    ]

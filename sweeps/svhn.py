@@ -9,12 +9,13 @@ also runs as a lone copy where the project is installed.
 """
 
 from ali.cli import main
+from sweeps.space import brief, paper
 from sweeps.sweep import Options, Sweep, launch, parse
 
 
 def sweep() -> int:
     options = parse(Options(name="svhn", data="svhn"))
-    return launch(Sweep(), options)
+    return launch(Sweep(first=(paper, brief)), options)
 
 
 if __name__ == "__main__":

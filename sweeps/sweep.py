@@ -12,16 +12,16 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ali.cli import make_folder, parse_args
-from ali.config import EPOCH, VAL_ERROR, Common, Config
+from ali.config import EPOCH, Common, Config
 from ali.errors import UserError
 from sweeps import tracking
-from sweeps.space import BRIEF, PAPER, Space
+from sweeps.space import Point, Space, paper
 
 if TYPE_CHECKING:
     import optuna
@@ -131,10 +131,13 @@ CHANGEABLE = frozenset(
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is swept: the space, the points tried first, and the experiment (default: ALI)."""
+    """What is swept: the space, the points tried first, and the experiment (default: ALI).
+
+    `first` makes points for what all trials have in common: the data set, and with it the table.
+    """
 
     space: Space = field(default_factory=Space)
-    first: tuple[dict[str, Any], ...] = (PAPER, BRIEF)
+    first: tuple[Callable[[Config], Point], ...] = (paper,)
     experiment: Experiment | None = None
 
 
@@ -181,17 +184,24 @@ def launch(sweep: Sweep, options: Options) -> int:
     if not options.uri.startswith("sqlite:"):
         tracking.connect(options.uri)  # before minutes are spent on data
     experiment = sweep.experiment or _ali()
-    experiment.fingerprint(options.config())  # bad data is found here, not in every trial
+    objective = experiment.objective(options.config())  # bad data is found here, not in each trial
     make_folder(options.output_dir)
     client = tracking.connect(options.uri)
     where = tracking.experiment_id(client, options.output_dir)
-    if not options.resume and tracking.find_sweep(client, where, options.name) is not None:
-        raise UserError(
-            f"MLflow at {options.uri} has a sweep {options.name!r} already: choose another --name"
-        )
+    if known := tracking.find_sweep(client, where, options.name):
+        if not options.resume:
+            raise UserError(
+                f"MLflow at {options.uri} has a sweep {options.name!r} already: "
+                "choose another --name"
+            )
+        if (before := tracking.objective_of(known)) != objective:
+            raise UserError(
+                f"sweep {options.name!r} minimises {before}, but on this data a sweep minimises "
+                f"{objective}: resume it with the --data-dir it was started with"
+            )
     make_folder(options.folder)
     with only_driver(options.folder, f"sweep {options.name!r}"):
-        return _Driver(sweep, experiment, options, client, where).run()
+        return _Driver(sweep, experiment, objective, options, client, where).run()
 
 
 def _ali() -> Experiment:
@@ -226,12 +236,13 @@ class _Driver:
         self,
         sweep: Sweep,
         experiment: Experiment,
+        objective: str,
         options: Options,
         client: MlflowClient,
         where: str,
     ) -> None:
-        self.sweep, self.experiment, self.options = sweep, experiment, options
-        self.client, self.where = client, where
+        self.sweep, self.experiment, self.objective = sweep, experiment, objective
+        self.options, self.client, self.where = options, client, where
         self.base = options.config()
         self.space = replace(sweep.space, bn_with_z=sweep.space.bn_with_z or options.bn_with_z)
 
@@ -244,11 +255,10 @@ class _Driver:
         study = Study(options.folder / JOURNAL, options.name, options.seed, options.startup_trials)
         if not any(trial.state.name != "WAITING" for trial in study.trials()):
             for point in self.sweep.first[: options.num_trials]:
-                study.enqueue(point)
-        parent = tracking.start_sweep(
-            self.client, self.where, options.name, {**options.to_dict(), **asdict(self.space)}
-        )
-        to = tracking.Destination(options.uri, self.where, options.name, parent)
+                study.enqueue(point(self.base))
+        params = {**options.to_dict(), **asdict(self.space)}
+        parent = tracking.start_sweep(self.client, self.where, options.name, self.objective, params)
+        to = tracking.Destination(options.uri, self.where, options.name, parent, self.objective)
         reconcile(self.client, to, study)
         done = self._tune(study, to)
         reconcile(self.client, to, study)
@@ -257,7 +267,7 @@ class _Driver:
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         from sweeps.space import suggest
 
-        point = suggest(trial, self.space)
+        point = suggest(trial, self.space, self.base)
         return Config.from_dict(
             {**self.base.to_dict(), **point, "seed": self.options.seed + trial.number}
         ).to_dict()
@@ -275,7 +285,8 @@ class _Driver:
         start_ray()
         share = allot(options, ray.cluster_resources())
         tenth = max(1, options.epochs // 10)
-        asha = Asha(options.epochs, options.grace_epochs or tenth, options.reduction_factor, study)
+        grace = options.grace_epochs or tenth
+        asha = Asha(self.objective, options.epochs, grace, options.reduction_factor, study)
         search = StudySearch(
             study, self.suggest, asha, options.num_trials, share.concurrent, options.epochs
         )
@@ -290,7 +301,7 @@ class _Driver:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                metric=VAL_ERROR,
+                metric=self.objective,
                 mode="min",
                 search_alg=search,
                 scheduler=asha,
@@ -356,7 +367,7 @@ def _quiet() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a diverged trial has no val_error to report
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a diverged trial has no objective to report
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # StudySearch holds --max-concurrent
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",

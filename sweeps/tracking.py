@@ -28,6 +28,7 @@ EXPERIMENT = "ali"
 # Tags
 CONFIG = "config"  # the whole experiment as JSON: what a run is repeated from
 SWEEP, TRIAL, KIND = "sweep", "trial_id", "kind"
+OBJECTIVE = "objective"  # the metric that the sweep minimises; val_error where the tag is absent
 END, REASON = "end_state", "end_reason"
 PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
 # Image keys
@@ -118,13 +119,18 @@ def find_sweep(client: MlflowClient, experiment: str, sweep: str) -> Run | None:
     return found[0] if found else None
 
 
+def objective_of(run: Run) -> str:
+    """The metric that a run's sweep minimises."""
+    return run.data.tags.get(OBJECTIVE, VAL_ERROR)
+
+
 def start_sweep(
-    client: MlflowClient, experiment: str, sweep: str, params: Mapping[str, Any]
+    client: MlflowClient, experiment: str, sweep: str, objective: str, params: Mapping[str, Any]
 ) -> str:
     """Opens the parent run of a sweep, or opens it again; returns its run id."""
     run = find_sweep(client, experiment, sweep)
     if run is None:
-        tags = {SWEEP: sweep, KIND: KIND_SWEEP, RUN_NAME: sweep}
+        tags = {SWEEP: sweep, KIND: KIND_SWEEP, RUN_NAME: sweep, OBJECTIVE: objective}
         run = client.create_run(experiment, tags=tags)
         log_params(client, run.info.run_id, params)
     else:
@@ -160,6 +166,7 @@ class Destination:
     experiment: str
     sweep: str
     parent_run_id: str
+    objective: str
 
 
 class Courier:
@@ -316,6 +323,7 @@ def create_trial(
 ) -> Run:
     """Opens the run of a trial, or of its full training, under its sweep's."""
     tags = {SWEEP: to.sweep, TRIAL: trial_id, KIND: kind, PARENT: to.parent_run_id}
+    tags[OBJECTIVE] = to.objective
     tags[RUN_NAME] = f"{to.sweep}-{trial_id}" + ("" if kind == KIND_TRIAL else f"-{kind}")
     return client.create_run(to.experiment, tags=tags)
 
@@ -344,8 +352,8 @@ def end_trial(
 ) -> None:
     """Writes how a trial ended into its run. Called by the driver alone.
 
-    Of `values`, val_error by epoch, what the run does not hold is written too: it was lost with the
-    process that was to log it.
+    Of `values`, the objective by epoch, what the run does not hold is written too: it was lost with
+    the process that was to log it.
     """
     from mlflow.entities import Metric
 
@@ -353,7 +361,7 @@ def end_trial(
     logged, now = logged_epochs(client, run), int(time.time() * 1000)
     missing = [(epoch, value) for epoch, value in (values or {}).items() if epoch not in logged]
     if missing:
-        pairs = [(VAL_ERROR, value, epoch) for epoch, value in missing]
+        pairs = [(to.objective, value, epoch) for epoch, value in missing]
         pairs += [(EPOCH, epoch, epoch) for epoch, _ in missing]
         metrics = [Metric(key, value, now, epoch) for key, value, epoch in pairs]
         client.log_batch(run.info.run_id, metrics=metrics)
@@ -362,14 +370,14 @@ def end_trial(
 
 
 def best_trial(client: MlflowClient, experiment: str, sweep: str) -> Run:
-    """The trial with the lowest last `val_error` among those that had the sweep's full budget.
+    """The trial with the lowest last objective among those that had the sweep's full budget.
 
     Raises UserError where no trial completed, naming what there is.
     """
     runs = find_runs(client, experiment, **{SWEEP: sweep, KIND: KIND_TRIAL, END: COMPLETED})
-    runs = [run for run in runs if VAL_ERROR in run.data.metrics]
+    runs = [run for run in runs if objective_of(run) in run.data.metrics]
     if runs:
-        return min(runs, key=lambda run: run.data.metrics[VAL_ERROR])
+        return min(runs, key=lambda run: run.data.metrics[objective_of(run)])
     if find_sweep(client, experiment, sweep) is None:
         names = {r.data.tags.get(SWEEP, "") for r in find_runs(client, experiment, kind=KIND_SWEEP)}
         known = ", ".join(sorted(names)) or "none"

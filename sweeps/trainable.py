@@ -18,7 +18,7 @@ import torch
 from ray import tune
 from ray.tune.result import DONE
 
-from ali.config import EPOCH, Config
+from ali.config import EPOCH, VAL_ERROR, Config
 from ali.errors import NonFiniteError, UserError
 from sweeps import tracking
 from sweeps.tracking import (
@@ -52,13 +52,15 @@ class Experiment:
         load: (folder, config) → state, for `run` to go on from; raises UserError on a bad folder.
         pictures: (state, config) → uint8 (H, W, 3) by key.
         fingerprint: config → hash of the data.
-        baselines: config → errors that need no training, by name, logged to the sweep's run.
+        objective: config → name of the metric that its trials are compared by; less is better.
+        baselines: config → val_errors without training, by name, logged to the sweep's run.
     """
 
     run: Callable[[Config, Any], Iterator[tuple[Any, Metrics]]]
     load: Callable[[Path, Config], Any]
     pictures: Callable[[Any, Config], dict[str, Any]]
     fingerprint: Callable[[Config], str]
+    objective: Callable[[Config], str]
     baselines: Callable[[Config], dict[str, float]] | None = None
 
 
@@ -197,13 +199,17 @@ def _load(folder: Path, config: Config) -> Any:
 
 
 def _pictures(state: Any, config: Config) -> dict[str, Any]:
-    from ali import data, evaluate
+    from ali import data, evaluate, figures
 
+    if config.data == "mixture":
+        return {SAMPLES: figures.mixture_panels(state.networks, config)}
+    pictures = {SAMPLES: evaluate.samples(state.networks)}
+    if state.networks.encoder is None:
+        return pictures
     valid = data.load(config).valid.x
-    return {
-        SAMPLES: evaluate.samples(state.networks),
+    return pictures | {
         RECONSTRUCTIONS: evaluate.reconstructions(state.networks, valid[:50]),
-        INTERPOLATIONS: evaluate.interpolations(state.networks, valid[50:66]),
+        INTERPOLATIONS: evaluate.interpolations(state.networks, valid[-16:]),
     }
 
 
@@ -213,12 +219,22 @@ def _fingerprint(config: Config) -> str:
     return data.load(config).fingerprint
 
 
+def _objective(config: Config) -> str:
+    from ali import data
+    from ali.experiment import objective
+
+    return objective(config, data.load(config))
+
+
 def _baselines(config: Config) -> dict[str, float]:
     from ali import data, evaluate
+    from ali.experiment import objective
     from ali.state import State
     from ali.train import device
 
     dataset = data.load(config)
+    if objective(config, dataset) != VAL_ERROR:
+        return {}
     state = State.create(config, dataset.train, device())
     return {
         tracking.RAW_PIXEL_ERROR: evaluate.raw_pixel_error(dataset, config),
@@ -226,7 +242,7 @@ def _baselines(config: Config) -> dict[str, float]:
     }
 
 
-ALI = Experiment(_run, _load, _pictures, _fingerprint, _baselines)
+ALI = Experiment(_run, _load, _pictures, _fingerprint, _objective, _baselines)
 
 
 @functools.cache

@@ -8,14 +8,15 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
-from ali.config import EPOCH, VAL_ERROR, Config
+from ali.config import EPOCH, SAMPLE_DISTANCE, VAL_ERROR, Config
+from ali.tables import configured, printed
 from sweeps.search import Asha, Study, StudySearch, read
-from sweeps.space import PAPER, Space, suggest
+from sweeps.space import Space, brief, paper, suggest
 from sweeps.tracking import COMPLETED, CONFIG, DIVERGED, END, STOPPED
 
 
 def point(trial):
-    return suggest(trial, Space())
+    return suggest(trial, Space(), Config())
 
 
 @pytest.fixture
@@ -100,29 +101,86 @@ def test_a_draw_cut_short_is_finished_as_it_began(study, tmp_path):
     assert finished.user_attrs[CONFIG]["lr_d"] == asked.params["lr_d"]
 
 
-def test_the_papers_point_is_table_3(study):
-    study.enqueue(PAPER)
-    drawn = study.ask(point).user_attrs[CONFIG]
-    assert Config.from_dict(drawn) == Config()
+PRESETS = {
+    "Table 2": Config(data="cifar10"),
+    "Table 3": Config(data="svhn"),
+    "Table 4": Config(data="celeba"),
+    "Table 5": Config(data="tiny-imagenet"),
+    "Table 5, images of one's own": Config(data="folder", image_size=64),
+    "Fig. 7": Config(data="mixture"),
+    "Table 2, GAN": Config(data="cifar10", model="gan"),
+    "Table 3, two levels": Config(data="svhn", levels=2),
+}
+presets = pytest.mark.parametrize("base", PRESETS.values(), ids=PRESETS)
+
+
+def drawn(study, base, space=None):
+    """The configuration that the study's next trial trains with, as a sweep over `base` asks."""
+    trial = study.ask(lambda trial: suggest(trial, space or Space(), base))
+    return trial, Config.from_dict({**base.to_dict(), **trial.user_attrs[CONFIG]})
+
+
+@presets
+def test_the_papers_point_is_its_table(study, base):
+    study.enqueue(paper(base))
+    _, config = drawn(study, base)
+    assert configured(config) == printed(base)
+    for who in ("encoder", "decoder", "discriminator"):
+        assert getattr(config, f"slope_{who}") in (None, printed(base).slope)
+    for who in ("d", "g"):
+        adam = [getattr(config, f"{name}_{who}") for name in ("lr", "beta1", "beta2")]
+        assert adam == [1e-4, 0.5, 0.999]
+
+
+@presets
+def test_a_space_has_what_its_table_has(study, base):
+    trials, configs = zip(
+        *(drawn(study, base, Space(bn_with_z=True)) for _ in range(6)), strict=True
+    )
+    names = {name for trial in trials for name in trial.params}
+    table = printed(base)
+    assert ("dropout_x" in names) == bool(table.d_x)
+    assert ("bn_z" in names) == ("dropout_z" in names) == bool(table.d_z and base.model == "ali")
+    rows = {"encoder": table.encoder if base.model == "ali" else (), "decoder": table.decoder}
+    rows["discriminator"] = (*table.d_x, *table.d_z, *table.d_xz)
+    for who, its in rows.items():
+        leaky = table.slope > 0 and "leaky ReLU" in {row.nonlinearity for row in its}
+        assert (f"slope_{who}" in names) == leaky
+    for config in configs:
+        assert [row.kernel for row in configured(config).d_x] == [row.kernel for row in table.d_x]
+        assert config.bn_x is None or len(config.bn_x) == len(table.d_x)
+    assert len({configured(config).d_xz for config in configs}) > 1
+
+
+def test_a_point_outside_the_space_is_one_trial_alone(study):
+    """Table 2's dropout, 0.2 and then 0.5, is no point of the space; the next trial's is."""
+    base = Config(data="cifar10")
+    study.enqueue(paper(base))
+    first, config = drawn(study, base)
+    assert config.dropout_x is None and first.params["dropout_x"] == pytest.approx(
+        (0.2 + 4 * 0.5) / 5
+    )
+    assert drawn(study, base)[1].dropout_x is not None
+
+
+def test_the_brief_point_is_in_the_space(study):
+    study.enqueue(brief(Config()))
+    _, config = drawn(study, Config())
+    assert (config.lr_g, config.dropout_x, config.slope_encoder) == (5e-5, 0.4, 0.1)
 
 
 def test_the_space_is_conditional_and_within_its_bounds(study):
     space = Space(bn_with_z=True)
-    seen = [study.ask(lambda trial: suggest(trial, space)) for _ in range(30)]
-    for trial in seen:
-        drawn, params = Config.from_dict(trial.user_attrs[CONFIG]), trial.params
-        assert ("lr_g" in params) == params["adam_apart"]
-        assert ("bn_x1" in params) == params["bn"]
-        if not params["adam_apart"]:
-            assert (drawn.lr_g, drawn.beta1_g) == (drawn.lr_d, drawn.beta1_d)
-        assert space.lr[0] <= drawn.lr_d <= space.lr[1]
-    assert any(t.params["bn_z"] for t in seen)
-    assert not any(suggest_z(study).values())
-
-
-def suggest_z(study):
-    drawn = study.ask(point).user_attrs[CONFIG]
-    return {name: drawn[name] for name in ("bn_z", "bn_xz")}
+    seen = [drawn(study, Config(), space) for _ in range(30)]
+    for trial, config in seen:
+        assert ("lr_g" in trial.params) == trial.params["adam_apart"]
+        assert ("bn_x1" in trial.params) == trial.params["bn"]
+        if not trial.params["adam_apart"]:
+            assert (config.lr_g, config.beta1_g) == (config.lr_d, config.beta1_d)
+        assert space.lr[0] <= config.lr_d <= space.lr[1]
+    assert any(config.bn_z for _, config in seen)
+    _, without = drawn(study, Config())
+    assert not (without.bn_z or without.bn_xz)
 
 
 def trial(number):
@@ -141,7 +199,7 @@ def added(scheduler, count):
 
 
 def test_asha_stops_the_worse_and_says_why():
-    asha = added(Asha(9, 1, 3), 3)
+    asha = added(Asha(VAL_ERROR, 9, 1, 3), 3)
     assert feed(asha, 0, 1, 0.5) == TrialScheduler.CONTINUE
     assert feed(asha, 1, 1, 0.4) == TrialScheduler.CONTINUE
     assert feed(asha, 2, 1, 0.6) == TrialScheduler.STOP
@@ -153,7 +211,7 @@ def test_asha_stops_the_worse_and_says_why():
 def test_a_trial_that_says_its_end_is_stopped_where_ray_goes_on():
     bare = added(AsyncHyperBandScheduler(time_attr=EPOCH, max_t=9), 1)
     assert feed(bare, 0, 1, math.nan) == TrialScheduler.CONTINUE
-    asha = added(Asha(9, 1, 3), 1)
+    asha = added(Asha(VAL_ERROR, 9, 1, 3), 1)
     result = {EPOCH: 1, END: DIVERGED}
     assert asha.on_trial_result(None, trial(0), result) == TrialScheduler.STOP
 
@@ -162,14 +220,32 @@ def test_asha_after_a_resume_decides_as_before(study):
     for number, value in enumerate((0.5, 0.4, 0.45)):
         study.ask(point)
         study.report(number, 1, value)
-    fresh, resumed = added(Asha(9, 1, 3), 5), added(Asha(9, 1, 3), 5)
+    fresh, resumed = added(Asha(VAL_ERROR, 9, 1, 3), 5), added(Asha(VAL_ERROR, 9, 1, 3), 5)
     resumed.replay(study.trials())
     assert feed(fresh, 3, 1, 0.6) == TrialScheduler.CONTINUE, "an empty rung stops nobody"
     assert feed(resumed, 3, 1, 0.6) == TrialScheduler.STOP
 
 
+def test_what_is_minimised_has_a_name():
+    asha = Asha(SAMPLE_DISTANCE, 9, 1, 3)
+    asha.set_search_properties(SAMPLE_DISTANCE, "min")
+    for number, value in enumerate((0.5, 0.4, 0.6)):
+        asha.on_trial_add(None, trial(number))
+        result = {EPOCH: 1, SAMPLE_DISTANCE: value, VAL_ERROR: 1 - value}
+        decision = asha.on_trial_result(None, trial(number), result)
+    assert decision == TrialScheduler.STOP
+    assert asha.reasons["00002"].startswith("sample_distance 0.6000 after epoch 1")
+
+
 def search_over(study, asha):
     return StudySearch(study, point, asha, num_trials=2, max_concurrent=1, epochs=9)
+
+
+def test_the_search_tells_the_objective_and_no_other_metric(study):
+    search = search_over(study, Asha(SAMPLE_DISTANCE, 9, 1, 3))
+    study.ask(point)
+    search.on_trial_complete("00000", {EPOCH: 9, VAL_ERROR: 0.1, SAMPLE_DISTANCE: 0.3})
+    assert study.trials()[0].value == 0.3
 
 
 @pytest.mark.parametrize(
@@ -184,14 +260,14 @@ def search_over(study, asha):
 )
 def test_no_trial_stays_running_for_want_of_its_metric(study, result, state):
     # The bare stack: a missing metric leaves a RUNNING trial that the sampler avoids for ever.
-    search = search_over(study, Asha(9, 1, 3))
+    search = search_over(study, Asha(VAL_ERROR, 9, 1, 3))
     study.ask(point)
     search.on_trial_complete("00000", result)
     assert study.trials()[0].state == state
 
 
 def test_the_search_ends_when_all_have_been_asked(study):
-    search = search_over(study, Asha(9, 1, 3))
+    search = search_over(study, Asha(VAL_ERROR, 9, 1, 3))
     assert not search.is_finished()
     for _ in range(2):
         study.ask(point)
@@ -205,13 +281,13 @@ def test_a_stop_that_nobody_was_told_of_is_told_at_the_resume(study):
         study.report(number, 1, value)
     for number in (0, 1):
         study.tell(number, STOPPED, "", None)
-    search_over(study, Asha(9, 1, 3))
+    search_over(study, Asha(VAL_ERROR, 9, 1, 3))
     assert study.trials()[2].state == TrialState.PRUNED
     assert "above the cut" in study.trials()[2].user_attrs["end_reason"]
 
 
 def test_a_value_is_in_the_study_before_anything_is_decided_on_it(study):
-    asha = added(Asha(9, 1, 3, study), 3)
+    asha = added(Asha(VAL_ERROR, 9, 1, 3, study), 3)
     for number, value in enumerate((0.5, 0.4, 0.6)):
         study.ask(point)
         feed(asha, number, 1, value)

@@ -68,8 +68,8 @@ def local(tmp_path):
     uri = tracking.default_uri(tmp_path)
     client = tracking.connect(uri)
     experiment = tracking.experiment_id(client, tmp_path)
-    parent = tracking.start_sweep(client, experiment, "s", {"epochs": 3})
-    return client, tracking.Destination(uri, experiment, "s", parent)
+    parent = tracking.start_sweep(client, experiment, "s", "val_error", {"epochs": 3})
+    return client, tracking.Destination(uri, experiment, "s", parent, "val_error")
 
 
 def image():
@@ -167,8 +167,8 @@ def test_no_server_is_a_clear_error_within_seconds():
 def test_records_wait_for_a_server_that_is_away(server):
     client = tracking.connect(server.uri)
     experiment = tracking.experiment_id(client, server.folder)
-    parent = tracking.start_sweep(client, experiment, "s", {})
-    to = tracking.Destination(server.uri, experiment, "s", parent)
+    parent = tracking.start_sweep(client, experiment, "s", "val_error", {})
+    to = tracking.Destination(server.uri, experiment, "s", parent, "val_error")
     tracking.open_trial(client, to, "00000")
     run = tracking.TrialRun(to, "00000", {"lr": 1})
     run.epoch({"epoch": 1, "val_error": 0.5}, image())

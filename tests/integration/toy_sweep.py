@@ -15,6 +15,7 @@ import numpy as np
 
 from ali.cli import main
 from ali.errors import NonFiniteError, UserError
+from sweeps.space import brief, paper
 from sweeps.sweep import Options, Sweep, launch, parse
 from sweeps.trainable import Experiment
 
@@ -84,9 +85,14 @@ def fingerprint(config):
     return "toy"
 
 
+def objective(config):
+    return "val_error"
+
+
 def sweep():
     options = parse(Options(name="toy", num_trials=6, epochs=6, data="house-numbers"))
-    return launch(Sweep(experiment=Experiment(run, load, pictures, fingerprint)), options)
+    experiment = Experiment(run, load, pictures, fingerprint, objective)
+    return launch(Sweep(first=(paper, brief), experiment=experiment), options)
 
 
 if __name__ == "__main__":

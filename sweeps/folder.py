@@ -1,0 +1,24 @@
+"""Sweeps ALI's hyperparameters on images of your own: any folder of them, no code to write.
+
+    python sweeps/folder.py --name mine --data-dir DIR                  32 × 32 pixels, Table 3
+    python sweeps/folder.py --name mine --data-dir DIR --image-size 64  64 × 64 pixels, Table 5
+    python sweeps/folder.py --name mine --resume                        goes on, after a kill -9 too
+    python sweeps/best.py --name mine --epochs 500                      trains the best in full
+
+Data: DIR/<class>/*.jpg (any format that Pillow reads) are labelled images, and the objective is
+val_error; few images a class ask for a lower --labels. DIR/*.jpg are unlabelled, and the objective
+is sample_distance. Images are resized and centre-cropped once. This file also runs as a lone copy
+where the project is installed.
+"""
+
+from ali.cli import main
+from sweeps.sweep import Options, Sweep, launch, parse
+
+
+def sweep() -> int:
+    options = parse(Options(name="folder", data="folder"))
+    return launch(Sweep(), options)
+
+
+if __name__ == "__main__":
+    main(sweep)
