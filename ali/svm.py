@@ -9,15 +9,18 @@ The objective is smooth and piecewise quadratic. On a fixed set A of rows inside
 minimum is a linear system, and Newton's method is to solve it, see which rows are inside now, and
 repeat until the set stays (Keerthi & DeCoste 2005, Chapelle 2007). What makes the path cheap:
 
-- with fewer rows than features the system is written in w = Σ a_i x_i, that is in the rows' Gram
-  matrix K: (K_AA + I/2C) a_A = y_A, a = 0 elsewhere. That is the same problem, rotated to the span
-  of the rows;
+- the system is written in w = Σ a_i x_i, that is in the rows' Gram matrix K:
+  (K_AA + I/2C) a_A = y_A, a = 0 elsewhere. That is the same problem, rotated to the span of the
+  rows;
 - a Cholesky factor outlives its system: a few rows that enter or leave A border it, and a smaller
-  1/2C, once that is far under K's eigenvalues, costs a step or two of iterative refinement.
+  1/2C, once that is far under K's eigenvalues, costs a step or two of iterative refinement;
+- with many more rows than features the system stays in w, and rows that enter or leave A are added
+  to X_AᵀX_A or taken from it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,8 +32,10 @@ from threadpoolctl import threadpool_limits
 from ali.errors import UserError
 
 GRID = np.exp(np.linspace(-20, 20, 50))  # the penalties C of the authors' code
-MAX_STEPS = 200  # Newton steps for one C; a handful is usual
+MAX_STEPS = 60  # Newton steps for one C; a handful is usual
+STRIDE = 4.0  # from one ridge to the next, on the way to one that is not reached at once
 SMALL = 1e-11  # relative size at which refinement has converged
+TALL = 3  # rows a feature from which the system is solved in w: measured, K is faster up to there
 
 
 @dataclass
@@ -81,7 +86,7 @@ def fit(x: np.ndarray, y: np.ndarray, cs: Sequence[float] | np.ndarray = GRID) -
     if not np.isfinite(x).all():
         raise FloatingPointError("features are not finite")
     rows = np.concatenate([x, np.ones((len(x), 1))], 1, dtype=np.float64)  # (N, D+1)
-    problem = _Kernel(rows) if rows.shape[0] <= rows.shape[1] else _Primal(rows)
+    problem = _Kernel(rows) if rows.shape[0] <= TALL * rows.shape[1] else _Primal(rows)
     signs = np.where(y == classes[:, None], 1.0, -1.0)  # (K, N)
     starts = [problem.start() for _ in classes]
     coefficients = []
@@ -89,9 +94,9 @@ def fit(x: np.ndarray, y: np.ndarray, cs: Sequence[float] | np.ndarray = GRID) -
         # One BLAS thread: more gain little on these sizes, and where other trials keep the cores
         # busy OpenBLAS's spinning threads make a factorisation 20 times slower.
         with threadpool_limits(1, "blas"):
-            for sign, start in zip(signs, starts, strict=True):
-                _newton(problem, sign, max(1 / (2 * c), problem.floor), start)
-                coefficients.append(start.coefficients)
+            for k, sign in enumerate(signs):
+                starts[k] = _minimum(problem, sign, max(1 / (2 * c), problem.floor), starts[k])
+                coefficients.append(starts[k].coefficients)
     weights = problem.weights(np.stack(coefficients)).reshape(len(cs), len(classes), -1)
     return Machines(np.asarray(cs), classes, weights[..., :-1], weights[..., -1])
 
@@ -103,18 +108,34 @@ class _Start:
     coefficients: np.ndarray  # a (N,) of _Kernel or w (D+1,) of _Primal
     f: np.ndarray  # (N,) outputs w·x_i
     active: np.ndarray  # (N,) bool, rows inside the margin
-    factor: _Factor | None = None
+    factor: _Factor | None = None  # of _Kernel
+    summed: np.ndarray | None = None  # (N,) bool, the rows in gram
+    gram: np.ndarray | None = None  # X_AᵀX_A (D+1, D+1) of _Primal
 
 
-def _newton(problem: _Kernel | _Primal, y: np.ndarray, ridge: float, start: _Start) -> None:
-    """Moves start to the minimum of ½ ridge ‖w‖² + ½ Σ max(0, 1 − y f)², ridge = 1/2C."""
+def _minimum(problem: _Kernel | _Primal, y: np.ndarray, ridge: float, start: _Start) -> _Start:
+    """The minimum of ½ ridge ‖w‖² + ½ Σ max(0, 1 − y f)², ridge = 1/2C, on the way from start.
+
+    From w = 0 a small ridge can take Newton's method thousands of steps where the classes overlap,
+    but a handful from a neighbour: it is then reached by way of larger ones.
+    """
+    if not _newton(problem, y, ridge, start):
+        start = problem.start()
+        steps = max(0, math.ceil(math.log(problem.scale / ridge, STRIDE)))
+        for k in range(steps, -1, -1):
+            _newton(problem, y, ridge * STRIDE**k, start)
+    return start
+
+
+def _newton(problem: _Kernel | _Primal, y: np.ndarray, ridge: float, start: _Start) -> bool:
+    """Moves start to the minimum; False where MAX_STEPS do not reach it."""
     active, best = start.active, np.inf
     for _ in range(MAX_STEPS):
         new, f = problem.solve(y, active, ridge, start)
         inside = problem.inside(y, active, new, f)
         if (inside == active).all():
             start.coefficients, start.f, start.active = new, f, active
-            return
+            return True
         # Exact minimum along the Newton direction: without it the sets may cycle.
         move, df = new - start.coefficients, f - start.f
         slope = problem.inner(start.coefficients, start.f, move, df)
@@ -128,8 +149,9 @@ def _newton(problem: _Kernel | _Primal, y: np.ndarray, ridge: float, start: _Sta
         norm = problem.inner(start.coefficients, start.f, start.coefficients, start.f)
         objective = ridge * norm + hinge @ hinge
         if objective >= best * (1 - 1e-15):  # rows on the margin to rounding: nothing left to gain
-            return
+            return True
         best = objective
+    return False
 
 
 def _line_minimum(slope: float, curve: float, m: np.ndarray, g: np.ndarray) -> float:
@@ -156,14 +178,14 @@ def _line_minimum(slope: float, curve: float, m: np.ndarray, g: np.ndarray) -> f
 
 
 class _Kernel:
-    """The problem in the rows' coefficients, w = Σ a_i x_i: for no more rows than features."""
+    """The problem in the rows' coefficients, w = Σ a_i x_i."""
 
     def __init__(self, rows: np.ndarray) -> None:
         self.rows = rows
         self.k = _product(rows, rows.T)  # (N, N)
-        self.floor = np.finfo(float).eps * np.trace(
-            self.k
-        )  # a smaller ridge is lost in K's rounding
+        self.scale = float(self.k.diagonal().max())
+        # A smaller ridge is lost in K's rounding.
+        self.floor = np.finfo(float).eps * np.trace(self.k)
         self.shared: _Factor | None = None  # of all rows: every class begins there, at small C
 
     def start(self) -> _Start:
@@ -200,11 +222,13 @@ class _Kernel:
 
 
 class _Primal:
-    """The problem in w itself: for more rows than features."""
+    """The problem in w itself: for many more rows than features."""
 
     def __init__(self, rows: np.ndarray) -> None:
         self.rows = rows
-        self.floor = np.finfo(float).eps * float(np.sum(rows * rows))
+        squares = np.einsum("nd,nd->n", rows, rows)
+        self.scale = float(squares.max())
+        self.floor = np.finfo(float).eps * float(squares.sum())
 
     def start(self) -> _Start:
         n, d = self.rows.shape
@@ -227,8 +251,19 @@ class _Primal:
         if len(x) <= x.shape[1]:
             w = x.T @ _solve(_product(x, x.T), y[active], ridge)
         else:
-            w = _solve(_product(x.T, x), x.T @ y[active], ridge)
+            w = _solve(self._gram(active, start), x.T @ y[active], ridge)
         return w, self.rows @ w
+
+    def _gram(self, active: np.ndarray, start: _Start) -> np.ndarray:
+        """X_AᵀX_A, from the one that start keeps where few rows have changed sides."""
+        changed = active if start.summed is None else active ^ start.summed
+        if 2 * changed.sum() > active.sum():
+            changed, start.gram = active, None
+        x = self.rows[changed]
+        change = _product((x * np.where(active[changed], 1.0, -1.0)[:, None]).T, x)
+        start.summed = active
+        start.gram = change if start.gram is None else start.gram + change
+        return start.gram
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -236,22 +271,23 @@ def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _solve(m: np.ndarray, rhs: np.ndarray, ridge: float) -> np.ndarray:
-    lower = _cholesky(m, ridge)
-    return lapack.dpotrs(lower, rhs, lower=1)[0]
+    return lapack.dpotrs(_cholesky(m, np.arange(len(m)), ridge), rhs, lower=1)[0]
 
 
-def _cholesky(m: np.ndarray, ridge: float) -> np.ndarray:
-    """Lower factor of m + ridge; m is overwritten.
+def _cholesky(m: np.ndarray, at: np.ndarray, ridge: float) -> np.ndarray:
+    """Lower factor of m[at, at] + ridge, m symmetric.
 
     Equal rows can leave m singular to rounding: then the ridge grows to that size.
     """
-    diagonal = m.diagonal().copy()
     for attempt in range(8):
-        np.fill_diagonal(m, diagonal + ridge)
-        lower, info = lapack.dpotrf(m, lower=1)
+        block = m[at][:, at]  # in two steps, which is faster than np.ix_
+        total = np.trace(block)
+        block[np.diag_indices_from(block)] += ridge
+        # In Fortran's order, as LAPACK wants it, a symmetric matrix is itself: no copy is made.
+        lower, info = lapack.dpotrf(block.T, lower=1, overwrite_a=1)
         if info == 0:
             return lower
-        ridge = max(ridge, 16.0**attempt * np.finfo(float).eps * diagonal.sum())
+        ridge = max(ridge, 16.0**attempt * np.finfo(float).eps * total)
     raise np.linalg.LinAlgError("Gram matrix of the features is not positive semidefinite")
 
 
@@ -261,7 +297,7 @@ class _Factor:
     def __init__(self, k: np.ndarray, active: np.ndarray, ridge: float) -> None:
         self.active, self.ridge = active, ridge
         self.at = np.flatnonzero(active)
-        self.lower = _cholesky(k[np.ix_(self.at, self.at)], ridge)
+        self.lower = _cholesky(k, self.at, ridge)
         self.smallest = (
             float(self.lower.diagonal().min(initial=np.inf)) ** 2
         )  # bounds K's least from above

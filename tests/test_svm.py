@@ -35,8 +35,8 @@ def objectives(machines, x, y):
 @pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize(
     ("n", "d", "noise"),
-    [(120, 300, 3.0), (200, 200, 3.0), (400, 30, 3.0), (150, 149, 3.0)],
-    ids=["n<d", "n=d", "n>d", "n=d+1"],
+    [(120, 300, 3.0), (200, 200, 3.0), (150, 149, 3.0), (300, 120, 3.0), (400, 30, 3.0)],
+    ids=["n<d", "n=d", "n=d+1", "n>d", "n>>d"],
 )
 def test_equals_linear_svc(n, d, noise):
     x, y = clusters(n, d, noise=noise)
@@ -54,7 +54,7 @@ def test_equals_linear_svc(n, d, noise):
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
-@pytest.mark.parametrize(("n", "d"), [(150, 400), (300, 40)])
+@pytest.mark.parametrize(("n", "d"), [(150, 400), (100, 40), (300, 40)])
 def test_whole_grid_is_optimal(n, d, scale):
     """The duality gap bounds what is lost: no other solver is involved.
 
@@ -72,10 +72,11 @@ def test_whole_grid_is_optimal(n, d, scale):
     assert (np.diff(primal / svm.GRID[:, None], axis=0) <= 1e-9 * primal[1:]).all()
 
 
-def test_path_equals_single_fits():
-    """Warm starts, borders and stale factors change nothing."""
-    x, y = clusters(200, 250)
-    valid, valid_y = clusters(1000, 250, seed=5)
+@pytest.mark.parametrize(("n", "d"), [(200, 250), (200, 90), (400, 60)])
+def test_path_equals_single_fits(n, d):
+    """Warm starts, borders, stale factors and kept sums change nothing; a lone C is reached."""
+    x, y = clusters(n, d)
+    valid, valid_y = clusters(1000, d, seed=5)
     path = svm.fit(x, y)
     for i in range(0, 50, 7):
         alone = svm.fit(x, y, svm.GRID[i : i + 1])
