@@ -13,7 +13,18 @@ import numpy as np
 import tyro
 
 from ali.cli import main, make_folder, parse_args, terminable, writing
-from ali.config import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND, VAL_ERROR, Config, Precision
+from ali.config import (
+    D_LOSS,
+    EPOCH,
+    G_LOSS,
+    IMAGES_PER_SECOND,
+    MODES_MISSED,
+    SAMPLE_DISTANCE,
+    VAL_ERROR,
+    Config,
+    DataName,
+    Precision,
+)
 from ali.errors import NonFiniteError, UserError
 
 if TYPE_CHECKING:
@@ -22,7 +33,14 @@ if TYPE_CHECKING:
     from ali.state import State
 
 PROG = "python -m ali"
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
+# What the line of an epoch tells, where it was measured; metrics.jsonl has everything
+TOLD = {
+    D_LOSS: ".4f",
+    G_LOSS: ".4f",
+    VAL_ERROR: ".4f",
+    MODES_MISSED: ".0f",
+    SAMPLE_DISTANCE: ".4f",
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,7 @@ class _Trained:
 
 @dataclass(frozen=True)
 class Sample(_Trained):
-    """Draw a PNG grid of samples x̃ = G_x(z), z ~ N(0, I)."""
+    """Draw a PNG grid of samples x̃ = G_x(z), z from the prior."""
 
     count: int = 100
     """Samples."""
@@ -66,7 +84,7 @@ class Sample(_Trained):
 
 @dataclass(frozen=True)
 class _Pictures(_Trained):
-    data: Literal["house-numbers", "svhn"] | None = None
+    data: DataName | None = None
     """Data set whose validation images are shown; default: the one trained on."""
     data_dir: Path | None = None
     """Folder of its files; default: the one trained from."""
@@ -93,13 +111,30 @@ class Interpolate(_Pictures):
 
 
 @dataclass(frozen=True)
+class Figure(_Pictures):
+    """Draw a figure of the paper, as it is arranged there: a PNG."""
+
+    number: tyro.conf.Positional[Literal[2, 3, 4, 5, 6, 7]] = tyro.MISSING
+    """2 CIFAR-10, 3 SVHN, 4 CelebA, 5 Tiny ImageNet: samples and reconstructions; 6: interpolations
+    between validation images; 7: the mixture."""
+    gan: Path | None = None
+    """Of figure 7: checkpoint or run of a GAN (train --data mixture --model gan); without it, its
+    panel is left out."""
+
+
+@dataclass(frozen=True)
 class Encode(_Trained):
-    """Encode 32×32 RGB images into an .npz: mu (N, 256), and file names where there are any."""
+    """Encode RGB images into an .npz: mu (N, z), and file names where there are any.
+
+    z is 64 for networks of CIFAR-10, 256 for all others.
+    """
 
     input: Path = tyro.MISSING
-    """Images: .npz (uint8, NHWC or NCHW), SVHN's .mat (X), or a folder of image files."""
+    """Images of the size trained on, 32×32 or 64×64: .npz (uint8, NHWC or NCHW), SVHN's .mat (X),
+    or a folder of image files."""
     features: bool = False
-    """Also write features (N, 5376), those of the L2-SVM of §4.4."""
+    """Also write features (N, D), those of the L2-SVM of §4.4; at width 1, D is 5376 for SVHN's
+    networks, 5184 for CIFAR-10's, 48128 for CelebA's and 4608 for Tiny ImageNet's."""
 
 
 Commands = (
@@ -107,6 +142,7 @@ Commands = (
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
     | Annotated[Interpolate, tyro.conf.subcommand("interpolate")]
+    | Annotated[Figure, tyro.conf.subcommand("figure")]
     | Annotated[Encode, tyro.conf.subcommand("encode")]
 )
 
@@ -130,6 +166,8 @@ def run(argv: list[str] | None = None) -> None:
         train(_with_settings(asked, argv))
     elif isinstance(asked, Encode):
         encode(asked)
+    elif isinstance(asked, Figure):
+        figure(asked)
     else:
         draw(asked)
 
@@ -218,11 +256,17 @@ def _cut_log(path: Path, epoch: int) -> None:
 
 
 def _draw_epoch(state: State, dataset: Dataset, folder: Path) -> None:
-    from ali import evaluate
+    from ali import evaluate, figures
 
-    _write_png(folder / f"samples-{state.epoch:04d}.png", evaluate.samples(state.networks))
-    shown = evaluate.reconstructions(state.networks, dataset.valid.x[:50])
-    _write_png(folder / f"reconstructions-{state.epoch:04d}.png", shown)
+    networks = state.networks
+    if state.config.data == "mixture":
+        samples = figures.mixture_panels(networks, state.config)
+    else:
+        samples = evaluate.samples(networks)
+    _write_png(folder / f"samples-{state.epoch:04d}.png", samples)
+    if state.config.data != "mixture" and networks.encoder is not None:
+        shown = evaluate.reconstructions(networks, dataset.valid.x[: figures.SHOWN])
+        _write_png(folder / f"reconstructions-{state.epoch:04d}.png", shown)
 
 
 @contextmanager
@@ -238,9 +282,9 @@ def _progress(done: int, epochs: int) -> Iterator[Any]:
 
         def show(metrics: dict[str, float]) -> None:
             told = f"epoch {metrics[EPOCH]}/{epochs}"
-            told += f"  d_loss {metrics[D_LOSS]:.4f}  g_loss {metrics[G_LOSS]:.4f}"
-            if VAL_ERROR in metrics:
-                told += f"  val_error {metrics[VAL_ERROR]:.4f}"
+            for name, form in TOLD.items():
+                if name in metrics:
+                    told += f"  {name} {metrics[name]:{form}}"
             told += f"  {metrics[IMAGES_PER_SECOND]:.0f} images/s"
             console.print(told, highlight=False, soft_wrap=True)
             bar.update(task, completed=metrics[EPOCH])
@@ -248,7 +292,13 @@ def _progress(done: int, epochs: int) -> Iterator[Any]:
         yield show
 
 
-# sample, reconstruct, interpolate, encode
+# sample, reconstruct, interpolate, figure, encode
+
+
+def _checkpoint(folder: Path) -> Path:
+    """The folder itself, or where it is a run of `train`, its checkpoint."""
+    run = not (folder / "state.json").exists() and (folder / "checkpoint").is_dir()
+    return folder / "checkpoint" if run else folder
 
 
 def _load(options: _Trained) -> tuple[ALI, Config]:
@@ -256,11 +306,8 @@ def _load(options: _Trained) -> tuple[ALI, Config]:
     from ali.state import load_networks
     from ali.train import device
 
-    folder = options.checkpoint
-    if not (folder / "state.json").exists() and (folder / "checkpoint").is_dir():
-        folder = folder / "checkpoint"
-    networks, config = load_networks(folder, device())
-    if options.precision is not None:
+    networks, config = load_networks(_checkpoint(options.checkpoint), device())
+    if options.precision is not None and config.data != "mixture":  # points are always fp32
         dtype = compute_dtype(options.precision, device())
         for part in (networks.encoder, networks.decoder):
             if part is not None:
@@ -268,19 +315,25 @@ def _load(options: _Trained) -> tuple[ALI, Config]:
     return networks, config
 
 
-def draw(options: Sample | Reconstruct | Interpolate) -> None:
-    """Writes the picture that is asked for."""
-    from ali import data, evaluate
-
+def _load_for_images(options: _Trained) -> tuple[ALI, Config]:
     networks, config = _load(options)
+    if config.data == "mixture":
+        raise UserError(
+            f"points of the mixture are no images: {PROG} figure 7 draws samples, reconstructions "
+            "and encodings"
+        )
+    return networks, config
+
+
+def draw(options: Sample | Reconstruct | Interpolate) -> None:
+    """Writes the grid that is asked for."""
+    from ali import evaluate
+
+    networks, config = _load_for_images(options)
     if isinstance(options, Sample):
         picture = evaluate.samples(networks, options.count, options.seed)
     else:
-        if options.data is not None:
-            config = config.replace(data=options.data, data_dir=options.data_dir, train_size=None)
-        elif options.data_dir is not None:
-            config = config.replace(data_dir=options.data_dir)
-        x = data.load(config).valid.x
+        x = _validation_images(options, networks, config)
         if isinstance(options, Reconstruct):
             picture = evaluate.reconstructions(networks, x[: options.count], options.seed)
         else:
@@ -289,6 +342,75 @@ def draw(options: Sample | Reconstruct | Interpolate) -> None:
                 networks, pairs, options.rows, options.steps, options.seed
             )
     _write_png(options.output, picture)
+
+
+def figure(options: Figure) -> None:
+    """Writes the figure that is asked for."""
+    from ali import figures
+
+    networks, config = _load(options)
+    figures.check(options.number, config.data)
+    if options.gan is not None and options.number != 7:
+        raise UserError(f"figure {options.number} shows no GAN: leave --gan out")
+    if options.number == 7:
+        _write_png(options.output, _mixture(options, networks, config))
+        return
+    data = options.data or config.data
+    figures.check(options.number, data)
+    x = _validation_images(options, networks, config)
+    if options.number == 6:
+        picture = figures.interpolations(networks, x, data, options.seed)
+    else:
+        picture = figures.samples_and_reconstructions(
+            options.number, networks, x, data, options.seed
+        )
+    _write_png(options.output, picture)
+
+
+def _mixture(options: Figure, networks: ALI, config: Config) -> np.ndarray:
+    """Fig. 7. Raises UserError where --checkpoint is no ALI, or --gan no GAN on its mixture."""
+    from ali import figures
+
+    if options.data is not None or options.data_dir is not None:
+        raise UserError("figure 7 draws its own points: leave --data and --data-dir out")
+    if config.model != "ali":
+        raise UserError("figure 7 takes an ALI as --checkpoint and the GAN as --gan")
+    if options.gan is None:
+        return figures.mixture_panels(networks, config, seed=options.seed)
+    gan, other = _load(replace(options, checkpoint=options.gan))
+    if (other.model, other.data, other.modes) != ("gan", "mixture", config.modes):
+        raise UserError(
+            f"--gan {options.gan} is of --model {other.model} --data {other.data} --modes "
+            f"{other.modes}: it must be of --model gan --data mixture --modes {config.modes}"
+        )
+    return figures.mixture_panels(networks, config, gan, options.seed)
+
+
+def _validation_images(options: _Pictures, networks: ALI, config: Config) -> np.ndarray:
+    """Images uint8 (N, H, W, 3), of the data set that is asked for, to show to the encoder.
+
+    Raises UserError for a GAN, and for images of another size than the networks take.
+    """
+    from ali import data
+
+    networks.sees()
+    _, height, width = networks.table.image
+    name = options.data or config.data
+    if name != config.data or options.data_dir is not None:
+        config = config.replace(
+            data=name,
+            data_dir=options.data_dir,
+            image_size=height if name == "folder" else 32,  # whose only use is there
+            train_size=None,
+        )
+    # what training asked of the data's size does not matter here
+    x = data.load(config.replace(batch_size=2, labels=1, balanced=False)).valid.x
+    if x.shape[1:3] != (height, width):
+        raise UserError(
+            f"{config.data} has images of {x.shape[1]}×{x.shape[2]}, but the checkpoint takes "
+            f"{height}×{width}: choose another --data"
+        )
+    return x
 
 
 def _write_png(path: Path, picture: np.ndarray) -> None:
@@ -301,9 +423,11 @@ def _write_png(path: Path, picture: np.ndarray) -> None:
 def encode(options: Encode) -> None:
     """Writes mu, and features and names where there are any, to options.output."""
     from ali import evaluate
+    from ali.images import read_images
 
-    x, names = read_images(options.input)
-    networks, _ = _load(options)
+    networks, _ = _load_for_images(options)
+    networks.sees()
+    x, names = read_images(options.input, networks.table.image[1])
     found = {"mu": evaluate.mu(networks, x)}
     if options.features:
         found["features"] = evaluate.features(networks, x)
@@ -311,66 +435,6 @@ def encode(options: Encode) -> None:
         found["names"] = np.array(names)
     with writing(options.output) as partial, open(partial, "wb") as file:
         np.savez(file, allow_pickle=False, **found)
-
-
-def read_images(path: Path) -> tuple[np.ndarray, list[str] | None]:
-    """Images uint8 (N, 32, 32, 3) of an .npz, a .mat or a folder, and a folder's file names.
-
-    Raises UserError where there are none, they are damaged, or of another size or type.
-    """
-    if not path.exists():
-        raise UserError(f"--input {path} does not exist")
-    if path.is_dir():
-        return _read_folder(path)
-    try:
-        if path.suffix == ".npz":
-            x = _read_npz(path)
-        elif path.suffix == ".mat":
-            import scipy.io
-
-            x = scipy.io.loadmat(path, variable_names=["X"])["X"].transpose(3, 2, 0, 1)
-        else:
-            raise UserError(f"--input {path} must be an .npz, a .mat or a folder of images")
-    except UserError:
-        raise
-    except Exception as error:  # the readers raise all sorts on a damaged file
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"cannot read images from {path} ({reason}): is it damaged?") from error
-    if x.dtype != np.uint8 or x.ndim != 4 or len(x) == 0:
-        raise UserError(f"{path} holds {x.dtype} {x.shape}: images must be uint8, one at least")
-    if x.shape[1:] == (3, 32, 32):
-        x = x.transpose(0, 2, 3, 1)
-    if x.shape[1:] != (32, 32, 3):
-        raise UserError(f"images in {path} are {x.shape[1:]}: they must be 32×32 RGB, resize them")
-    return np.ascontiguousarray(x), None
-
-
-def _read_npz(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as arrays:
-        names = [n for n in ("x", "images", "X") if n in arrays.files] or arrays.files
-        if len(names) != 1:
-            shown = ", ".join(arrays.files)
-            raise UserError(f"{path} holds {shown}: name the images x, or store them alone")
-        return arrays[names[0]]
-
-
-def _read_folder(path: Path) -> tuple[np.ndarray, list[str]]:
-    from PIL import Image
-
-    files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise UserError(f"--input {path} has no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    x = np.empty((len(files), 32, 32, 3), np.uint8)
-    for i, file in enumerate(files):
-        try:
-            with Image.open(file) as image:
-                if image.size != (32, 32):
-                    size = "×".join(map(str, image.size))
-                    raise UserError(f"{file} is {size}: images must be 32×32, resize them")
-                x[i] = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError) as error:
-            raise UserError(f"{file} is no readable image: repair or remove it") from error
-    return x, [file.name for file in files]
 
 
 if __name__ == "__main__":

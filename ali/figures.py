@@ -15,17 +15,16 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ali import evaluate, mixture
+from ali import evaluate, mixture, quality
 from ali.config import Config
 from ali.errors import UserError
 from ali.networks import ALI
 
 SHOWN = 50  # images reconstructed: a grid as large as that of 100 samples
-POINTS = 10_000  # of every panel of Fig. 7; samples are counted by as many in the authors' code
 PANEL, DPI = 2.6, 100  # inches a side, pixels an inch
 CODES_REACH = 4.0  # of the axes of z; 0.01 % of the prior lies beyond
 DATA_SEED = 7  # of the points shown, which no model was trained on
-_SUBSCRIPTS = "₁₂₃₄₅₆₇₈₉"
+_SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 GREY = (0.55, 0.55, 0.55)
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 FONT_SIZE, MARGIN = 13, 8  # pixels
@@ -108,15 +107,18 @@ class _Panel:
     reach: float  # both axes show −reach to reach
 
 
-def mixture_panels(networks: ALI, config: Config, gan: ALI | None = None) -> np.ndarray:
-    """Fig. 7, or as much of it as one model gives; config is of `networks`.
+def mixture_panels(
+    networks: ALI, config: Config, gan: ALI | None = None, seed: int = quality.SEED
+) -> np.ndarray:
+    """Fig. 7, or as much of it as one model gives; config is of `networks`, seed of z and ẑ.
 
     Above: data, ALI reconstructions, ALI samples, and samples of `gan` where it is given. Below,
     for each stochastic layer: encodings, prior. Where `networks` is a GAN: data and its samples,
     and below the prior. The data, its encodings and reconstructions have the colour of their mode;
-    a sample and its z that of the mode that it lies within 3σ of, grey where there is none.
+    a sample and its z that of the mode that it lies within 3σ of, grey where there is none. The
+    default seed draws the samples that MODES_MISSED is counted on.
     """
-    x, mode = mixture.draw(POINTS, config.modes, DATA_SEED)
+    x, mode = mixture.draw(quality.POINTS, config.modes, DATA_SEED)
     reach = float(mixture.centres(config.modes).max()) + 1
     above: list[_Panel | None] = [_Panel("Data", x, mode, reach)]
     codes: list[list[_Panel | None]] = [[None] for _ in range(networks.levels)]
@@ -124,27 +126,27 @@ def mixture_panels(networks: ALI, config: Config, gan: ALI | None = None) -> np.
     with evaluate.evaluating(networks):
         if networks.encoder is not None:
             images = torch.cat(list(evaluate.chunks(networks, x[:, None, None])))
-            z_hat = networks.encoder.sample(images, evaluate.normal(0, networks))
+            z_hat = networks.encoder.sample(images, evaluate.normal(seed, networks))
             x_hat = _plane(networks.decoder(*z_hat))
             above.append(_Panel("ALI reconstructions", x_hat, mode, reach))
             titles = _titles("ALI encodings ẑ", z_hat)
             for row, title, part in zip(codes, titles, z_hat, strict=True):
                 row.append(_Panel(title, _plane(part), mode, CODES_REACH))
-    z, drawn = _samples(networks, name, config.modes, reach)
+    z, drawn = _samples(networks, name, config.modes, reach, seed)
     above.append(drawn)
     for row, title, part in zip(codes, _titles("Prior z", z), z, strict=True):
         row.append(_Panel(title, _plane(part), drawn.mode, CODES_REACH))
     if gan is not None:
-        above.append(_samples(gan, "GAN", config.modes, reach)[1])
+        above.append(_samples(gan, "GAN", config.modes, reach, seed)[1])
     return _plot([above, *codes], _colours(config.modes))
 
 
 def _samples(
-    networks: ALI, name: str, modes: int, reach: float
+    networks: ALI, name: str, modes: int, reach: float, seed: int
 ) -> tuple[tuple[Tensor, ...], _Panel]:
     """z₁ … z_L from the prior, and the panel of their samples."""
     with evaluate.evaluating(networks):
-        z = networks.decoder.prior(POINTS, evaluate.normal(1, networks))
+        z = networks.decoder.prior(quality.POINTS, evaluate.normal(seed, networks))
         x_tilde = _plane(networks.decoder(*z))
     mode, distance = mixture.nearest(x_tilde, modes)
     covered = modes - mixture.modes_missed(x_tilde, modes)
@@ -154,7 +156,9 @@ def _samples(
 
 def _titles(what: str, z: Sequence[Tensor]) -> list[str]:
     """A title a stochastic layer, numbered where there are several."""
-    return [what + (f"{_SUBSCRIPTS[i]}" if len(z) > 1 else "") for i in range(len(z))]
+    if len(z) == 1:
+        return [what]
+    return [what + str(level).translate(_SUBSCRIPTS) for level in range(1, len(z) + 1)]
 
 
 def _plane(points: Tensor) -> np.ndarray:

@@ -19,6 +19,7 @@ from ali import __main__ as commands
 from ali import cli
 from ali.config import Config
 from ali.errors import UserError
+from ali.images import read_images
 
 TINY = ["--width", "0.1", "--batch-size", "20", "--labels", "20", "--draws", "1"]
 TINY += ["--precision", "fp32", "--threads", "1"]
@@ -147,7 +148,7 @@ def test_encode_reads_every_form_alike(trained, tmp_path):
         Image.fromarray(image).save(tmp_path / "files" / f"{'abcde'[i]}.png")
     (tmp_path / "files" / "notes.txt").write_text("no image")
     for source in ("nhwc.npz", "nchw.npz", "m.mat", "files"):
-        got, _ = commands.read_images(tmp_path / source)
+        got, _ = read_images(tmp_path / source, 32)
         np.testing.assert_array_equal(got, x)
     target = tmp_path / "codes.npz"
     ali("encode", "--checkpoint", folder / "checkpoint", "--input", tmp_path / "files",
@@ -218,7 +219,7 @@ def mistake(tmp_path, *arguments, says):
         (["--width", "wide"], "--width"),
         (["--width", "-1"], "--width must be in (0, 8]"),
         (["--data", "mnist"], "house-numbers"),
-        (["--bn-x", "True", "False"], "five"),
+        (["--bn-x", "True", "False"], "5 convolutions"),
         (["--image-every", "0"], "--image-every"),
         (["--threads", "0"], "--threads"),
         (["--config", "nowhere.json"], "nowhere.json"),
@@ -304,7 +305,7 @@ def test_mistaken_images(tmp_path):
         "damaged": "no readable image",
     }.items():
         with pytest.raises(UserError, match=says) as caught:
-            commands.read_images(tmp_path / name)
+            read_images(tmp_path / name, 32)
         assert "\n" not in str(caught.value)
 
 
