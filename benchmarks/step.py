@@ -1,11 +1,14 @@
 """How many images a second a training step takes in, ours beside plain torch.
 
-    python benchmarks/step.py [--device cpu] [--threads 2] [--batch-size 100] [--width 1.0]
+    python benchmarks/step.py [--data svhn] [--device cpu] [--threads 2] [--batch-size 100]
+                              [--width 1.0] [--peer FOLDER …]
 
 Plain is the same one-forward Algorithm 1 in nn.Conv2d, nn.BatchNorm2d, nn.Dropout and LeakyReLU,
-channels-last, in fp32 and under bf16 autocast. The variants take turns, a few steps each, so that
-a busy machine slows all of them; medians over the turns. "of peak" is the share of what a large
-matrix product reaches in that type on the same threads, measured in the same turns.
+channels-last, in fp32 and, where the hardware has it, under bf16 autocast. --data takes the
+networks of another table. --peer adds a public code that lies in FOLDER (benchmarks/peers.py says
+which). The variants take turns, a few steps each, so that a busy machine slows all of them; medians
+over the turns. "of peak" is the share of what a large matrix product reaches in that type on the
+same threads, measured in the same turns.
 """
 
 from __future__ import annotations
@@ -14,18 +17,32 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
+import peers
 import torch
 from torch import Tensor, nn
 
 from ali import train
-from ali.config import Config
+from ali.config import Config, DataName
 from ali.data import Images
-from ali.networks import ALI, Chain
+from ali.networks import ALI, Chain, compute_dtype
 from ali.objective import losses
 from ali.state import State
-from ali.tables import CONV, LEAKY, MAP, PIXEL, Rows, out_size
+from ali.tables import (
+    CONV,
+    LEAKY,
+    LINEAR,
+    MAP,
+    MAXOUT,
+    PIXEL,
+    Rows,
+    out_maps,
+    out_size,
+    printed,
+)
 
 
 class PixelBias(nn.Module):
@@ -37,23 +54,41 @@ class PixelBias(nn.Module):
         return h + self.bias
 
 
+class Maxout(nn.Module):
+    def __init__(self, pieces: int) -> None:
+        super().__init__()
+        self.pieces = pieces
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h.unflatten(1, (-1, self.pieces)).amax(dim=2)
+
+
 class Plain(nn.Module):
     """The networks of `networks`, weights copied, in torch's own modules (parameters in order)."""
 
     def __init__(self, networks: ALI) -> None:
         super().__init__()
-        self.encoder = _plain(networks.encoder.layers)
+        self.table = networks.table
+        self.encoder = _plain(networks.sees().layers)
         self.decoder = _plain(networks.decoder.layers)
         self.d_x = _plain(networks.discriminator.x)
         self.d_z = _plain(networks.discriminator.z)
         self.d_xz = _plain(networks.discriminator.xz)
+
+    def sample(self, x: Tensor) -> Tensor:
+        if self.table.noise:
+            noise = torch.randn(len(x), self.table.noise, *x.shape[2:], device=x.device)
+            return self.encoder(torch.cat([x, noise], dim=1)).float()
+        mu, log_sigma = self.encode(x)
+        return mu + log_sigma.exp() * torch.randn_like(mu)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mu, log_sigma = self.encoder(x).float().chunk(2, dim=1)  # (B, z, 1, 1)
         return mu, log_sigma
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.decoder(z).float().sigmoid()
+        out = self.decoder(z).float()
+        return out if self.table.decoder[-1].nonlinearity == LINEAR else out.sigmoid()
 
     def discriminate(self, x: Tensor, z: Tensor) -> Tensor:
         return self.d_xz(torch.cat([self.d_x(x), self.d_z(z)], dim=1)).flatten()
@@ -89,6 +124,8 @@ def _plain(chain: Chain) -> nn.Sequential:
             modules.append(norm)
         if row.nonlinearity == LEAKY:
             modules.append(nn.LeakyReLU(chain.slope, inplace=True))
+        elif row.nonlinearity == MAXOUT:
+            modules.append(Maxout(chain.pieces))
     return nn.Sequential(*modules)
 
 
@@ -103,8 +140,7 @@ def plain_step(config: Config, x: Tensor, autocast: bool) -> Callable[[], None]:
 
     def step() -> None:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
-            mu, log_sigma = net.encode(x)
-            z_hat = mu + log_sigma.exp() * torch.randn(size, device=x.device)
+            z_hat = net.sample(x)
             z = torch.randn(size, device=x.device)
             logits = net.discriminate(torch.cat([x, net.decode(z)]), torch.cat([z_hat, z]))
         loss_d, loss_g = losses(*logits.chunk(2))
@@ -128,19 +164,22 @@ def our_step(config: Config, x: Tensor) -> Callable[[], None]:
 
 
 def train_state(config: Config, device: torch.device) -> State:
-    images = Images(np.random.default_rng(0).integers(0, 256, (500, 32, 32, 3), np.uint8), None)
-    return State.create(config, images, device)
+    maps, height, width = printed(config).image
+    made = np.random.default_rng(0).integers(0, 256, (500, height, width, maps), np.uint8)
+    return State.create(config, Images(made, None), device)
 
 
 def gflop_an_image(networks: ALI) -> float:
     """10⁹ operations (multiply and add counted) of one step's convolutions, for one x."""
     table = networks.table
-    encoder, encoder_first = _macs(table.encoder, *table.image[:2])
-    decoder, decoder_first = _macs(table.decoder, table.z, 1)
+    maps, size, _ = table.image
+    encoder, encoder_first = _macs(table.encoder, maps + table.noise, size, table.pieces)
+    decoder, decoder_first = _macs(table.decoder, table.z, 1, table.pieces)
+    joint = networks.discriminator.x.out_maps + networks.discriminator.z.out_maps
     d = [
-        _macs(table.d_x, *table.image[:2]),
-        _macs(table.d_z, table.z, 1),
-        _macs(table.d_xz, table.d_x[-1].maps + table.d_z[-1].maps, 1),
+        _macs(table.d_x, maps, size, table.pieces),
+        _macs(table.d_z, table.z, 1, table.pieces),
+        _macs(table.d_xz, joint, 1, table.pieces),
     ]
     whole = sum(total for total, _ in d)
     inputs = d[0][1] + d[1][1]  # first layers of D(x) and D(z)
@@ -151,13 +190,13 @@ def gflop_an_image(networks: ALI) -> float:
     return 2 * macs / 1e9
 
 
-def _macs(rows: Rows, maps: int, size: int) -> tuple[int, int]:
+def _macs(rows: Rows, maps: int, size: int, pieces: int) -> tuple[int, int]:
     """Multiplications of one forward pass for one input, and of the first row's."""
-    each = []
+    each = [0] if not rows else []
     for row in rows:
         positions = (out_size(row, size) if row.operation == CONV else size) ** 2
         each.append(positions * row.kernel**2 * maps * row.maps)
-        maps, size = row.maps, out_size(row, size)
+        maps, size = out_maps(row, pieces), out_size(row, size)
     return sum(each), each[0]
 
 
@@ -178,6 +217,8 @@ def _seconds(step: Callable[[], object], count: int, device: torch.device) -> fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", default="svhn", choices=get_args(DataName), help="whose table")
+    parser.add_argument("--peer", type=Path, nargs="*", default=[], help="folders of public codes")
     parser.add_argument("--device", default=str(train.device()), help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--batch-size", type=int, default=100, help="images a step")
@@ -187,8 +228,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    config = Config(width=options.width, batch_size=options.batch_size)
-    x = torch.rand(options.batch_size, 3, 32, 32, device=device)
+    config = Config(data=options.data, width=options.width, batch_size=options.batch_size)
+    x = torch.rand(options.batch_size, *printed(config).image, device=device)
     x = x.contiguous(memory_format=torch.channels_last)
     if device.type == "cpu":
         train.keep_freed_memory()
@@ -196,12 +237,15 @@ def main() -> None:
     fp32, bf16 = torch.float32, torch.bfloat16
     variants = {
         "plain, fp32": (fp32, plain_step(config, x, autocast=False)),
-        "plain, bf16 autocast": (bf16, plain_step(config, x, autocast=True)),
         "ours, fp32": (fp32, our_step(config.replace(precision="fp32"), x)),
-        "ours, bf16": (bf16, our_step(config.replace(precision="bf16"), x)),
     }
+    if compute_dtype("auto", device) == bf16:
+        variants["plain, bf16 autocast"] = (bf16, plain_step(config, x, autocast=True))
+        variants["ours, bf16"] = (bf16, our_step(config.replace(precision="bf16"), x))
+    for folder in options.peer:
+        variants[folder.resolve().name] = (fp32, peers.load(folder, options.batch_size, device))
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    peaks: dict[torch.dtype, list[float]] = {fp32: [], bf16: []}
+    peaks: dict[torch.dtype, list[float]] = {dtype: [] for dtype, _ in variants.values()}
     for _, step in variants.values():
         _seconds(step, 2, device)  # warm up
     for _ in range(options.turns):

@@ -91,6 +91,24 @@ def test_fp32_networks_equal_plain_torch(training, bn):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("data", ["cifar10", "celeba", "tiny-imagenet"])
+def test_the_other_tables_equal_plain_torch(data):
+    config = Config(data=data, width=0.1, dropout_x=0.0, dropout_z=0.0, dropout_xz=0.0)
+    networks = build(config)
+    with torch.no_grad():
+        for weight in networks.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    plain = step.Plain(networks).train()
+    x, z = torch.rand(4, *networks.table.image), torch.randn(4, networks.table.z)
+    points = z[:, :, None, None]
+    for ours, theirs in [
+        (networks.sees()(x)[0], plain.encode(x)[0].flatten(1)),
+        (networks.decoder(z), plain.decode(points)),
+        (networks.discriminator(x, z), plain.discriminate(x, points)),
+    ]:
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
 def test_a_pass_over_two_batches_is_one_over_their_concatenation():
     d = build(SMALL).discriminator.train()
     x, z = torch.rand(6, 3, 32, 32), torch.randn(6, 256)
