@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import peers
 import torch
 from torch import Tensor, nn
 
@@ -243,6 +242,8 @@ def main() -> None:
         variants["plain, bf16 autocast"] = (bf16, plain_step(config, x, autocast=True))
         variants["ours, bf16"] = (bf16, our_step(config.replace(precision="bf16"), x))
     for folder in options.peer:
+        import peers  # beside this file
+
         variants[folder.resolve().name] = (fp32, peers.load(folder, options.batch_size, device))
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     peaks: dict[torch.dtype, list[float]] = {dtype: [] for dtype, _ in variants.values()}
