@@ -7,14 +7,37 @@ import numpy as np
 import pytest
 import torch
 
-from ali import evaluate, experiment
-from ali.config import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND, VAL_ERROR, Config
+from ali import evaluate, experiment, mixture, quality
+from ali.config import (
+    CODE_USE,
+    D_LOSS,
+    EPOCH,
+    G_LOSS,
+    IMAGES_PER_SECOND,
+    MODES_MISSED,
+    NEAR_MODES,
+    PRIOR_GAP,
+    RECONSTRUCTION_DISTANCE,
+    SAMPLE_DISTANCE,
+    SAMPLE_DIVERSITY,
+    VAL_ERROR,
+    Config,
+)
 from ali.data import Dataset, Images
 from ali.errors import NonFiniteError
 from ali.state import State
 
 CONFIG = Config(width=0.1, labels=20, draws=1, batch_size=20, epochs=3, precision="fp32")
 CPU = torch.device("cpu")
+TRAINED = {EPOCH, D_LOSS, G_LOSS, IMAGES_PER_SECOND, experiment.TRAIN_SECONDS}
+OF_SAMPLES = {SAMPLE_DISTANCE, SAMPLE_DIVERSITY}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_inception_weights(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +61,8 @@ def test_yields_each_epoch(dataset):
     seen = [(state.epoch, m) for state, m in experiment.run(CONFIG, dataset, device=CPU)]
     assert [epoch for epoch, _ in seen] == [1, 2, 3]
     for epoch, metrics in seen:
-        timing = {experiment.TRAIN_SECONDS, experiment.EVAL_SECONDS}
-        assert set(metrics) == {EPOCH, D_LOSS, G_LOSS, IMAGES_PER_SECOND, VAL_ERROR} | timing
+        measured = OF_SAMPLES | {CODE_USE, PRIOR_GAP, VAL_ERROR, experiment.EVAL_SECONDS}
+        assert set(metrics) == TRAINED | measured
         assert metrics[EPOCH] == epoch
         assert 0 <= metrics[VAL_ERROR] <= 1
         assert metrics[experiment.TRAIN_SECONDS] > 0 < metrics[experiment.EVAL_SECONDS]
@@ -47,8 +70,49 @@ def test_yields_each_epoch(dataset):
 
 def test_evaluates_at_its_cadence_and_last(dataset):
     config = CONFIG.replace(eval_every=2)
-    found = [VAL_ERROR in metrics for _, metrics in experiment.run(config, dataset, device=CPU)]
-    assert found == [False, True, True]
+    seen = [set(metrics) for _, metrics in experiment.run(config, dataset, device=CPU)]
+    assert seen[0] == TRAINED
+    assert all({VAL_ERROR, SAMPLE_DISTANCE, experiment.EVAL_SECONDS} <= names for names in seen[1:])
+
+
+def unlabelled(dataset):
+    pool, valid = Images(dataset.train.x, None), Images(dataset.valid.x, None)
+    return Dataset("folder", pool, pool, valid, 0, "0" * 16)
+
+
+def points():
+    x, y = mixture.draw(100, 9, seed=0)
+    pool = Images(x.reshape(-1, 1, 1, 2), y)
+    return Dataset("mixture", pool, pool, pool, 9, "0" * 16)
+
+
+def last(config, dataset):
+    *_, (_, metrics) = experiment.run(config.replace(epochs=1), dataset, device=CPU)
+    return metrics
+
+
+def test_a_gan_on_labelled_images_has_val_error_and_no_code(dataset):
+    config = CONFIG.replace(model="gan")
+    assert set(last(config, dataset)) - TRAINED == OF_SAMPLES | {VAL_ERROR, experiment.EVAL_SECONDS}
+    assert experiment.objective(config, dataset) == VAL_ERROR
+
+
+def test_without_labels_samples_are_the_objective(dataset):
+    config, images = CONFIG.replace(data="folder"), unlabelled(dataset)
+    metrics = last(config, images)
+    assert experiment.objective(config, images) == SAMPLE_DISTANCE
+    measured = OF_SAMPLES | {CODE_USE, PRIOR_GAP, experiment.EVAL_SECONDS}
+    assert set(metrics) - TRAINED == measured
+
+
+@pytest.mark.parametrize("model", ["ali", "gan"])
+def test_on_the_mixture_modes_are_the_objective(model):
+    config = CONFIG.replace(data="mixture", model=model)
+    metrics = last(config, points())
+    assert experiment.objective(config, points()) == MODES_MISSED
+    of_code = {CODE_USE, PRIOR_GAP, RECONSTRUCTION_DISTANCE} if model == "ali" else set()
+    measured = {MODES_MISSED, NEAR_MODES, experiment.EVAL_SECONDS} | of_code
+    assert set(metrics) - TRAINED == measured
 
 
 def test_training_is_the_same_whatever_is_evaluated(dataset):
@@ -85,6 +149,22 @@ def test_features_that_overflow_are_a_divergence(dataset, monkeypatch):
     with pytest.raises(NonFiniteError) as caught:
         list(experiment.run(CONFIG, dataset, device=CPU))
     assert caught.value.step == 3
+
+
+def test_a_metric_that_is_not_finite_is_named(dataset, monkeypatch):
+    found = {SAMPLE_DISTANCE: 1.0, CODE_USE: float("nan"), PRIOR_GAP: float("inf")}
+    monkeypatch.setattr(quality, "measure", lambda *_: found)
+    with pytest.raises(NonFiniteError) as caught:
+        last(CONFIG, dataset)
+    assert caught.value.what == (CODE_USE, PRIOR_GAP)
+
+
+def test_samples_that_overflow_are_a_divergence(dataset):
+    state = State.create(CONFIG, dataset.train, CPU)
+    with torch.no_grad():
+        state.networks.decoder.layers.rows[0].weight.fill_(torch.inf)
+    with pytest.raises(NonFiniteError, match="non-finite samples at step 0"):
+        experiment.evaluated(state, dataset, CONFIG)
 
 
 def test_knows_no_sweep():
