@@ -64,7 +64,7 @@ def split(
             stat = os.stat(root / path)
         except OSError as error:
             raise UserError(f"cannot read {root / path}: {error.strerror}") from error
-        identity.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="replace"))
+        identity.update(os.fsencode(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
 
     def build(sink: Sink) -> tuple[np.ndarray | None, tuple[str, ...]]:
         with ThreadPoolExecutor() as pool:  # PIL decodes and resizes without the GIL

@@ -1,14 +1,11 @@
 """Data sets: loaded as a reference has them, cached once; bad files are one clear line."""
 
 import dataclasses
-import functools
 import hashlib
-import http.server
 import os
 import struct
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import zlib
@@ -402,23 +399,6 @@ def test_unreachable_host_names_the_ways_on(tmp_path, monkeypatch):
     for part in ("--data-dir", "train_32x32.mat", "network", "--data house-numbers"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.fixture
-def host(tmp_path, monkeypatch):
-    """A web server on this machine; gives the folder it serves and its address."""
-    (tmp_path / "host").mkdir()
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    handler = functools.partial(QuietHandler, directory=tmp_path / "host")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield tmp_path / "host", f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        """Says nothing."""
 
 
 def test_download_checks_the_checksum_and_leaves_no_partial_file(tmp_path, monkeypatch, host):

@@ -1,0 +1,24 @@
+"""Fixtures that several modules of tests share."""
+
+import functools
+import http.server
+import threading
+
+import pytest
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    """A web server on this machine; gives the folder it serves and its address."""
+    (tmp_path / "host").mkdir()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    handler = functools.partial(QuietHandler, directory=tmp_path / "host")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path / "host", f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        """Says nothing."""
