@@ -149,9 +149,10 @@ def _samples(
         z = networks.decoder.prior(quality.POINTS, evaluate.normal(seed, networks))
         x_tilde = _plane(networks.decoder(*z))
     mode, distance = mixture.nearest(x_tilde, modes)
+    near = distance <= mixture.NEAR
     covered = modes - mixture.modes_missed(x_tilde, modes)
-    title = f"{name} samples: {covered} of {modes} modes"
-    return z, _Panel(title, x_tilde, np.where(distance <= mixture.NEAR, mode, -1), reach)
+    title = f"{name} samples\n{covered} of {modes} modes, {near.mean():.0%} within 3σ"
+    return z, _Panel(title, x_tilde, np.where(near, mode, -1), reach)
 
 
 def _titles(what: str, z: Sequence[Tensor]) -> list[str]:
