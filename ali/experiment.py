@@ -30,8 +30,7 @@ def run(
     Yields (state, metrics): always the same State, changed in place; metrics hold EPOCH, D_LOSS,
     G_LOSS, IMAGES_PER_SECOND and TRAIN_SECONDS, and every config.eval_every epochs and after the
     last what `evaluated` finds, and EVAL_SECONDS. Training is the same to the bit whatever is
-    evaluated.
-    Ends at once where the state has its epochs already.
+    evaluated. Ends at once where the state has its epochs already.
 
     Raises NonFiniteError when training diverges, UserError for what the data cannot give.
     """
