@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from ali import table1
 from ali.cli import main, make_folder, parse_args, terminable, writing
 from ali.config import (
     D_LOSS,
@@ -144,6 +145,7 @@ Commands = (
     | Annotated[Interpolate, tyro.conf.subcommand("interpolate")]
     | Annotated[Figure, tyro.conf.subcommand("figure")]
     | Annotated[Encode, tyro.conf.subcommand("encode")]
+    | Annotated[table1.Table1, tyro.conf.subcommand("table1")]
 )
 
 
@@ -168,6 +170,8 @@ def run(argv: list[str] | None = None) -> None:
         encode(asked)
     elif isinstance(asked, Figure):
         figure(asked)
+    elif isinstance(asked, table1.Table1):
+        table1.run(asked)
     else:
         draw(asked)
 

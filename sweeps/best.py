@@ -26,6 +26,7 @@ from ali.config import (
     Config,
 )
 from ali.errors import UserError
+from ali.table1 import TABLE_1
 from sweeps import tracking
 from sweeps.report import collapsed
 from sweeps.sweep import only_driver
@@ -36,16 +37,6 @@ if TYPE_CHECKING:
     from ali.state import State
 
 BEST_OF = "best_of_run"  # tag: the run id of the trial whose configuration was trained
-TABLE_1 = (  # Table 1: test error on SVHN with 1000 labels
-    ("KNN", "77.93 %"),
-    ("TSVM", "66.55 %"),
-    ("VAE (M1 + M2)", "36.02 %"),
-    ("SWWAE without dropout", "27.83 %"),
-    ("SWWAE with dropout", "23.56 %"),
-    ("DCGAN + L2-SVM", "22.18 % (± 1.13 %)"),
-    ("SDGM", "16.61 % (± 0.24 %)"),
-    ("ALI", "19.14 % (± 0.50 %)"),
-)
 
 
 @dataclass(frozen=True)
