@@ -16,10 +16,14 @@ import scipy.io
 from PIL import Image
 
 from ali import __main__ as commands
-from ali import cli
+from ali import cli, evaluate
 from ali.config import Config
+from ali.data import Images
 from ali.errors import UserError
 from ali.images import read_images
+from ali.networks import build
+from ali.state import State
+from ali.tables import printed
 
 TINY = ["--width", "0.1", "--batch-size", "20", "--labels", "20", "--draws", "1"]
 TINY += ["--precision", "fp32", "--threads", "1"]
@@ -78,6 +82,15 @@ def trained(tmp_path_factory, data):
     out, err = ali("train", "--output-dir", folder, "--epochs", 2, *TINY, *data)
     assert err == ""
     return folder, out
+
+
+def untrained(folder, config):
+    """A checkpoint without training, which takes no data."""
+    channels, height, width = printed(config).image
+    dtype = np.float32 if config.data == "mixture" else np.uint8
+    images = Images(np.zeros((4, height, width, channels), dtype), None)
+    State.create(config, images, "cpu").save(folder)
+    return folder
 
 
 def epochs(folder):
@@ -159,6 +172,54 @@ def test_encode_reads_every_form_alike(trained, tmp_path):
         assert codes["names"].tolist() == ["a.png", "b.png", "c.png", "d.png", "e.png"]
 
 
+def test_encode_takes_the_size_of_its_networks(tmp_path):
+    folder = untrained(tmp_path / "c", Config(data="tiny-imagenet", width=0.05, precision="fp32"))
+    x = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    np.savez(tmp_path / "x.npz", x)
+    np.savez(tmp_path / "small.npz", x[:, :32, :32])
+    where = ["--checkpoint", folder, "--output", tmp_path / "codes.npz", "--input"]
+    here("encode", *where, tmp_path / "x.npz", "--features")
+    with np.load(tmp_path / "codes.npz") as codes:
+        assert codes["mu"].shape == (3, 256)
+        np.testing.assert_array_equal(codes["features"][:, -256:], codes["mu"])
+    with pytest.raises(UserError, match="64×64"):
+        here("encode", *where, tmp_path / "small.npz")
+
+
+def test_help_gives_the_features_of_each_table():
+    told = " ".join(ali("encode", "--help")[0].replace("│", " ").split())
+    for data in ("svhn", "cifar10", "celeba", "tiny-imagenet"):
+        networks = build(Config(data=data))
+        _, size, _ = networks.table.image
+        count = evaluate.features(networks, np.zeros((1, size, size, 3), np.uint8)).shape[1]
+        assert f"{count} for" in told, (data, count)
+
+
+def test_mixture_trains_with_its_panels(tmp_path):
+    for model in ("ali", "gan"):
+        folder = tmp_path / model
+        out, _ = ali("train", "--output-dir", folder, "--data", "mixture", "--model", model,
+                     "--epochs", 2, "--image-every", 1, "--train-size", 200, *TINY)  # fmt: skip
+        assert "modes_missed" in out and "val_error" not in out
+        assert sorted(path.name for path in folder.glob("*.png")) == [
+            "samples-0001.png",
+            "samples-0002.png",
+        ]
+        assert epochs(folder) == [1, 2]
+    ali("figure", 7, "--checkpoint", tmp_path / "ali", "--gan", tmp_path / "gan",
+        "--output", tmp_path / "7.png")  # fmt: skip
+    assert Image.open(tmp_path / "7.png").size[0] == 1040
+
+
+def test_gan_samples(tmp_path, data):
+    folder = tmp_path / "gan"
+    out, _ = ali("train", "--output-dir", folder, "--model", "gan", "--epochs", 1, *TINY, *data)
+    assert "val_error" in out and "sample_distance" in out
+    assert [path.name for path in folder.glob("*.png")] == ["samples-0001.png"]
+    ali("sample", "--checkpoint", folder, "--output", tmp_path / "s.png", "--count", 4)
+    assert Image.open(tmp_path / "s.png").size == (70, 70)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_cleanly(tmp_path, data, sent, code):
@@ -187,7 +248,9 @@ def test_help_names_options_with_unit_and_default():
     assert "--lr-d FLOAT Adam learning rate of the discriminator. (default: 0.0001)" in told
     assert "--batch-size INT Images a step (M in Algorithm 1). (default: 100)" in told
     assert "--output-dir PATH" in told and "(required)" in told
-    assert all(name in ali("--help")[0] for name in ("reconstruct", "interpolate", "encode"))
+    assert all(
+        name in ali("--help")[0] for name in ("reconstruct", "interpolate", "figure", "encode")
+    )
 
 
 def test_a_reader_that_goes_away_is_no_traceback(trained, tmp_path):
@@ -274,6 +337,27 @@ def test_mistaken_checkpoints_and_outputs(tmp_path, trained):
         with pytest.raises(UserError, match=says):
             here("sample", "--checkpoint", folder, "--output", output)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gan_and_the_mixture_cannot_be_asked_for_everything(tmp_path, trained, svhn):
+    gan = untrained(tmp_path / "gan", Config(data="svhn", model="gan", width=0.05))
+    points = untrained(tmp_path / "points", Config(data="mixture"))
+    png, npz = ["--output", tmp_path / "no.png"], ["--output", tmp_path / "no.npz"]
+    mistake(tmp_path, "reconstruct", "--checkpoint", gan, *png, says="a GAN has no encoder")
+    mistake(tmp_path, "figure", 2, "--checkpoint", trained[0], *png, says="figure 3")
+    for command, checkpoint, says in (
+        (["interpolate", *png], gan, "a GAN has no encoder"),
+        (["figure", 3, *png], gan, "a GAN has no encoder"),
+        (["encode", *npz, "--input", svhn / "test_32x32.mat"], gan, "a GAN has no encoder"),
+        (["sample", *png], points, "figure 7"),
+        (["reconstruct", *png], points, "figure 7"),
+        (["encode", *npz, "--input", svhn / "test_32x32.mat"], points, "figure 7"),
+        (["reconstruct", "--data", "mixture", *png], trained[0], "32×32"),
+        (["figure", 1, *png], trained[0], "1"),
+    ):
+        with pytest.raises(UserError, match=says):
+            here(*command, "--checkpoint", checkpoint)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gan", "points"]
 
 
 def test_mistaken_images(tmp_path):
