@@ -44,11 +44,12 @@ lint: $(VENV)/installed-test  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two files at a time; one thread each, since several pools of threads on two cores slow all of them.
 test: lint  ## lint, types and all tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 bench: $(VENV)/installed  ## the benchmarks
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+	for name in step logging_cost mixture; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:  ## removes the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build
