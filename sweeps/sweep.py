@@ -110,6 +110,8 @@ class Options(Common):
     def config(self) -> Config:
         """What all trials of the sweep have in common."""
         common = {f.name: getattr(self, f.name) for f in fields(Common)}
+        if self.data_dir is not None:  # trials, and best.py, run in folders of their own
+            common["data_dir"] = self.data_dir.resolve()
         return Config(**common, seed=self.seed)
 
     def to_dict(self) -> dict[str, Any]:
@@ -361,8 +363,9 @@ def _dirname(trial: Any) -> str:
 
 
 def _quiet() -> None:
-    """Settings of libraries that would otherwise talk over the progress, or talk home."""
+    """Settings of libraries that would otherwise talk over the progress, or talk home, or move."""
     for name, value in {
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",  # ./data is where the driver was started
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

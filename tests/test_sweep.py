@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -49,9 +50,18 @@ def test_values_out_of_their_domain(wrong):
 
 
 def test_the_shared_part_is_an_experiment():
-    assert options(width=0.5, epochs=7, data="house-numbers", seed=3).config() == Config(
-        width=0.5, epochs=7, data="house-numbers", seed=3
-    )
+    for given in (
+        {"width": 0.5, "epochs": 7, "data": "house-numbers", "seed": 3},
+        {"data": "folder", "image_size": 64, "levels": 2},
+        {"data": "mixture", "modes": 25, "model": "gan"},
+    ):
+        argv = [str(a) for k, v in given.items() for a in ("--" + k.replace("_", "-"), v)]
+        assert parse(options(), argv).config() == Config(**given)
+
+
+def test_the_data_is_found_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert options(data_dir=Path("images")).config().data_dir == tmp_path / "images"
 
 
 def saved(folder, **more):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
-import signal
+import runpy
+import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +25,13 @@ EPOCHS = 6  # of the toy
 
 @dataclass
 class Toy:
-    """One toy sweep in a folder of its own."""
+    """One toy sweep in a folder of its own; `database`: an MLflow database to start from."""
 
     folder: Path
     name: str = "toy"
     env: dict[str, str] = field(default_factory=dict)
     runs_folder: Path | None = None
+    database: Path | None = None
 
     @property
     def runs(self) -> Path:
@@ -37,6 +40,9 @@ class Toy:
     def start(self, *options: str) -> subprocess.Popen:
         env = {**os.environ, "TOY_LOG": str(self.folder / "toy.log"), **self.env}
         env.pop("MLFLOW_TRACKING_URI", None)
+        if self.database and not self.runs.exists():
+            self.runs.mkdir()
+            shutil.copy(self.database, self.runs)
         command = [sys.executable, str(TOY), "--name", self.name, "--output-dir", str(self.runs)]
         return subprocess.Popen(
             [*command, *options],
@@ -53,12 +59,8 @@ class Toy:
         assert process.returncode == expect, f"exit code {process.returncode}\n{out}\n{err}"
         return out + err
 
-    def kill_after(self, seconds: float, *options: str) -> None:
-        """Starts the driver and kills it, and nothing else, with SIGKILL."""
-        process = self.start(*options)
-        time.sleep(seconds)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+    def refused(self, *options: str) -> str:
+        return refused(TOY, "--name", self.name, "--output-dir", self.runs, *options)
 
     def epochs(self) -> Counter[tuple[int, int]]:
         """How often each (seed, epoch) was trained."""
@@ -96,6 +98,28 @@ class Toy:
         return {t["trial_id"]: t["status"] for t in loaded}
 
 
+def refused(script: Path, *options: object) -> str:
+    """The one line that a script refuses its options with; it runs in this process."""
+    err, argv = io.StringIO(), sys.argv
+    sys.argv = [str(script), *map(str, options)]
+    try:
+        with contextlib.redirect_stderr(err):
+            runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as stop:
+        return error_line(stop.code, err.getvalue())
+    finally:
+        sys.argv = argv
+    raise AssertionError(f"{script} took {options}")
+
+
+def error_line(code: object, err: str) -> str:
+    """The line of an error message that is to be one line, of the user's mistake."""
+    assert code == 2, err
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    return lines[0]
+
+
 MLFLOW_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
 
@@ -118,6 +142,10 @@ def audit(toy: Toy, trials: int) -> dict[str, str]:
             assert logged == EPOCHS
             assert study[name].value == run.data.metrics["val_error"]
             assert sorted(study[name].intermediate_values) == list(range(1, EPOCHS + 1))
+        if ends[name] == "PRUNED":  # the bare stack tells COMPLETE, with a small budget's value
+            assert run.data.tags["end_state"] == "stopped early"
+            assert "above the cut" in run.data.tags["end_reason"]
+            assert max(study[name].intermediate_values) < EPOCHS
     (parent,) = toy.parents()
     assert parent.info.status == "FINISHED"
     return ends

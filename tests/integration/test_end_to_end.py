@@ -3,14 +3,17 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("ALI_TEST_DATA", ROOT.parent / "shared" / "data")) / "svhn"
@@ -28,9 +31,22 @@ def python(*arguments, cwd, expect=0):
     return done.stdout
 
 
+def new_folder(tmp_path_factory, database):
+    """A working folder with an MLflow database in its place."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "runs").mkdir()
+    shutil.copy(database, folder / "runs")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path_factory, database):
+    return new_folder(tmp_path_factory, database)
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A folder with a finished sweep of two trials in it."""
+    """A folder with a finished sweep of two trials in it; all of it is new."""
     folder = tmp_path_factory.mktemp("sweep")
     options = f"--name s --data house-numbers {TINY} --epochs 2 --num-trials 2 --grace-epochs 2"
     out = python(ROOT / "sweeps" / "svhn.py", *options.split(), cwd=folder)
@@ -52,11 +68,8 @@ def test_trials_have_pictures_and_all_there_is_to_know(swept):
         assert {"val_error", "d_loss", "g_loss", "images_per_second", "epoch"} <= set(
             run.data.metrics
         )
-        keys = {
-            re.split("[+%]", Path(a.path).name)[0]
-            for a in client.list_artifacts(run.info.run_id, "images")
-        }
-        assert {"samples", "reconstructions", "interpolations"} <= keys
+        assert {"sample_distance", "sample_diversity"} <= set(run.data.metrics)
+        assert pictures(client, run) == {"samples", "reconstructions", "interpolations"}
         assert run.data.params["data_fingerprint"]
 
 
@@ -109,15 +122,72 @@ def test_the_best_is_trained_in_full_after_a_kill_too_and_tested_once(swept):
     assert f"{run.data.metrics['test_error_mean']:.2%}".rstrip("%") in again
 
 
+def pictures(client, run):
+    return {
+        re.split("[+%]", Path(a.path).name)[0]
+        for a in client.list_artifacts(run.info.run_id, "images")
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.exists(), reason=f"no SVHN crops in {DATA}")
-def test_a_sweep_on_real_svhn_crops(tmp_path):
+def test_a_sweep_on_real_svhn_crops(folder):
     options = f"--name real --data-dir {DATA} {TINY} --epochs 1 --num-trials 1"
-    out = python(ROOT / "sweeps" / "svhn.py", *options.split(), cwd=tmp_path)
-    _, (run,) = runs(tmp_path, "trial")
+    out = python(ROOT / "sweeps" / "svhn.py", *options.split(), cwd=folder)
+    _, (run,) = runs(folder, "trial")
     assert run.data.metrics["val_error"] < 0.85
     assert run.data.params["data"] == "svhn"
     assert "00000" in out
+
+
+@pytest.mark.slow
+def test_a_sweep_of_the_mixture_counts_modes(folder):
+    options = "--num-trials 3 --epochs 3 --grace-epochs 3 --train-size 2000"
+    out = python(ROOT / "sweeps" / "mixture.py", *options.split(), cwd=folder)
+    assert "for the least modes_missed" in out and "near modes" in out
+    assert "raw pixels" not in out, "no baselines of val_error"
+    client, trials = runs(folder, "trial")
+    for run in trials:
+        assert 0 <= run.data.metrics["modes_missed"] <= 9
+        assert "val_error" not in run.data.metrics
+        assert run.data.tags["objective"] == "modes_missed"
+        assert pictures(client, run) == {"samples"}
+        assert run.data.metrics["total_train_seconds"] < 20
+    (paper,) = (run for run in trials if run.data.tags["trial_id"] == "00000")
+    assert (paper.data.params["dropout_xz"], paper.data.params["bn_x"]) == ("None", "None")
+
+    out = python(ROOT / "sweeps" / "best.py", "--name", "mixture", "--threads", "1", cwd=folder)
+    assert "test_modes_missed" in out and "Table 1" not in out
+    _, (run,) = runs(folder, "best")
+    assert run.data.metrics["test_near_modes"] >= 0
+    best = min(trial.data.metrics["modes_missed"] for trial in trials)
+    assert f"modes_missed {best:.4f}" in out
+
+
+@pytest.mark.slow
+def test_images_of_ones_own_without_labels_are_swept(folder):
+    """The objective is the samples' distance from the data, and the best trial's is tested."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    for i in range(120):
+        shade = rng.integers(0, 256, (1, 1, 3)) // 2 + rng.integers(0, 128, (40, 48, 3))
+        Image.fromarray(shade.astype(np.uint8)).save(folder / "images" / f"{i}.png")
+    options = "--name mine --data-dir images --width 0.1 --batch-size 30 --epochs 1 --num-trials 2"
+    out = python(ROOT / "sweeps" / "folder.py", *options.split(), cwd=folder)
+    assert "for the least sample_distance" in out and "diversity" in out
+    client, trials = runs(folder, "trial")
+    assert [run.data.tags["objective"] for run in trials] == ["sample_distance"] * 2
+    for run in trials:
+        assert run.data.metrics["sample_distance"] > 0 and "val_error" not in run.data.metrics
+        assert pictures(client, run) == {"samples", "reconstructions", "interpolations"}
+
+    for run in trials:  # as if they had collapsed
+        client.log_metric(run.info.run_id, "sample_diversity", 0.05, step=2)
+    out = python(ROOT / "sweeps" / "best.py", "--name", "mine", "--threads", "1", cwd=folder)
+    assert "samples have collapsed" in out and "test_sample_distance" in out
+    assert "collapsed" in python(ROOT / "sweeps" / "report.py", "--name", "mine", cwd=folder)
+    _, (run,) = runs(folder, "best")
+    assert run.info.status == "FINISHED" and run.data.metrics["test_sample_distance"] > 0
 
 
 def test_best_of_nothing_is_a_clear_error(tmp_path):

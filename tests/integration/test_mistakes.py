@@ -1,34 +1,26 @@
 """The user's mistakes: one line, exit code 2, no traceback, nothing half-written."""
 
-import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from harness import error_line, refused
 
-ROOT = Path(__file__).parents[2]
-SVHN = ROOT / "sweeps" / "svhn.py"
-
-
-def svhn(*options, cwd, **env):
-    return subprocess.run(
-        [sys.executable, str(SVHN), *map(str, options)],
-        cwd=cwd,
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+SWEEPS = Path(__file__).parents[2] / "sweeps"
+SVHN = SWEEPS / "svhn.py"
 
 
-def refused(done):
-    """The one line of an error, after checking that it is one."""
-    assert done.returncode == 2, done.stdout + done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    return lines[0]
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """The working folder, in which a refusal leaves nothing."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield folder
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -40,6 +32,7 @@ def refused(done):
         (["--no-such-option", "1"], "no-such-option"),
         (["--data", "mnist"], "mnist"),
         (["--width", "-1"], "--width"),
+        (["--model", "gan", "--levels", "2"], "--levels"),
         (["--name", "a/b"], "--name"),
         (["--name", "new", "--resume"], "no sweep 'new'"),
         (["--tracking-uri", "http://127.0.0.1:9", "--data", "house-numbers"], "127.0.0.1:9"),
@@ -49,19 +42,37 @@ def refused(done):
         ),
     ],
 )
-def test_mistakes(options, says, tmp_path):
-    assert says in refused(svhn(*options, cwd=tmp_path))
-    assert list(tmp_path.iterdir()) == []
+def test_mistakes(work, options, says):
+    assert says in refused(SVHN, *options)
 
 
-def test_a_truncated_data_file(tmp_path):
+@pytest.mark.parametrize(
+    "name", ["svhn", "cifar10", "celeba", "tiny_imagenet", "mixture", "folder"]
+)
+def test_a_sweep_is_a_file_that_runs_wherever_it_is_copied(work, tmp_path, name):
+    copy = shutil.copy(SWEEPS / f"{name}.py", tmp_path)
+    assert "--epochs" in refused(copy, "--epochs", "0")
+
+
+def test_a_folder_without_images(work, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    assert str(folder) in refused(SWEEPS / "folder.py", "--data-dir", folder)
+
+
+def test_a_truncated_data_file(work, tmp_path):
+    """As a process of its own: nothing else is on its stderr, from start to end."""
     folder = tmp_path / "svhn"
     folder.mkdir()
     (folder / "train_32x32.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(200))
-    work = tmp_path / "work"
-    work.mkdir()
-    assert "train_32x32.mat" in refused(svhn("--data-dir", folder, cwd=work))
-    assert list(work.iterdir()) == []
+    done = subprocess.run(
+        [sys.executable, str(SVHN), "--data-dir", str(folder)],
+        cwd=work,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "train_32x32.mat" in error_line(done.returncode, done.stderr)
 
 
 @pytest.mark.slow
@@ -71,18 +82,12 @@ def test_a_name_in_use_and_two_drivers_at_once(toy):
     while not (toy.runs / "toy" / "optuna.journal").exists():
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
-    says = toy.run("--resume", expect=2)
-    assert "is being run by process" in says and "Traceback" not in says
+    assert "is being run by process" in toy.refused("--resume")
     out, err = first.communicate(timeout=120)
     assert first.returncode == 0, out + err
-    says = toy.run(expect=2)
+    says = toy.refused()
     assert "--resume" in says and "another --name" in says
-    says = toy.run("--resume", "--epochs", "9", expect=2)
-    assert "cannot change --epochs" in says
-
-
-@pytest.mark.slow
-def test_names_taken_elsewhere_are_seen_in_mlflow(toy):
-    toy.run("--num-trials", "1")
+    assert "cannot change --epochs" in toy.refused("--resume", "--epochs", "9")
+    # The folder of the sweep is gone, and its runs are not.
     (toy.runs / "toy").rename(toy.runs / "moved")
-    assert "has a sweep 'toy' already" in toy.run(expect=2)
+    assert "has a sweep 'toy' already" in toy.refused()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -63,8 +64,9 @@ def server(tmp_path):
 
 
 @pytest.fixture
-def local(tmp_path):
+def local(tmp_path, database):
     """(client, destination) on a local database, with the parent run open."""
+    shutil.copy(database, tmp_path)
     uri = tracking.default_uri(tmp_path)
     client = tracking.connect(uri)
     experiment = tracking.experiment_id(client, tmp_path)
