@@ -35,6 +35,7 @@ NAMES = {
     "celeba": "CelebA",
     "tiny-imagenet": "Tiny ImageNet",
     "mixture": "the mixture",
+    "folder": "a folder of images",
 }
 DATA = {2: "cifar10", 3: "svhn", 4: "celeba", 5: "tiny-imagenet", 7: "mixture"}
 STANDS_FOR = {"house-numbers": "svhn"}  # shares its table and its subject
