@@ -58,7 +58,7 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
     if parent := tracking.find_sweep(client, experiment, options.name):
         objective = tracking.objective_of(parent)
         done = [r for r in runs.values() if r.data.tags.get(tracking.END) == tracking.COMPLETED]
-        done.sort(key=lambda run: run.data.metrics.get(objective, math.inf))
+        done.sort(key=tracking.rank)
         console.print(_best(options, done[:BEST_SHOWN], objective))
         for line in _notes(parent, done[:BEST_SHOWN]):
             console.print(line, highlight=False)

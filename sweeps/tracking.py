@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import threading
@@ -122,6 +123,15 @@ def find_sweep(client: MlflowClient, experiment: str, sweep: str) -> Run | None:
 def objective_of(run: Run) -> str:
     """The metric that a run's sweep minimises."""
     return run.data.tags.get(OBJECTIVE, VAL_ERROR)
+
+
+def rank(run: Run) -> tuple[float, str]:
+    """The key that sorts trials best first; of equals, which counts of modes often are, the first.
+
+    That is also the order in which checkpoints are kept.
+    """
+    value = run.data.metrics.get(objective_of(run), math.inf)
+    return value, run.data.tags[TRIAL]
 
 
 def start_sweep(
@@ -377,7 +387,7 @@ def best_trial(client: MlflowClient, experiment: str, sweep: str) -> Run:
     runs = find_runs(client, experiment, **{SWEEP: sweep, KIND: KIND_TRIAL, END: COMPLETED})
     runs = [run for run in runs if objective_of(run) in run.data.metrics]
     if runs:
-        return min(runs, key=lambda run: run.data.metrics[objective_of(run)])
+        return min(runs, key=rank)
     if find_sweep(client, experiment, sweep) is None:
         names = {r.data.tags.get(SWEEP, "") for r in find_runs(client, experiment, kind=KIND_SWEEP)}
         known = ", ".join(sorted(names)) or "none"

@@ -147,7 +147,7 @@ def test_what_a_lost_process_did_not_deliver_comes_from_the_study(local):
 def test_best_means_best_at_full_budget(local):
     # `get_best_result(scope="last")` would take the trial that was stopped early.
     client, to = local
-    ends = [("completed", 0.4), ("stopped early", 0.1), ("completed", 0.3)]
+    ends = [("completed", 0.4), ("stopped early", 0.1), ("completed", 0.3), ("completed", 0.3)]
     for number, (end, value) in enumerate(ends):
         name = f"{number:05d}"
         tracking.open_trial(client, to, name)
