@@ -3,8 +3,9 @@
     python benchmarks/mixture.py [--modes 9] [--seeds 5] [--epochs 20] [--lr 1e-4] [--picture FILE]
 
 An epoch is 1,000 steps of 100 points. Both models have the same decoder and discriminator, but for
-the latter's input. A mode is covered when one of 10,000 samples is within 3σ of its centre; "near"
-is the share of samples within 3σ of any. Means over seeds ± their standard deviation.
+the latter's input. A mode is covered when of 10,000 samples a tenth of its fair share is within 3σ
+of its centre; "near" is the share of samples within 3σ of any. Means over seeds ± their standard
+deviation.
 """
 
 from __future__ import annotations

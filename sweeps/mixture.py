@@ -5,8 +5,8 @@
     python sweeps/mixture.py --name grid --modes 25 --epochs 40
     python sweeps/best.py --name mixture --epochs 100
 
-No files are needed. The objective is modes_missed, of 10,000 samples; near_modes beside it tells
-modes that are covered from samples that are everywhere. Fig. 7 took 200,000 steps at Adam's 1e-5
+No files are needed. The objective is modes_missed, of 10,000 samples; near_modes beside it says
+how many of them are near a mode. Fig. 7 took 200,000 steps at Adam's 1e-5
 and the full width of 200 units; here a quarter of that width has 1080 steps, at rates up to 1e-2.
 This file also runs as a lone copy where the project is installed.
 """

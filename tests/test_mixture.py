@@ -48,6 +48,16 @@ def test_a_mode_is_missed_where_no_sample_is_within_3_sigma():
     assert mixture.modes_missed(mixture.centres(9), 9) == 0
 
 
+def test_a_mode_is_covered_by_a_tenth_of_its_share():
+    points = np.repeat(mixture.centres(9), 1000, axis=0)
+    for moved, missed in ((900, 0), (901, 1)):  # of the thousand of one mode, into the void
+        spread = points.copy()
+        spread[:moved] = 1.0
+        assert mixture.modes_missed(spread, 9) == missed
+    everywhere = np.random.default_rng(0).uniform(-3, 3, (10_000, 2))
+    assert mixture.modes_missed(everywhere, 9) > 0  # each mode has samples, 0.2 % of them
+
+
 def test_reconstruction_distance_of_another_draw_of_the_mode():
     x, _ = mixture.draw(20_000, 9, seed=0)
     assert mixture.reconstruction_distance(x, x) == 0
