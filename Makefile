@@ -9,7 +9,7 @@ ARGS   ?=
 
 # The laptop-sized choice of options of sweeps/svhn.py.
 LAPTOP := --data house-numbers --train-size 8000 --width 0.25 --batch-size 32 \
-          --epochs 9 --num-trials 10 --draws 2
+          --epochs 6 --num-trials 10 --draws 2
 
 .PHONY: help sweep ui report best test lint bench clean
 

@@ -42,6 +42,7 @@ QUALITY = {  # metric shown beside the objective: heading
     SAMPLE_DIVERSITY: "diversity",
     NEAR_MODES: "near modes",
 }
+WIDTH = 118  # characters of a printed report
 COLLAPSED = 0.2  # sample_diversity below which samples are all but alike
 
 
@@ -54,7 +55,7 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
         )
     }
     out = io.StringIO()
-    console = Console(file=out, width=118, color_system=None)
+    console = Console(file=out, width=WIDTH, color_system=None)
     if parent := tracking.find_sweep(client, experiment, options.name):
         objective = tracking.objective_of(parent)
         done = [r for r in runs.values() if r.data.tags.get(tracking.END) == tracking.COMPLETED]
@@ -89,6 +90,8 @@ def _best(options: Options, best: list[Run], objective: str) -> Table:
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # every column whole within the console's width
+        pad_edge=False,
     )
     logged = {key for run in best for key in run.data.metrics}
     quality = [key for key in QUALITY if key in logged and key != objective]
@@ -96,7 +99,8 @@ def _best(options: Options, best: list[Run], objective: str) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for run in best:
         metrics, params = run.data.metrics, run.data.params
-        values = [f"{metrics.get(key, math.nan):.4f}" for key in (objective, *quality)]
+        values = [f"{metrics.get(objective, math.nan):.4f}"]
+        values += [f"{metrics.get(key, math.nan):.2f}" for key in quality]
         cells = [
             "/".join(_short(name, params.get(name, "None")) for name in names)
             for names in COLUMNS.values()

@@ -1,15 +1,19 @@
 """Options, shares of a node, and what may change at a resume."""
 
+import io
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from ali.config import Config
 from ali.errors import UserError
+from sweeps import report
 from sweeps.sweep import Options, Share, allot, parse
 
 
@@ -96,3 +100,17 @@ def test_the_library_knows_no_sweep():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_table_of_best_trials_is_not_cut():
+    config = Config(bn_x=(True,) * 5, dropout_x=0.25, dropout_z=0.25, dropout_xz=0.25)
+    slopes = {f"slope_{who}": 0.125 for who in ("encoder", "decoder", "discriminator")}
+    params = {k: str(v) for k, v in config.replace(**slopes).to_dict().items()}
+    params["bn_x"] = ",".join(["True"] * 5)
+    metrics = dict.fromkeys(("sample_distance", "sample_diversity", "val_error"), 0.123456)
+    data = SimpleNamespace(params=params, metrics=metrics, tags={"trial_id": "00000"})
+    table = report._best(options(), [SimpleNamespace(data=data)], "val_error")
+    console = Console(file=io.StringIO(), width=report.WIDTH, color_system=None)
+    console.print(table)
+    shown = console.file.getvalue()
+    assert "…" not in shown and "diversity" in shown and "1.0e-4/1.0e-4" in shown
