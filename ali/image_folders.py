@@ -125,7 +125,7 @@ def tiny_imagenet(config: Config, wanted: tuple[str, ...]) -> Source:
         found = find[name](root, wnids)
         y = [index[wnid] for wnid in found.values()]
         splits[name] = pictures.split(
-            f"tiny-imagenet-{name}", root, list(found), y, pictures.as_it_is
+            f"tiny-imagenet-{name}", root, list(found), y, pictures.exactly(64)
         )
         if len(found) != TINY_IMAGENET_SIZES[name]:
             official = f"{TINY_IMAGENET_SIZES[name]:,} of 200"

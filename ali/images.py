@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ali import pictures
 from ali.errors import UserError
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
+from ali.pictures import SUFFIXES
 
 
 def read_images(path: Path, size: int) -> tuple[np.ndarray, list[str] | None]:
@@ -54,19 +54,8 @@ def _read_npz(path: Path) -> np.ndarray:
 
 
 def _read_folder(path: Path, size: int) -> tuple[np.ndarray, list[str]]:
-    from PIL import Image
-
-    files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise UserError(f"--input {path} has no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    x = np.empty((len(files), size, size, 3), np.uint8)
-    for i, file in enumerate(files):
-        try:
-            with Image.open(file) as image:
-                if image.size != (size, size):
-                    found = "×".join(map(str, image.size))
-                    raise UserError(f"{file} is {found}: images must be {size}×{size}, resize them")
-                x[i] = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError) as error:
-            raise UserError(f"{file} is no readable image: repair or remove it") from error
-    return x, [file.name for file in files]
+    names = pictures.listing(path).images
+    if not names:
+        raise UserError(f"--input {path} has no image files ({', '.join(sorted(SUFFIXES))})")
+    prepare = pictures.exactly(size)
+    return np.stack([pictures.decode(path / name, prepare) for name in names]), names

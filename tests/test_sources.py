@@ -593,7 +593,7 @@ def test_many_images_in_several_blocks(tmp_path, monkeypatch):
 def test_colours_of_every_kind(tmp_path, mode, colour, expected):
     path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
     put(path, colour, mode=mode)
-    x = pictures.decode(path, pictures.as_it_is)
+    x = pictures.decode(path, pictures.exactly(64))
     assert x.dtype == np.uint8 and (x == np.array(expected)).all()
 
 
@@ -604,14 +604,14 @@ def test_cameras_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(picture).save(tmp_path / "picture.png", exif=exif)
-    x = pictures.decode(tmp_path / "picture.png", pictures.as_it_is)
+    x = pictures.decode(tmp_path / "picture.png", pictures.exactly(64))
     assert (x[:32] == 255).all() and (x[32:] == 0).all()
 
 
 def test_sixteen_bits_are_refused(tmp_path):
     Image.fromarray(np.full((64, 64), 40_000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(UserError, match="more than 8 bits"):
-        pictures.decode(tmp_path / "deep.png", pictures.as_it_is)
+        pictures.decode(tmp_path / "deep.png", pictures.exactly(64))
 
 
 # Mixture
