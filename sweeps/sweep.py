@@ -26,6 +26,7 @@ from sweeps.space import Point, Space, paper
 if TYPE_CHECKING:
     import optuna
     from mlflow import MlflowClient
+    from optuna.trial import FrozenTrial
 
     from sweeps.search import Study
     from sweeps.trainable import Experiment
@@ -67,8 +68,9 @@ class Options(Common):
     """MLflow server; default: $MLFLOW_TRACKING_URI, or mlflow.db in --output-dir."""
     outage_seconds: float = tracking.OUTAGE_SECONDS
     """Seconds that a trial keeps what it has logged while the MLflow server is away."""
-    output_dir: Path = Path("runs")
-    """Folder of all sweeps: Tune's state, checkpoints, the search's journal."""
+    output_dir: Path = field(default_factory=lambda: Path(os.environ.get("ALI_OUTPUT_DIR", "runs")))
+    """Folder of all sweeps: Tune's state, checkpoints, the search's journal; default:
+    $ALI_OUTPUT_DIR, or runs."""
     seed: int = 0
     """Seed of the search; trial n trains with seed + n."""
 
@@ -110,8 +112,12 @@ class Options(Common):
     def config(self) -> Config:
         """What all trials of the sweep have in common."""
         common = {f.name: getattr(self, f.name) for f in fields(Common)}
-        if self.data_dir is not None:  # trials, and best.py, run in folders of their own
-            common["data_dir"] = self.data_dir.resolve()
+        data_dir = self.data_dir
+        if data_dir is None and (root := os.environ.get("ALI_DATA_DIR")):
+            folder = Path(root) / self.data  # where a cluster keeps its data sets
+            data_dir = folder if folder.is_dir() else None
+        if data_dir is not None:  # trials, and best.py, run in folders of their own
+            common["data_dir"] = data_dir.resolve()
         return Config(**common, seed=self.seed)
 
     def to_dict(self) -> dict[str, Any]:
@@ -353,7 +359,8 @@ class _Driver:
         if self.experiment.baselines is not None:
             for key, value in self.experiment.baselines(self.base).items():
                 self.client.log_metric(to.parent_run_id, key, value)
-        prune(self.options.folder, study, self.options.keep)
+        ended = [t for t in study.trials() if t.state.is_finished()]
+        prune(self.options.folder, ended, self.options.keep)
         print(report(self.options, study.records, self.client, to.experiment))
         return 0
 
@@ -468,16 +475,19 @@ def reconcile(client: MlflowClient, to: tracking.Destination, study: Study) -> N
             tracking.end_trial(client, to, name, end, reason, values)
 
 
-def prune(folder: Path, study: Study, keep: int) -> None:
-    """Deletes the checkpoints of finished trials, but for the last one of the `keep` best."""
+def prune(folder: Path, trials: list[FrozenTrial], keep: int) -> list[FrozenTrial]:
+    """Deletes the checkpoints of ended trials, but for the last one of the `keep` best.
+
+    Returns those trials: the only ones to look at again when another trial has ended.
+    """
     from optuna.trial import TrialState
 
     from sweeps.search import checkpoints, trial_id
 
-    finished = [t for t in study.trials() if t.state.is_finished()]
-    complete = [t for t in finished if t.state == TrialState.COMPLETE]
-    best = sorted(complete, key=lambda t: t.value)[:keep]  # type: ignore[arg-type,return-value]
-    for trial in finished:
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    best = sorted(complete, key=lambda t: (t.value, t.number))[:keep]
+    for trial in trials:
         found = checkpoints(folder / trial_id(trial.number))
         for checkpoint in found[:-1] if trial in best else found:
             shutil.rmtree(checkpoint, ignore_errors=True)
+    return best
