@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Makes a node ready, once: the project in a virtual environment, and the environment that every
+# login shell of the node, and so Ray and the sweeps, sees.
+#
+#     node.sh SHARED      SHARED: a folder that is the same on all nodes (NFS, EFS, Filestore)
+set -euo pipefail
+shared=$1
+own=~/.ali-sweeps
+mkdir -p "$own" "$shared/runs" "$shared/data"
+
+[ -x "$own/venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$own/venv"
+"$own/venv/bin/pip" install --quiet --disable-pip-version-check -e ~/ali-sweeps'[cluster]'
+
+cat > "$own/env" <<EOF
+export PATH=$own/venv/bin:\$PATH
+export RAY_AUTH_MODE=token           # the token is in ~/.ray/auth_token
+export RAY_USAGE_STATS_ENABLED=0
+export ALI_OUTPUT_DIR=$shared/runs   # --output-dir where none is given
+export ALI_DATA_DIR=$shared/data     # data sets by name, where no --data-dir is given
+[ ! -f $own/mlflow-uri ] || export MLFLOW_TRACKING_URI=\$(cat $own/mlflow-uri)
+EOF
+# first in the file: what Debian's has stops early where no terminal is
+touch ~/.bashrc
+grep -q ali-sweeps/env ~/.bashrc || sed -i "1s|^|. $own/env\n|" ~/.bashrc
+[ -s ~/.bashrc ] || echo ". $own/env" > ~/.bashrc
+if [ -f ~/.ray/auth_token ]; then chmod 600 ~/.ray/auth_token; fi

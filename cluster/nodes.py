@@ -1,0 +1,51 @@
+"""Shows the machines of the cluster that this one belongs to: `ray exec FILE.yaml 'python …'`.
+
+python ali-sweeps/cluster/nodes.py             what is there
+python ali-sweeps/cluster/nodes.py --wait 3    waits until so many are
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import ray
+
+from ali.cli import main, parse_args
+from ali.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """The machines of a running Ray cluster."""
+
+    wait: int = 1
+    """Machines to wait for."""
+    seconds: float = 600
+    """How long to wait for them."""
+
+
+def nodes(options: Options) -> None:
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError:
+        raise UserError("no Ray runs on this machine: `ray up` starts it") from None
+    until = time.monotonic() + options.seconds
+    while len(alive := [node for node in ray.nodes() if node["Alive"]]) < options.wait:
+        if time.monotonic() > until:
+            raise UserError(
+                f"{len(alive)} of {options.wait} machines after {options.seconds:.0f} s"
+            )
+        time.sleep(1)
+    print(f"{'host':24}{'address':16}{'CPUs':>5}{'GPUs':>5}")
+    for node in sorted(alive, key=lambda node: node["NodeManagerAddress"]):
+        has = node["Resources"]
+        print(
+            f"{node['NodeManagerHostname']:24}{node['NodeManagerAddress']:16}"
+            f"{has.get('CPU', 0):5.0f}{has.get('GPU', 0):5.0f}"
+        )
+
+
+if __name__ == "__main__":
+    main(lambda: nodes(parse_args(Options)))
