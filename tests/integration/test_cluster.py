@@ -1,0 +1,137 @@
+"""The cluster files: Ray's own schema, AWS as moto plays it, and hosts made of namespaces."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.autoscaler._private.commands import _bootstrap_config
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
+CLOUDS = ("gpu.yaml", "gpu-gcp.yaml", "gpu-azure.yaml")
+FILES = (*CLOUDS, "on_prem.yaml")
+
+
+def read(name):
+    return yaml.safe_load((CLUSTER / name).read_text())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rays_schema_takes_the_file(name):
+    validate_config(prepare_config(copy.deepcopy(read(name))))
+    with pytest.raises(Exception, match="Additional properties|cluster_nam"):
+        validate_config({**read(name), "cluster_nam": "a misspelt key"})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_token_is_on_and_not_in_the_file_and_the_old_autoscaler_is_asked_for(name):
+    config, text = read(name), (CLUSTER / name).read_text()
+    assert "~/.ray/auth_token" in config["file_mounts"]
+    assert "RAY_AUTH_TOKEN=" not in text and "0.0.0.0" not in text
+    assert "RAY_enable_autoscaler_v2=0 ray start --head" in config["head_start_ray_commands"][-1]
+    assert "RAY_AUTH_MODE=token" in (CLUSTER / "node.sh").read_text()
+
+
+def test_spot_is_asked_for_first_and_on_demand_where_there_is_none():
+    from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
+    from ray.autoscaler._private.resource_demand_scheduler import (
+        _default_utilization_scorer,
+        get_nodes_for,
+    )
+    from ray.autoscaler.node_launch_exception import NodeLaunchException  # noqa: F401
+
+    for name in CLOUDS:
+        kinds = read(name)["available_node_types"]
+        workers = {kind: spec for kind, spec in kinds.items() if kind != "head"}
+        for kind in workers.values():
+            assert kind["resources"]["GPU"] == 1
+
+        def scorer(resources, demands, kind, *, node_availability_summary, _score=None):
+            return _default_utilization_scorer(
+                resources, demands, kind, node_availability_summary=node_availability_summary
+            )
+
+        nodes, left = get_nodes_for(
+            workers,
+            {},
+            "head",
+            8,
+            [{"CPU": 4, "GPU": 1}] * 2,
+            lambda r, d, k: scorer(
+                r, d, k, node_availability_summary=NodeAvailabilitySummary(node_availabilities={})
+            ),
+        )
+        assert not left and dict(nodes) == {"gpu_spot": 2}, name
+
+
+def test_gpu_yaml_makes_nodes_with_tags_on_aws(tmp_path, monkeypatch):
+    moto = pytest.importorskip("moto")
+    import boto3
+    from ray.autoscaler._private.providers import _get_node_provider
+    from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
+
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(key, "testing")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("token")
+    with moto.mock_aws():
+        ec2 = boto3.client("ec2", "us-east-1")
+        image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+        config = read("gpu.yaml")
+        for kind in config["available_node_types"].values():
+            assert kind["node_config"]["ImageId"].startswith("resolve:ssm:/aws/service/")
+            kind["node_config"]["ImageId"] = image  # moto resolves no parameters
+        config = _bootstrap_config(config, no_config_cache=True)
+        provider = _get_node_provider(config["provider"], config["cluster_name"])
+        for kind in ("head", "gpu_spot", "gpu_on_demand"):
+            tags = {
+                TAG_RAY_NODE_KIND: "head" if kind == "head" else "worker",
+                TAG_RAY_USER_NODE_TYPE: kind,
+            }
+            provider.create_node(config["available_node_types"][kind]["node_config"], tags, 1)
+        made = {}
+        for reservation in ec2.describe_instances()["Reservations"]:
+            for instance in reservation["Instances"]:
+                tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+                assert tags["ray-cluster-name"] == "ali"
+                made[tags[TAG_RAY_USER_NODE_TYPE]] = instance
+        assert {kind: made[kind]["InstanceType"] for kind in made} == {
+            "head": "m6i.large",
+            "gpu_spot": "g5.xlarge",
+            "gpu_on_demand": "g5.xlarge",
+        }
+        assert made["gpu_spot"].get("InstanceLifecycle") == "spot"
+        assert "InstanceLifecycle" not in made["gpu_on_demand"]
+        groups = [g["GroupId"] for g in made["head"]["SecurityGroups"]]
+        open_to_all = [
+            (rule.get("FromPort"), rule.get("ToPort"))
+            for group in ec2.describe_security_groups(GroupIds=groups)["SecurityGroups"]
+            for rule in group["IpPermissions"]
+            if rule["IpRanges"]
+        ]
+        assert open_to_all == [(22, 22)]
+
+
+def test_a_host_is_another_machine():
+    sys.path.insert(0, str(CLUSTER / "testbed"))
+    import testbed
+
+    if why := testbed.missing():
+        pytest.skip(why)
+    with testbed.Testbed(2) as bed:
+        folder, outside = bed.folder, os.readlink("/proc/self/ns/net")
+        seen = bed.run("hostname; readlink /proc/self/ns/net; pgrep -c .; echo $HOME; ls ~ | cat")
+        assert "desk" in seen and outside not in seen and "ali-sweeps" in seen
+        reached = bed.run("ssh -o StrictHostKeyChecking=no 10.77.0.10 hostname")
+        assert reached.splitlines()[-1] == "head"
+        bed.hosts["head"].kill()
+        with pytest.raises(RuntimeError, match="exit code 255"):
+            bed.run("ssh -o ConnectTimeout=2 -o StrictHostKeyChecking=no 10.77.0.10 hostname")
+    assert not folder.exists()
+    assert subprocess.run(["pgrep", "-f", str(folder)], capture_output=True).returncode == 1
