@@ -291,7 +291,7 @@ class _Driver:
 
         options = self.options
         start_ray()
-        share = allot(options, ray.cluster_resources())
+        share = allot(options, attainable(ray.cluster_resources()))
         tenth = max(1, options.epochs // 10)
         grace = options.grace_epochs or tenth
         asha = Asha(self.objective, options.epochs, grace, options.reduction_factor, study)
@@ -409,6 +409,28 @@ def start_ray() -> None:
         raise UserError(
             f"no Ray cluster answers at RAY_ADDRESS={address}: start it or unset the variable"
         ) from error
+
+
+def attainable(now: dict[str, float]) -> dict[str, float]:
+    """CPUs and GPUs of the cluster with all the workers that its autoscaler may add to it.
+
+    On a head that `ray up` made, Ray keeps the cluster file at a fixed place; elsewhere, and on
+    machines of one's own, what there is `now` is all there will be.
+    """
+    import yaml
+
+    file = Path("~/ray_bootstrap_config.yaml").expanduser()
+    if not file.exists():
+        return now
+    cluster = yaml.safe_load(file.read_text())
+    kinds = {k: v["resources"] for k, v in cluster["available_node_types"].items()}
+    kinds.pop(cluster["head_node_type"])
+    if not kinds:
+        return now
+    largest = max(kinds.values(), key=lambda has: (has.get("GPU", 0), has.get("CPU", 0)))
+    workers = cluster["max_workers"]
+    added = {key: workers * largest.get(key, 0) for key in ("CPU", "GPU")}
+    return {**now, **{key: max(now.get(key, 0), count) for key, count in added.items()}}
 
 
 @dataclass(frozen=True)
