@@ -7,6 +7,7 @@ python ali-sweeps/cluster/nodes.py --wait 3    waits until so many are
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import dataclass
 
@@ -28,7 +29,11 @@ class Options:
 
 def nodes(options: Options) -> None:
     try:
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS", "auto"),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except ConnectionError:
         raise UserError("no Ray runs on this machine: `ray up` starts it") from None
     until = time.monotonic() + options.seconds

@@ -303,7 +303,7 @@ class _Killer:
         self._ended |= " ended]" in line
         if self.done or not self._ended or " epoch " not in line:
             return
-        if training := self._bed.processes(self._name, "^ray::AliTrial.train"):
+        if training := self._bed.processes(self._name, "^ray::.*train"):
             self._bed.hosts[self._name].kill()
             self.done = True
             print(f"--- {self._name} loses its power; it was running {training[0]}", flush=True)

@@ -42,7 +42,6 @@ def test_spot_is_asked_for_first_and_on_demand_where_there_is_none():
         _default_utilization_scorer,
         get_nodes_for,
     )
-    from ray.autoscaler.node_launch_exception import NodeLaunchException  # noqa: F401
 
     for name in CLOUDS:
         kinds = read(name)["available_node_types"]
@@ -80,7 +79,7 @@ def test_gpu_yaml_makes_nodes_with_tags_on_aws(tmp_path, monkeypatch):
     (tmp_path / ".ssh").mkdir()
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("token")
-    with moto.mock_aws():
+    with moto.mock_aws(config={"iam": {"load_aws_managed_policies": True}}):
         ec2 = boto3.client("ec2", "us-east-1")
         image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
         config = read("gpu.yaml")
