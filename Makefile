@@ -11,7 +11,7 @@ ARGS   ?=
 LAPTOP := --data house-numbers --train-size 8000 --width 0.25 --batch-size 32 \
           --epochs 6 --num-trials 10 --draws 2
 
-.PHONY: help sweep ui report best test lint bench clean
+.PHONY: help sweep ui report best test testbed lint bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -47,6 +47,9 @@ lint: $(VENV)/installed-test  ## ruff and mypy
 # Two files at a time; one thread each, since several pools of threads on two cores slow all of them.
 test: lint  ## lint, types and all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+testbed: $(VENV)/installed-test  ## a sweep over three hosts played by this machine, as root (ARGS=--kill-host)
+	@$(BIN)/python cluster/testbed/testbed.py $(ARGS)
 
 bench: $(VENV)/installed  ## the benchmarks
 	for name in step logging_cost mixture; do $(BIN)/python benchmarks/$$name.py || exit 1; done
