@@ -4,10 +4,11 @@
     make testbed ARGS=--kill-host       the same, and a host loses its power in the middle
 
 A host is a set of Linux namespaces: its own network address, processes, /tmp and home; its system
-is this machine's, read-only; it has an sshd and nothing else running. A cable (veth) leads from each
-host to a switch (a bridge in a namespace of its own), so no packet passes this machine's network.
-One more host is the desk that the commands are typed at. All hosts are children of this process and
-are gone when it ends, however it ends. Needs root, iproute2, openssh-server, rsync and postgresql.
+is this machine's, read-only; it has an sshd and nothing else running. A cable (veth) leads from
+each host to a switch (a bridge in a namespace of its own), so no packet passes this machine's
+network. One more host is the desk that the commands are typed at. All hosts are children of this
+process and are gone when it ends, however it ends. Needs root, iproute2, openssh-server, rsync and
+postgresql.
 """
 
 from __future__ import annotations

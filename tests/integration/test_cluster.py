@@ -23,7 +23,7 @@ def read(name):
 @pytest.mark.parametrize("name", FILES)
 def test_rays_schema_takes_the_file(name):
     validate_config(prepare_config(copy.deepcopy(read(name))))
-    with pytest.raises(Exception, match="Additional properties|cluster_nam"):
+    with pytest.raises(Exception, match="cluster_nam"):
         validate_config({**read(name), "cluster_nam": "a misspelt key"})
 
 
@@ -79,6 +79,8 @@ def test_gpu_yaml_makes_nodes_with_tags_on_aws(tmp_path, monkeypatch):
     (tmp_path / ".ssh").mkdir()
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("token")
+    # Ray waits 15 s for AWS to know a new role
+    monkeypatch.setattr("ray.autoscaler._private.aws.config.time.sleep", lambda seconds: None)
     with moto.mock_aws(config={"iam": {"load_aws_managed_policies": True}}):
         ec2 = boto3.client("ec2", "us-east-1")
         image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
