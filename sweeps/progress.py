@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray import tune
+from ray.tune.result import TIME_THIS_ITER_S
 
 from ali.config import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND
 from sweeps import tracking
@@ -30,8 +32,13 @@ class Progress(tune.Callback):
         self._courier = tracking.Courier(f"sweep {options.name}", options.outage_seconds)
         self._slots = share.concurrent
         self._checkpoint_bytes = 0
-        ended = sum(t.state.is_finished() for t in study.trials())
-        goes_on = f", {ended} of them ended before" if ended else ""
+        self.trial_seconds = 0.0  # that trials spent between two results, together
+        self._ended_trials, self._best = 0, math.inf
+        self._kept: list[FrozenTrial] = []  # ended trials that may hold checkpoints
+        for trial in study.trials():
+            if trial.state.is_finished():
+                self._count(trial)
+        goes_on = f", {self._ended_trials} of them ended before" if self._ended_trials else ""
         gpus = f" and {share.gpus:g} GPU" if share.gpus else ""
         self._say(
             f"sweep {options.name}: {options.num_trials} trials{goes_on}; {share.concurrent} at a "
@@ -65,13 +72,13 @@ class Progress(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **_: Any
     ) -> None:
+        self.trial_seconds += result.get(TIME_THIS_ITER_S, 0.0)
         if EPOCH not in result or tracking.END in result:
             return
         value = result.get(self._to.objective)
         shown = f"{self._to.objective} {value:.4f}" if value is not None else "not evaluated"
-        complete = [t for t in self._study.trials() if t.state == TrialState.COMPLETE]
-        if complete:
-            shown += f" (best {min(t.value or 0.0 for t in complete):.4f})"
+        if self._best < math.inf:
+            shown += f" (best {self._best:.4f})"
         losses = f"d {result.get(D_LOSS, 0):.3f} g {result.get(G_LOSS, 0):.3f}"
         speed = result.get(IMAGES_PER_SECOND, 0)
         self._say(
@@ -108,15 +115,20 @@ class Progress(tune.Callback):
         )
 
     def _ended(self, trial: Trial) -> None:
-        frozen = self._study.trials()[int(trial.trial_id)]
+        frozen = self._study.trial(int(trial.trial_id))
+        self._count(frozen)
         end = frozen.user_attrs.get(tracking.END, tracking.FAILED)
         reason = frozen.user_attrs.get(tracking.REASON, "")
-        ended = sum(t.state.is_finished() for t in self._study.trials())
-        self._say(
-            f"trial {trial.trial_id} {end}: {reason} [{ended}/{self._options.num_trials} ended]"
-        )
+        counted = f"[{self._ended_trials}/{self._options.num_trials} ended]"
+        self._say(f"trial {trial.trial_id} {end}: {reason} {counted}")
         self._tell(lambda client: tracking.end_trial(client, self._to, trial.trial_id, end, reason))
-        prune(self._options.folder, self._study, self._options.keep)
+        self._kept = prune(self._options.folder, self._kept, self._options.keep)
+
+    def _count(self, trial: FrozenTrial) -> None:
+        self._ended_trials += 1
+        self._kept.append(trial)
+        if trial.state == TrialState.COMPLETE and trial.value is not None:
+            self._best = min(self._best, trial.value)
 
     def _tell(self, record: Callable[[MlflowClient], None]) -> None:
         def deliver() -> None:

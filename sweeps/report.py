@@ -66,6 +66,11 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
     console.print(_ends(runs))
     console.print(_importance(study))
     console.print(_cost(runs))
+    if parent and tracking.SLOT_USE in parent.data.metrics:
+        use, seconds = (
+            parent.data.metrics[k] for k in (tracking.SLOT_USE, tracking.DRIVER_SECONDS)
+        )
+        console.print(f"slots were training {use:.0%} of {seconds:.0f} s\n", highlight=False)
     uri = "" if options.uri == tracking.default_uri(Path("runs")) else f" URI={options.uri}"
     name = f"--name {options.name}"
     if options.output_dir != Path("runs"):

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -251,6 +252,7 @@ class _Driver:
     ) -> None:
         self.sweep, self.experiment, self.objective = sweep, experiment, objective
         self.options, self.client, self.where = options, client, where
+        self.began = time.monotonic()
         self.base = options.config()
         self.space = replace(sweep.space, bn_with_z=sweep.space.bn_with_z or options.bn_with_z)
 
@@ -332,6 +334,10 @@ class _Driver:
         with _terminate_as_interrupt():
             tuner.fit()
         progress.close()
+        seconds = time.monotonic() - self.began
+        use = progress.trial_seconds / (share.concurrent * seconds)
+        self.client.log_metric(to.parent_run_id, tracking.SLOT_USE, use)
+        self.client.log_metric(to.parent_run_id, tracking.DRIVER_SECONDS, seconds)
         finished = [t for t in study.trials() if t.state.is_finished()]
         return len(finished) >= options.num_trials
 

@@ -266,12 +266,20 @@ def test_no_trial_stays_running_for_want_of_its_metric(study, result, state):
     assert study.trials()[0].state == state
 
 
-def test_the_search_ends_when_all_have_been_asked(study):
+def test_the_search_ends_when_all_have_been_asked(study, monkeypatch):
     search = search_over(study, Asha(VAL_ERROR, 9, 1, 3))
-    assert not search.is_finished()
-    for _ in range(2):
-        study.ask(point)
+    monkeypatch.setattr(search, "_make", lambda frozen: frozen)  # in place of Tune's trial
+    for number in range(2):
+        assert not search.is_finished()
+        assert search.next_trial().number == number
     assert search.is_finished() and search.next_trial() is None
+
+
+def test_a_trial_by_its_number_is_the_one_in_the_list(study):
+    for _ in range(3):
+        study.ask(point)
+    study.report(1, 1, 0.5)
+    assert [study.trial(number) for number in range(3)] == study.trials()
 
 
 def test_a_stop_that_nobody_was_told_of_is_told_at_the_resume(study):
