@@ -52,7 +52,7 @@ testbed: $(VENV)/installed-test  ## a sweep over three hosts played by this mach
 	@$(BIN)/python cluster/testbed/testbed.py $(ARGS)
 
 bench: $(VENV)/installed  ## the benchmarks
-	for name in step logging_cost mixture; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in step trials evaluation memory sweep driver logging_cost mixture; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:  ## removes the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build
