@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from ali.errors import UserError
 from ali.table1 import TABLE_1
 from sweeps import tracking
 from sweeps.report import collapsed
-from sweeps.sweep import only_driver
+from sweeps.sweep import only_driver, output_folder
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -55,7 +55,7 @@ class Options:
     """Epochs between checkpoints."""
     threads: int | None = None
     """CPU threads; default: all cores."""
-    output_dir: Path = Path("runs")
+    output_dir: Path = field(default_factory=output_folder)
     """Folder of all sweeps; the training goes to <output-dir>/<name>/best-<trial>."""
     tracking_uri: str | None = None
     """MLflow server; default: $MLFLOW_TRACKING_URI, or mlflow.db in --output-dir."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ class Progress(tune.Callback):
             f"time, {share.cpus} CPU{gpus} each; up to {options.epochs} epochs on {options.data}, "
             f"for the least {to.objective}"
         )
+        data = options.config().data_dir or "its default place"
+        self._say(f"logs to {_without_password(to.uri)}; keeps {options.folder}; data from {data}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its arguments; a resume makes this object anew
@@ -139,3 +142,7 @@ class Progress(tune.Callback):
 
     def _say(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"://[^/@]*@", "://…@", uri)

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from rich.table import Table
 from ali.config import EPOCH, NEAR_MODES, SAMPLE_DISTANCE, SAMPLE_DIVERSITY
 from ali.errors import UserError
 from sweeps import tracking
-from sweeps.sweep import JOURNAL, OPTIONS, Options
+from sweeps.sweep import JOURNAL, OPTIONS, Options, output_folder
 
 if TYPE_CHECKING:
     import optuna
@@ -67,13 +67,12 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
     console.print(_importance(study))
     console.print(_cost(runs))
     if parent and tracking.SLOT_USE in parent.data.metrics:
-        use, seconds = (
-            parent.data.metrics[k] for k in (tracking.SLOT_USE, tracking.DRIVER_SECONDS)
-        )
-        console.print(f"slots were training {use:.0%} of {seconds:.0f} s\n", highlight=False)
-    uri = "" if options.uri == tracking.default_uri(Path("runs")) else f" URI={options.uri}"
+        use = parent.data.metrics[tracking.SLOT_USE]
+        seconds = parent.data.metrics[tracking.DRIVER_SECONDS]
+        console.print(f"slots were in use {use:.0%} of {seconds:.0f} s\n", highlight=False)
+    uri = "" if options.uri == tracking.default_uri(output_folder()) else f" URI={options.uri}"
     name = f"--name {options.name}"
-    if options.output_dir != Path("runs"):
+    if options.output_dir != output_folder():
         name += f" --output-dir {options.output_dir}"
     if options.tracking_uri:
         name += f" --tracking-uri {options.tracking_uri}"
@@ -220,7 +219,7 @@ class ReportOptions:
 
     name: str
     """Name of the sweep."""
-    output_dir: Path = Path("runs")
+    output_dir: Path = field(default_factory=output_folder)
     """Folder of all sweeps."""
     tracking_uri: str | None = None
     """MLflow server; default: the one that the sweep logged to."""

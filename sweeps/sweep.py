@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 JOURNAL, OPTIONS, LOCK = "optuna.journal", "sweep.json", "driver.lock"
 
 
+def output_folder() -> Path:
+    """The folder of all sweeps where none is given: $ALI_OUTPUT_DIR, or runs."""
+    return Path(os.environ.get("ALI_OUTPUT_DIR", "runs"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):
     """Options of a sweep."""
@@ -69,7 +74,7 @@ class Options(Common):
     """MLflow server; default: $MLFLOW_TRACKING_URI, or mlflow.db in --output-dir."""
     outage_seconds: float = tracking.OUTAGE_SECONDS
     """Seconds that a trial keeps what it has logged while the MLflow server is away."""
-    output_dir: Path = field(default_factory=lambda: Path(os.environ.get("ALI_OUTPUT_DIR", "runs")))
+    output_dir: Path = field(default_factory=output_folder)
     """Folder of all sweeps: Tune's state, checkpoints, the search's journal; default:
     $ALI_OUTPUT_DIR, or runs."""
     seed: int = 0
@@ -293,7 +298,8 @@ class _Driver:
 
         options = self.options
         start_ray()
-        share = allot(options, attainable(ray.cluster_resources()))
+        nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        share = allot(options, attainable({**ray.cluster_resources(), NODE_CPU: max(nodes)}))
         tenth = max(1, options.epochs // 10)
         grace = options.grace_epochs or tenth
         asha = Asha(self.objective, options.epochs, grace, options.reduction_factor, study)
@@ -346,7 +352,7 @@ class _Driver:
 
         name = self.options.name
         again = f"python {sys.argv[0]} --name {name} --resume"
-        if self.options.output_dir != Path("runs"):
+        if self.options.output_dir != output_folder():
             again += f" --output-dir {self.options.output_dir}"
         if not done:
             for run in tracking.find_runs(
@@ -417,6 +423,9 @@ def start_ray() -> None:
         ) from error
 
 
+NODE_CPU = "CPUs of the largest node"  # beside Ray's own names of resources
+
+
 def attainable(now: dict[str, float]) -> dict[str, float]:
     """CPUs and GPUs of the cluster with all the workers that its autoscaler may add to it.
 
@@ -436,6 +445,7 @@ def attainable(now: dict[str, float]) -> dict[str, float]:
     largest = max(kinds.values(), key=lambda has: (has.get("GPU", 0), has.get("CPU", 0)))
     workers = cluster["max_workers"]
     added = {key: workers * largest.get(key, 0) for key in ("CPU", "GPU")}
+    added[NODE_CPU] = largest.get("CPU", 0)
     return {**now, **{key: max(now.get(key, 0), count) for key, count in added.items()}}
 
 
@@ -458,14 +468,15 @@ def allot(options: Options, resources: dict[str, float]) -> Share:
     gpu_share = options.gpus_per_trial
     if gpu_share is None:
         gpu_share = 1.0 if gpus else 0.0
-    if gpu_share > gpus or (options.cpus_per_trial or 1) > cpus:
+    node = int(resources.get(NODE_CPU, cpus))  # a trial runs on one node
+    if gpu_share > gpus or (options.cpus_per_trial or 1) > node:
         raise UserError(
             f"a trial asks for {options.cpus_per_trial or 1} CPUs and {gpu_share:g} GPUs, but "
-            f"there are {cpus} and {gpus:g}: lower --cpus-per-trial or --gpus-per-trial"
+            f"there are {node} on a node and {gpus:g}: lower --cpus-per-trial or --gpus-per-trial"
         )
     by_gpu = int(gpus / gpu_share) if gpu_share else cpus
     concurrent = min(options.max_concurrent or cpus, options.num_trials, by_gpu)
-    share = options.cpus_per_trial or max(1, cpus // concurrent)
+    share = options.cpus_per_trial or min(node, max(1, cpus // concurrent))
     return Share(share, gpu_share, threads=share, concurrent=max(1, min(concurrent, cpus // share)))
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from ali.config import Config
 from ali.errors import UserError
 from sweeps import report
-from sweeps.sweep import Options, Share, allot, parse
+from sweeps.sweep import NODE_CPU, Options, Share, allot, parse
 
 
 def options(**more):
@@ -32,6 +32,7 @@ def options(**more):
         ({"gpus_per_trial": 0.25}, {"CPU": 16, "GPU": 2}, Share(2, 0.25, 2, 8)),
         ({"gpus_per_trial": 0}, {"CPU": 4, "GPU": 1}, Share(1, 0.0, 1, 4)),
         ({"max_concurrent": 3}, {"CPU": 2}, Share(1, 0.0, 1, 2)),
+        ({"max_concurrent": 3}, {"CPU": 16, NODE_CPU: 4}, Share(4, 0.0, 4, 3)),
     ],
 )
 def test_shares(asked, resources, share):
@@ -41,7 +42,7 @@ def test_shares(asked, resources, share):
 @pytest.mark.parametrize("asked", [{"gpus_per_trial": 1}, {"cpus_per_trial": 3}])
 def test_a_share_larger_than_the_node(asked):
     with pytest.raises(UserError, match="lower --cpus-per-trial"):
-        allot(options(**asked), {"CPU": 2})
+        allot(options(**asked), {"CPU": 8, NODE_CPU: 2})
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,15 @@ class Toy:
         loaded = [json.loads(data) for data, _ in trials]
         assert len({t["trial_id"] for t in loaded}) == len(loaded)
         return {t["trial_id"]: t["status"] for t in loaded}
+
+
+def wait_for(condition, process, seconds=120):
+    """Until the condition holds; the process must not end before that."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "time-out"
+        time.sleep(0.05)
 
 
 def refused(script: Path, *options: object) -> str:

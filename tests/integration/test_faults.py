@@ -1,10 +1,18 @@
 """One sweep in which trials fail in every way there is: each ends once, for the right reason."""
 
 import json
+import re
+import shutil
 import subprocess
+import sys
 
 import pytest
-from harness import EPOCHS, Toy, audit
+from harness import EPOCHS, TOY, Toy, audit, wait_for
+from mlflow import MlflowClient
+
+from sweeps.status import status
+
+STATUS = TOY.parents[2] / "sweeps" / "status.py"
 
 TRIALS = 12
 FAULTS = {"1": "nan@2", "2": "crash@3", "3": "memory@1", "4": "die-once@2", "5": "die@2"}
@@ -142,3 +150,29 @@ def test_a_full_disk_loses_nothing(small_disk, tmp_path):
     resize(60_000)
     toy.run("--resume", "--num-trials", "5")
     audit(toy, 5)
+
+
+def test_the_sweep_says_where_it_logs_and_how_busy_its_slots_were(swept):
+    assert f"logs to sqlite:///{swept.runs}/mlflow.db; keeps {swept.runs}/toy" in swept.output
+    assert re.search(r"slots were in use \d+% of \d+ s", swept.output)
+
+
+def test_status_is_read_from_mlflow_alone(swept, tmp_path):
+    shutil.copy(swept.runs / "mlflow.db", tmp_path)  # and none of the sweep's files
+    command = [sys.executable, STATUS, "--output-dir", tmp_path, "--name"]
+    shown = subprocess.run([*command, "toy"], capture_output=True, text=True, check=True).stdout
+    assert f"sweep toy: completed; of {TRIALS} trials 0 running" in shown
+    assert "1 diverged" in shown and f"{EPOCHS}/{EPOCHS}" in shown
+    other = subprocess.run([*command, "other"], capture_output=True, text=True)
+    assert other.returncode == 2 and other.stderr.count("\n") == 1 and "toy" in other.stderr
+
+
+def test_status_of_a_sweep_that_runs(toy):
+    process = toy.start("--num-trials", "2")
+    wait_for(lambda: toy.epochs(), process)
+    client = MlflowClient(f"sqlite:///{toy.runs}/mlflow.db")
+    where = client.get_experiment_by_name("ali").experiment_id
+    assert "sweep toy: running; of 2 trials" in status(client, where, "toy")
+    process.terminate()
+    process.communicate(timeout=120)
+    assert "sweep toy: interrupted; of 2 trials 0 running" in status(client, where, "toy")

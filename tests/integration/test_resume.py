@@ -5,17 +5,9 @@ import signal
 import time
 
 import pytest
-from harness import EPOCHS, Toy, audit
+from harness import EPOCHS, Toy, audit, wait_for
 
 TRIALS = 8
-
-
-def wait_for(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "time-out"
-        time.sleep(0.05)
 
 
 def kill_when(toy, condition, *options):
