@@ -166,7 +166,8 @@ def test_a_point_outside_the_space_is_one_trial_alone(study):
 def test_the_brief_point_is_in_the_space(study):
     study.enqueue(brief(Config()))
     _, config = drawn(study, Config())
-    assert (config.lr_g, config.dropout_x, config.slope_encoder) == (5e-5, 0.4, 0.1)
+    assert (config.lr_g, config.dropout_x, config.slope_encoder) == (4e-4, 0.2, 0.15)
+    assert config.bn_x == (True, True, True, False, True)
 
 
 def test_the_space_is_conditional_and_within_its_bounds(study):
