@@ -9,7 +9,7 @@ ARGS   ?=
 
 # The laptop-sized choice of options of sweeps/svhn.py.
 LAPTOP := --data house-numbers --train-size 6000 --width 0.25 --batch-size 32 \
-          --epochs 7 --num-trials 8 --draws 2
+          --epochs 6 --grace-epochs 2 --num-trials 8 --draws 2
 
 .PHONY: help sweep ui report best test testbed lint bench clean
 

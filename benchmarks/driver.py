@@ -1,6 +1,6 @@
 """What our driver costs beside bare Ray Tune with OptunaSearch: trials that do nothing.
 
-    python benchmarks/driver.py [--trials 1000] [--results 20] [--parts 5]
+    python benchmarks/driver.py [--trials 100] [--results 20] [--parts 5]
 
 Each side runs in a process of its own with a Ray of its own: the same space, sampler, concurrency
 and checkpoints (one a result, as resuming needs), no trial stopped early. Ours adds the journal,
@@ -171,7 +171,7 @@ def ours(trials: int, results: int, folder: Path) -> Clock:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--trials", type=int, default=1000, help="trials of each side")
+    parser.add_argument("--trials", type=int, default=100, help="trials of each side")
     parser.add_argument("--results", type=int, default=20, help="results of each trial")
     parser.add_argument("--parts", type=int, default=5, help="points of the curve")
     parser.add_argument("--side", choices=SIDES, help="one side alone, its times as JSON")
