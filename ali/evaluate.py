@@ -14,6 +14,7 @@ from ali import svm
 from ali.config import Config
 from ali.data import Dataset, Images, draw_labelled, to_unit
 from ali.errors import UserError
+from ali.layers import BN_MOMENTUM
 from ali.networks import ALI, Normal
 
 # Labelled draw number i is the same in every trial, whatever its seed: trials are compared on the
@@ -54,6 +55,24 @@ def val_error(networks: ALI, dataset: Dataset, config: Config) -> float:
     labelled pool cannot give.
     """
     return _val_error(_encoder(networks), dataset, config)
+
+
+def see(networks: ALI, x: np.ndarray, batches: int = 50) -> None:
+    """Gives batch norm the statistics of x, uint8 (N, H, W, 3), wherever `features` needs them.
+
+    They are the running mean over batches of 100 images, without a share of what was there before.
+    """
+    before = {name: buffer.clone() for name, buffer in networks.named_buffers()}
+    was = networks.training
+    networks.train()
+    with torch.no_grad():
+        for i in range(batches):
+            rows = np.arange(i * 100, i * 100 + 100) % len(x)
+            networks.features(next(chunks(networks, x[rows])))
+        left = (1 - BN_MOMENTUM) ** batches  # the share of what was there before
+        for name, buffer in networks.named_buffers():
+            buffer.sub_(left * before[name]).div_(1 - left)
+    networks.train(was)
 
 
 def raw_pixel_error(dataset: Dataset, config: Config) -> float:

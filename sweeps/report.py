@@ -131,10 +131,11 @@ def _notes(parent: Run, best: list[Run]) -> Iterator[str]:
     if alike := [run.data.tags[tracking.TRIAL] for run in best if collapsed(run)]:
         yield f"samples have collapsed ({SAMPLE_DIVERSITY} below {COLLAPSED}) in {', '.join(alike)}"
     known = parent.data.metrics
-    if tracking.RAW_PIXEL_ERROR in known:
+    if tracking.UNTRAINED_BN_ERROR in known:
         yield (
             f"without training, the same SVMs: {known[tracking.RAW_PIXEL_ERROR]:.4f} on raw "
-            f"pixels, {known[tracking.UNTRAINED_ERROR]:.4f} on an untrained encoder\n"
+            f"pixels, {known[tracking.UNTRAINED_ERROR]:.4f} on an untrained encoder, "
+            f"{known[tracking.UNTRAINED_BN_ERROR]:.4f} once its batch norm has seen the data\n"
         )
 
 

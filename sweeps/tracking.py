@@ -36,6 +36,7 @@ PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
 SAMPLES, RECONSTRUCTIONS, INTERPOLATIONS = "samples", "reconstructions", "interpolations"
 # Metrics of the sweep's own run: val_error's protocol without training
 RAW_PIXEL_ERROR, UNTRAINED_ERROR = "raw_pixel_error", "untrained_error"
+UNTRAINED_BN_ERROR = "untrained_bn_error"  # once batch norm has the statistics of the data
 # and what share of its slots' time trials had, of the driver that ended it
 SLOT_USE, DRIVER_SECONDS = "slot_use", "driver_seconds"
 # Values of KIND

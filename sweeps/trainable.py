@@ -235,10 +235,14 @@ def _baselines(config: Config) -> dict[str, float]:
     dataset = data.load(config)
     if objective(config, dataset) != VAL_ERROR:
         return {}
-    state = State.create(config, dataset.train, device())
-    return {
+    networks = State.create(config, dataset.train, device()).networks
+    errors = {
         tracking.RAW_PIXEL_ERROR: evaluate.raw_pixel_error(dataset, config),
-        tracking.UNTRAINED_ERROR: evaluate.val_error(state.networks, dataset, config),
+        tracking.UNTRAINED_ERROR: evaluate.val_error(networks, dataset, config),
+    }
+    evaluate.see(networks, dataset.train.x)
+    return errors | {
+        tracking.UNTRAINED_BN_ERROR: evaluate.val_error(networks, dataset, config),
     }
 
 

@@ -51,6 +51,18 @@ def bits(networks):
 # The protocol
 
 
+def test_an_encoder_that_has_seen_the_data_normalises_it(dataset):
+    networks = build(CONFIG).eval()
+    weights = {name: weight.clone() for name, weight in networks.named_parameters()}
+    x = dataset.train.x[:200]
+    assert evaluate.features(networks, x).std() < 0.1
+    evaluate.see(networks, x)
+    assert not networks.training
+    assert all(torch.equal(w, weights[name]) for name, w in networks.named_parameters())
+    hidden = evaluate.features(networks, x)[:, : -evaluate.mu(networks, x).shape[1]]
+    assert abs(hidden.mean()) < 0.05 and abs(hidden.std() - 1) < 0.05
+
+
 def test_features_are_those_of_running_statistics(networks, dataset):
     x = dataset.valid.x[:7]
     before = bits(networks)
