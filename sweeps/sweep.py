@@ -262,9 +262,22 @@ class _Driver:
         self.space = replace(sweep.space, bn_with_z=sweep.space.bn_with_z or options.bn_with_z)
 
     def run(self) -> int:
+        _quiet()
+        again = f"python {sys.argv[0]} --name {self.options.name} --resume"
+        if self.options.output_dir != output_folder():
+            again += f" --output-dir {self.options.output_dir}"
+        with _Stop(again) as stop:
+            with contextlib.suppress(KeyboardInterrupt):
+                if self._sweep(stop):
+                    return 0
+            self._interrupted()
+        print(f"stopped; go on with: {again}")
+        return 130
+
+    def _sweep(self, stop: _Stop) -> bool:
+        """Runs the sweep to its end (True), or until it is interrupted (False)."""
         from sweeps.search import Study
 
-        _quiet()
         options = self.options
         (options.folder / OPTIONS).write_text(json.dumps(options.to_dict(), indent=1))
         study = Study(options.folder / JOURNAL, options.name, options.seed, options.startup_trials)
@@ -275,9 +288,11 @@ class _Driver:
         parent = tracking.start_sweep(self.client, self.where, options.name, self.objective, params)
         to = tracking.Destination(options.uri, self.where, options.name, parent, self.objective)
         reconcile(self.client, to, study)
-        done = self._tune(study, to)
+        done = self._tune(study, to, stop)
         reconcile(self.client, to, study)
-        return self._end(study, to, done)
+        if done:
+            self._complete(study, to)
+        return done
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         from sweeps.space import suggest
@@ -287,7 +302,7 @@ class _Driver:
             {**self.base.to_dict(), **point, "seed": self.options.seed + trial.number}
         ).to_dict()
 
-    def _tune(self, study: Study, to: tracking.Destination) -> bool:
+    def _tune(self, study: Study, to: tracking.Destination, stop: _Stop) -> bool:
         """Trains until the sweep is complete (True) or interrupted (False)."""
         import ray
         from ray import tune
@@ -298,6 +313,7 @@ class _Driver:
 
         options = self.options
         start_ray()
+        stop.listen()  # Ray has taken SIGTERM for itself
         nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
         share = allot(options, attainable({**ray.cluster_resources(), NODE_CPU: max(nodes)}))
         tenth = max(1, options.epochs // 10)
@@ -337,7 +353,7 @@ class _Driver:
                 ),
             ),
         )
-        with _terminate_as_interrupt():
+        with stop.ends_tune():
             tuner.fit()
         progress.close()
         seconds = time.monotonic() - self.began
@@ -345,28 +361,18 @@ class _Driver:
         self.client.log_metric(to.parent_run_id, tracking.SLOT_USE, use)
         self.client.log_metric(to.parent_run_id, tracking.DRIVER_SECONDS, seconds)
         finished = [t for t in study.trials() if t.state.is_finished()]
-        return len(finished) >= options.num_trials
+        return len(finished) >= options.num_trials and not stop.asked
 
-    def _end(self, study: Study, to: tracking.Destination, done: bool) -> int:
+    def _interrupted(self) -> None:
+        for run in tracking.find_runs(self.client, self.where, sweep=self.options.name):
+            if run.info.status == "RUNNING" and run.data.tags[tracking.KIND] != tracking.KIND_BEST:
+                tracking.end_run(
+                    self.client, run.info.run_id, tracking.INTERRUPTED, "the sweep was stopped"
+                )
+
+    def _complete(self, study: Study, to: tracking.Destination) -> None:
         from sweeps.report import report
 
-        name = self.options.name
-        again = f"python {sys.argv[0]} --name {name} --resume"
-        if self.options.output_dir != output_folder():
-            again += f" --output-dir {self.options.output_dir}"
-        if not done:
-            for run in tracking.find_runs(
-                self.client, to.experiment, sweep=name, kind=tracking.KIND_TRIAL
-            ):
-                if run.info.status == "RUNNING":
-                    tracking.end_run(
-                        self.client, run.info.run_id, tracking.INTERRUPTED, "the sweep was stopped"
-                    )
-            tracking.end_run(
-                self.client, to.parent_run_id, tracking.INTERRUPTED, "the sweep was stopped"
-            )
-            print(f"stopped; go on with: {again}")
-            return 130
         tracking.end_run(self.client, to.parent_run_id, tracking.COMPLETED, "all trials ended")
         if self.experiment.baselines is not None:
             for key, value in self.experiment.baselines(self.base).items():
@@ -374,7 +380,6 @@ class _Driver:
         ended = [t for t in study.trials() if t.state.is_finished()]
         prune(self.options.folder, ended, self.options.keep)
         print(report(self.options, study.records, self.client, to.experiment))
-        return 0
 
 
 def _dirname(trial: Any) -> str:
@@ -389,6 +394,7 @@ def _quiet() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # _Stop hears it
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a diverged trial has no objective to report
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # StudySearch holds --max-concurrent
@@ -480,14 +486,52 @@ def allot(options: Options, resources: dict[str, float]) -> Share:
     return Share(share, gpu_share, threads=share, concurrent=max(1, min(concurrent, cpus // share)))
 
 
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """A SIGTERM ends the sweep as Ctrl-C does: Tune handles the latter."""
-    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+class _Stop:
+    """Ctrl-C or SIGTERM: the first ends the sweep in order, a second one the process at once.
+
+    The first is a KeyboardInterrupt, but where Tune trains the end of its loop. `again` is the
+    command that goes on with the sweep.
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self, again: str) -> None:
+        self.asked = False
+        self._again, self._tuning = again, False
+
+    def __enter__(self) -> _Stop:
+        self._before = {number: signal.getsignal(number) for number in self._SIGNALS}
+        self.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def listen(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._hear)
+
+    @contextlib.contextmanager
+    def ends_tune(self) -> Iterator[None]:
+        """Within, Tune may be told: by SIGUSR1, from when on it has a handler for it."""
+        self._tuning = True
+        try:
+            yield
+        finally:
+            self._tuning = False
+
+    def _hear(self, number: int, frame: Any) -> None:
+        # os.write: the signal may have come in the middle of a print
+        if self.asked:
+            os.write(1, f"stopped at once; go on with: {self._again}\n".encode())
+            os._exit(130)  # the kernel ends what Ray has started here, as after a kill -9
+        self.asked = True
+        os.write(1, b"stopping; once more (Ctrl-C) stops at once\n")
+        if self._tuning and signal.getsignal(signal.SIGUSR1) != self._before[signal.SIGUSR1]:
+            signal.raise_signal(signal.SIGUSR1)
+        else:
+            raise KeyboardInterrupt
 
 
 def reconcile(client: MlflowClient, to: tracking.Destination, study: Study) -> None:

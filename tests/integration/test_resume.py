@@ -1,5 +1,6 @@
 """kill -9 of the driver at any moment, then --resume: nothing lost, doubled or stuck."""
 
+import itertools
 import os
 import signal
 import time
@@ -73,3 +74,30 @@ def test_ctrl_c_ends_cleanly_and_a_damaged_checkpoint_gives_way_to_the_one_befor
     audit(toy, 3)
     assert toy.epochs()[0, 1] == 1, "not from the beginning"
     assert sum(count for (seed, _), count in toy.epochs().items() if seed == 0) <= EPOCHS + 3
+
+
+@pytest.mark.slow
+def test_the_first_ctrl_c_ends_cleanly_at_any_time_and_a_second_one_at_once(toy):
+    options = ("--num-trials", "2", "--grace-epochs", str(EPOCHS))
+    process = toy.start(*options)
+    wait_for((toy.runs / "toy" / "optuna.journal").exists, process)  # before there is a trial
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 130, out + err
+    assert "stopped; go on with: python" in out and "Traceback" not in out + err
+    assert not any(run.info.status == "RUNNING" for run in toy.parents())
+
+    toy.env["TOY_SECONDS"] = "4"  # a clean end waits for an epoch's
+    process = toy.start("--resume")
+    wait_for(toy.epochs, process)
+    process.send_signal(signal.SIGINT)
+    told = list(itertools.takewhile(lambda line: "stopping" not in line, process.stdout))
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert out.startswith("stopped at once; go on with: python") and "--resume" in out
+    assert "Traceback" not in "".join(told) + out + err
+
+    toy.env["TOY_SECONDS"] = "0.02"
+    toy.run("--resume")
+    audit(toy, 2)
