@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,7 +201,11 @@ def launch(sweep: Sweep, options: Options) -> int:
     experiment = sweep.experiment or _ali()
     objective = experiment.objective(options.config())  # bad data is found here, not in each trial
     make_folder(options.output_dir)
-    client = tracking.connect(options.uri)
+    _quiet()
+    with ThreadPoolExecutor(1) as beside:  # a new database and Ray both take seconds to start
+        connecting = beside.submit(tracking.connect, options.uri)
+        share = start_ray(options)
+        client = connecting.result()
     where = tracking.experiment_id(client, options.output_dir)
     if known := tracking.find_sweep(client, where, options.name):
         if not options.resume:
@@ -215,7 +220,7 @@ def launch(sweep: Sweep, options: Options) -> int:
             )
     make_folder(options.folder)
     with only_driver(options.folder, f"sweep {options.name!r}"):
-        return _Driver(sweep, experiment, objective, options, client, where).run()
+        return _Driver(sweep, experiment, objective, options, share, client, where).run()
 
 
 def _ali() -> Experiment:
@@ -244,7 +249,7 @@ def only_driver(folder: Path, what: str) -> Iterator[None]:
 
 
 class _Driver:
-    """One driver process of a sweep, from Ray's start to the table at the end."""
+    """One driver process of a sweep, to the table at the end."""
 
     def __init__(
         self,
@@ -252,17 +257,17 @@ class _Driver:
         experiment: Experiment,
         objective: str,
         options: Options,
+        share: Share,
         client: MlflowClient,
         where: str,
     ) -> None:
         self.sweep, self.experiment, self.objective = sweep, experiment, objective
-        self.options, self.client, self.where = options, client, where
+        self.options, self.share, self.client, self.where = options, share, client, where
         self.began = time.monotonic()
         self.base = options.config()
         self.space = replace(sweep.space, bn_with_z=sweep.space.bn_with_z or options.bn_with_z)
 
     def run(self) -> int:
-        _quiet()
         again = f"python {sys.argv[0]} --name {self.options.name} --resume"
         if self.options.output_dir != output_folder():
             again += f" --output-dir {self.options.output_dir}"
@@ -304,18 +309,13 @@ class _Driver:
 
     def _tune(self, study: Study, to: tracking.Destination, stop: _Stop) -> bool:
         """Trains until the sweep is complete (True) or interrupted (False)."""
-        import ray
         from ray import tune
 
         from sweeps.progress import Progress
         from sweeps.search import Asha, StudySearch
         from sweeps.trainable import AliTrial, Setting
 
-        options = self.options
-        start_ray()
-        stop.listen()  # Ray has taken SIGTERM for itself
-        nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-        share = allot(options, attainable({**ray.cluster_resources(), NODE_CPU: max(nodes)}))
+        options, share = self.options, self.share
         tenth = max(1, options.epochs // 10)
         grace = options.grace_epochs or tenth
         asha = Asha(self.objective, options.epochs, grace, options.reduction_factor, study)
@@ -409,17 +409,21 @@ def _quiet() -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # Progress says it in a line
 
 
-def start_ray() -> None:
-    """Joins the cluster that RAY_ADDRESS names, or the one this node belongs to, or starts Ray."""
+def start_ray(options: Options) -> Share:
+    """Joins the cluster that RAY_ADDRESS names, or the one this node belongs to, or starts Ray.
+
+    Returns what a trial gets there.
+    Raises UserError where no cluster answers, or a trial's share is more than there is.
+    """
     import ray
 
-    if ray.is_initialized():
-        return
     address = os.environ.get("RAY_ADDRESS")
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address,
             include_dashboard=None if address else False,
+            ignore_reinit_error=True,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
@@ -427,6 +431,10 @@ def start_ray() -> None:
         raise UserError(
             f"no Ray cluster answers at RAY_ADDRESS={address}: start it or unset the variable"
         ) from error
+    finally:
+        signal.signal(signal.SIGTERM, terminate)  # Ray takes it for itself
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    return allot(options, attainable({**ray.cluster_resources(), NODE_CPU: max(nodes)}))
 
 
 NODE_CPU = "CPUs of the largest node"  # beside Ray's own names of resources

@@ -196,3 +196,13 @@ def test_samples_fill_a_square(networks):
 def test_interpolation_needs_a_pair(networks, dataset):
     with pytest.raises(UserError, match="two images"):
         evaluate.interpolations(networks, dataset.valid.x[:1])
+
+
+@pytest.mark.parametrize(("count", "columns"), [(7, 3), (12, 4), (2, 5)])
+def test_a_grid_is_torchvisions(count, columns):
+    from torchvision.utils import make_grid
+
+    images = torch.rand(count, 3, 6, 5)
+    grid = make_grid(images, nrow=columns, padding=2, pad_value=1.0)
+    expected = grid.mul(255).round().byte().permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(evaluate._grid(images, columns), expected)
