@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ali import data, evaluate, quality, train
+from ali import data, evaluate, parallel, quality, train
 from ali.config import EPOCH, MODES_MISSED, SAMPLE_DISTANCE, VAL_ERROR, Config
 from ali.data import Dataset
 from ali.errors import NonFiniteError
@@ -46,7 +46,7 @@ def run(
         metrics |= {EPOCH: state.epoch, TRAIN_SECONDS: time.perf_counter() - start}
         if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
             start = time.perf_counter()
-            metrics |= evaluated(state, dataset, config)
+            metrics |= parallel.first(lambda: evaluated(state, dataset, config))
             metrics[EVAL_SECONDS] = time.perf_counter() - start
         yield state, metrics
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from ali import data
+from ali import data, parallel
 from ali.config import D_LOSS, G_LOSS, IMAGES_PER_SECOND
 from ali.errors import NonFiniteError, UserError
 from ali.objective import losses
@@ -24,12 +24,16 @@ def device() -> torch.device:
 def train_step(state: State, x: Tensor) -> tuple[Tensor, Tensor]:
     """One iteration of Algorithm 1 on x (M, 3, H, W) in [0, 1]; the networks are in training mode.
 
-    Returns (L_d, L_g) in nats, before the updates, detached fp32 scalars on the device.
+    Of several workers each gets its own M images. Returns (L_d, L_g) in nats, before the updates,
+    detached fp32 scalars on the device.
     """
-    networks, rng = state.networks, state.generator
+    networks, rng = state.networks, parallel.source(state.generator, len(x))
 
     def normal(shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=rng, device=x.device)
+        def of(rows: int, generator: torch.Generator) -> Tensor:
+            return torch.randn((rows, *shape[1:]), generator=generator, device=x.device)
+
+        return parallel.draw(rng, shape[0], of)
 
     pairs: tuple[Tensor, ...] = ()  # a GAN's discriminator sees no z
     z_hat = networks.encoder.sample(x, normal) if networks.encoder is not None else ()  # ~ q(z | x)
@@ -46,10 +50,13 @@ def train_step(state: State, x: Tensor) -> tuple[Tensor, Tensor]:
     theta_d, theta_g = _weights(state.optimizer_d), _weights(state.optimizer_g)
     gradients_d = torch.autograd.grad(loss_d, theta_d, retain_graph=True)
     gradients_g = torch.autograd.grad(loss_g, theta_g)
-    _update(state.optimizer_d, theta_d, gradients_d)
-    _update(state.optimizer_g, theta_g, gradients_g)
+    loss_d, loss_g, *gradients = parallel.mean(
+        [loss_d.detach(), loss_g.detach(), *gradients_d, *gradients_g]
+    )
+    _update(state.optimizer_d, theta_d, gradients[: len(theta_d)])
+    _update(state.optimizer_g, theta_g, gradients[len(theta_d) :])
     state.step += 1
-    return loss_d.detach(), loss_g.detach()
+    return loss_d, loss_g
 
 
 def train_epoch(state: State, images: Tensor) -> dict[str, float]:
@@ -66,6 +73,7 @@ def train_epoch(state: State, images: Tensor) -> dict[str, float]:
             f"{len(images)} training images do not fill a batch of {state.config.batch_size}: "
             "lower --batch-size"
         )
+    parallel.share(state.config.batch_size)
     start, first = time.perf_counter(), state.step
     state.networks.train()
     if images.device.type == "cpu":
@@ -73,7 +81,7 @@ def train_epoch(state: State, images: Tensor) -> dict[str, float]:
     seen = torch.empty(steps, 2, device=images.device)  # L_d, L_g of each step
     with _repeatable():
         for i, x in enumerate(data.batches(images, state.config.batch_size, state.generator)):
-            seen[i, 0], seen[i, 1] = train_step(state, x)
+            seen[i, 0], seen[i, 1] = train_step(state, parallel.own(x))
             if images.device.type == "cpu":  # elsewhere this would wait for the device
                 _check(seen[i : i + 1], first + i, state)
     _check(seen, first, state)
@@ -132,9 +140,7 @@ def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
-def _update(
-    optimizer: torch.optim.Adam, weights: list[Tensor], gradients: tuple[Tensor, ...]
-) -> None:
+def _update(optimizer: torch.optim.Adam, weights: list[Tensor], gradients: list[Tensor]) -> None:
     for weight, gradient in zip(weights, gradients, strict=True):
         same = gradient.stride() == weight.stride()  # which fused Adam takes for granted
         weight.grad = gradient if same else torch.empty_like(weight).copy_(gradient)

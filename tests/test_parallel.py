@@ -1,0 +1,156 @@
+"""Two processes over gloo against one with the same global batch."""
+
+import multiprocessing
+import socket
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from ali import parallel, train
+from ali.config import Config
+from ali.data import Images, to_unit
+from ali.errors import NonFiniteError, UserError
+from ali.networks import Layer
+from ali.state import State
+
+CONFIG = Config(width=0.125, batch_size=8, precision="fp32", bn_z=True, bn_xz=True, levels=2)
+
+
+def images():
+    return Images(np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8), None)
+
+
+def begin(config):
+    state = State.create(config, images(), "cpu")
+    with torch.no_grad():  # past the start, where every gradient is tiny
+        for layer in state.networks.modules():
+            if isinstance(layer, Layer):
+                layer.weight.mul_(5)
+    return state
+
+
+def epochs(state, n):
+    x = torch.from_numpy(images().x)
+    return [train.train_epoch(state, x) for _ in range(n)]
+
+
+def together(work, *arguments, workers=2):
+    """What `work` returns in each of several processes that train together."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn")
+    results = spawn.SimpleQueue()
+    started = [
+        spawn.Process(target=_join, args=(rank, workers, port, results, work, arguments))
+        for rank in range(workers)
+    ]
+    for process in started:
+        process.start()
+    told = dict(results.get() for _ in started)
+    for process in started:
+        process.join()
+    return [told[rank] for rank in range(workers)]
+
+
+def _join(rank, workers, port, results, work, arguments):
+    torch.set_num_threads(1)
+    at = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=at, rank=rank, world_size=workers)
+    try:
+        results.put((rank, work(*arguments)))
+    except Exception as error:
+        results.put((rank, error))
+    dist.destroy_process_group()
+
+
+def tensors(state):
+    return {name: tensor.numpy() for name, tensor in state.networks.state_dict().items()}
+
+
+def first_moments(config):
+    """Adam's first moments after a step, by weight: (1 − β₁) times its gradients."""
+    state = begin(config)
+    train.train_step(state, parallel.own(to_unit(torch.from_numpy(images().x[:8]))))
+    names = {weight: name for name, weight in state.networks.named_parameters()}
+    return {
+        names[weight]: moments["exp_avg"].numpy()
+        for optimizer in (state.optimizer_d, state.optimizer_g)
+        for weight, moments in optimizer.state.items()
+    }
+
+
+def trained(folder):
+    """Tensors and losses after two epochs; worker 0 saves them."""
+    state = begin(CONFIG)
+    losses = [(m["d_loss"], m["g_loss"]) for m in epochs(state, 2)]
+    if parallel.rank() == 0:
+        state.save(folder)
+    return tensors(state), losses
+
+
+def apart(a, b, scale):
+    """Largest distance of two runs' tensors, by the norm, relative to another norm."""
+    return max(np.linalg.norm(a[name] - b[name]) / np.linalg.norm(scale(name)) for name in a)
+
+
+@pytest.mark.parametrize("config", [CONFIG, CONFIG.replace(model="gan", levels=1)])
+def test_two_workers_have_the_gradients_of_one(config):
+    alone = first_moments(config)
+    first, second = together(first_moments, config)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert apart(alone, first, lambda name: alone[name]) < 1e-3
+
+
+def test_two_workers_train_as_one_and_one_goes_on_from_there(tmp_path):
+    start = tensors(begin(CONFIG))
+    alone, losses = trained(tmp_path / "one")
+    (first, seen), (second, also_seen) = together(trained, tmp_path / "two")
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert seen == also_seen
+    np.testing.assert_allclose(seen, losses, rtol=1e-4)
+    # Adam's first steps are signs of gradients: where one is 0 but for rounding, it may turn.
+    assert apart(alone, first, lambda name: alone[name] - start[name]) < 0.1
+
+    other = State.load(tmp_path / "two", "cpu", CONFIG)
+    known = State.load(tmp_path / "one", "cpu", CONFIG)
+    assert torch.equal(other.generator.get_state(), known.generator.get_state())
+    went_on, known_on = (epochs(state, 1)[0]["d_loss"] for state in (other, known))
+    assert abs(went_on - known_on) < 1e-3
+
+
+def diverges():
+    state = begin(CONFIG)
+    x = torch.from_numpy(images().x)
+    if parallel.rank() == 1:  # its rows alone are bad
+        state.networks.decoder.layers.rows[0].weight.data.fill_(float("nan"))
+    train.train_epoch(state, x)
+
+
+def one_epoch():
+    return epochs(begin(CONFIG), 1)
+
+
+def evaluates():
+    def evaluate():
+        assert parallel.rank() == 0
+        raise FloatingPointError("bad samples")
+
+    with pytest.raises(FloatingPointError, match="bad samples"):
+        parallel.first(evaluate)
+    return parallel.first(lambda: f"of {parallel.rank()}")
+
+
+def test_a_failure_in_one_worker_ends_all():
+    ends = together(diverges)
+    assert [type(end) for end in ends] == [NonFiniteError] * 2, ends
+    assert {end.step for end in ends} == {0}
+    assert together(evaluates) == ["of 0"] * 2
+
+
+def test_a_batch_is_shared_evenly_or_not_at_all():
+    told = together(one_epoch, workers=3)
+    assert all("3 workers cannot share a batch of 8" in str(error) for error in told), told
+    assert {type(error) for error in told} == {UserError}
