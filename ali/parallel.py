@@ -39,14 +39,13 @@ def rank() -> int:
     return dist.get_rank() if workers() > 1 else 0
 
 
-def share(batch_size: int) -> int:
-    """Images of a batch that one worker has. Raises UserError where they cannot have as many."""
+def check(batch_size: int) -> None:
+    """Raises UserError where the workers cannot have as many images of a batch each."""
     if batch_size % workers():
         raise UserError(
             f"{workers()} workers cannot share a batch of {batch_size} evenly: "
             "choose a number that divides it"
         )
-    return batch_size // workers()
 
 
 def own(x: Tensor) -> Tensor:

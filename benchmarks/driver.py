@@ -98,7 +98,7 @@ def bare(trials: int, results: int, folder: Path) -> Clock:
     OptunaSearch.suggest = timed(OptunaSearch.suggest)
     search = OptunaSearch(space, metric=VAL_ERROR, mode="min", sampler=sampler)
     sweeps._quiet()
-    sweeps.start_ray(sweeps.Options(name="bare", data="house-numbers"))
+    sweeps.start_ray()
     tune.Tuner(
         tune.with_resources(tune.with_parameters(Nothing, results=results), {"cpu": 1}),
         tune_config=tune.TuneConfig(

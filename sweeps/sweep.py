@@ -202,9 +202,10 @@ def launch(sweep: Sweep, options: Options) -> int:
     objective = experiment.objective(options.config())  # bad data is found here, not in each trial
     make_folder(options.output_dir)
     _quiet()
+    began = time.monotonic()
     with ThreadPoolExecutor(1) as beside:  # a new database and Ray both take seconds to start
         connecting = beside.submit(tracking.connect, options.uri)
-        share = start_ray(options)
+        share = allot(options, start_ray())
         client = connecting.result()
     where = tracking.experiment_id(client, options.output_dir)
     if known := tracking.find_sweep(client, where, options.name):
@@ -220,7 +221,7 @@ def launch(sweep: Sweep, options: Options) -> int:
             )
     make_folder(options.folder)
     with only_driver(options.folder, f"sweep {options.name!r}"):
-        return _Driver(sweep, experiment, objective, options, share, client, where).run()
+        return _Driver(sweep, experiment, objective, options, share, client, where, began).run()
 
 
 def _ali() -> Experiment:
@@ -260,10 +261,11 @@ class _Driver:
         share: Share,
         client: MlflowClient,
         where: str,
+        began: float,  # on the monotonic clock, before Ray's start
     ) -> None:
         self.sweep, self.experiment, self.objective = sweep, experiment, objective
         self.options, self.share, self.client, self.where = options, share, client, where
-        self.began = time.monotonic()
+        self.began = began
         self.base = options.config()
         self.space = replace(sweep.space, bn_with_z=sweep.space.bn_with_z or options.bn_with_z)
 
@@ -409,11 +411,10 @@ def _quiet() -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # Progress says it in a line
 
 
-def start_ray(options: Options) -> Share:
+def start_ray() -> dict[str, float]:
     """Joins the cluster that RAY_ADDRESS names, or the one this node belongs to, or starts Ray.
 
-    Returns what a trial gets there.
-    Raises UserError where no cluster answers, or a trial's share is more than there is.
+    Returns `attainable` of it. Raises UserError where no cluster answers.
     """
     import ray
 
@@ -434,7 +435,7 @@ def start_ray(options: Options) -> Share:
     finally:
         signal.signal(signal.SIGTERM, terminate)  # Ray takes it for itself
     nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    return allot(options, attainable({**ray.cluster_resources(), NODE_CPU: max(nodes)}))
+    return attainable({**ray.cluster_resources(), NODE_CPU: max(nodes)})
 
 
 NODE_CPU = "CPUs of the largest node"  # beside Ray's own names of resources
