@@ -39,11 +39,11 @@ def rank() -> int:
     return dist.get_rank() if workers() > 1 else 0
 
 
-def check(batch_size: int) -> None:
-    """Raises UserError where the workers cannot have as many images of a batch each."""
-    if batch_size % workers():
+def check(batch_size: int, count: int) -> None:
+    """Raises UserError where so many workers cannot have as many images of a batch each."""
+    if batch_size % count:
         raise UserError(
-            f"{workers()} workers cannot share a batch of {batch_size} evenly: "
+            f"{count} workers cannot share a batch of {batch_size} evenly: "
             "choose a number that divides it"
         )
 

@@ -90,7 +90,10 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """
     from torchmetrics.image.fid import FrechetInceptionDistance  # here: its import costs seconds
 
-    distance = FrechetInceptionDistance(feature=_Features(a.shape[1]))
+    distance = FrechetInceptionDistance(
+        feature=_Features(a.shape[1]),
+        sync_on_compute=False,  # of several workers one evaluates: it would wait for the others
+    )
     distance.update(torch.from_numpy(a).double(), real=False)
     distance.update(torch.from_numpy(b).double(), real=True)
     return max(0.0, float(distance.compute()))  # rounding may leave −1e-9
@@ -144,7 +147,10 @@ def inception_distance(x_tilde: Tensor, x: Tensor, weights: Path, device: torch.
     from torchmetrics.image.fid import FrechetInceptionDistance  # here: its import costs seconds
 
     distance = FrechetInceptionDistance(
-        normalize=True, antialias=False, feature_extractor_weights_path=str(weights)
+        normalize=True,
+        antialias=False,
+        feature_extractor_weights_path=str(weights),
+        sync_on_compute=False,
     ).to(device)
     for images, real in ((x_tilde, False), (x, True)):
         for part in images.split(50):

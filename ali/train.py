@@ -73,7 +73,7 @@ def train_epoch(state: State, images: Tensor) -> dict[str, float]:
             f"{len(images)} training images do not fill a batch of {state.config.batch_size}: "
             "lower --batch-size"
         )
-    parallel.check(state.config.batch_size)
+    parallel.check(state.config.batch_size, parallel.workers())
     start, first = time.perf_counter(), state.step
     state.networks.train()
     if images.device.type == "cpu":

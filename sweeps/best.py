@@ -1,41 +1,48 @@
 """Trains the best trial of a sweep in full, and reads the test split: once, here and nowhere else.
 
-    python sweeps/best.py --name NAME [--epochs E] [--data-dir D]
+    python sweeps/best.py --name NAME [--epochs E] [--data-dir D] [--workers N]
 
-The same command again goes on where it was stopped.
+The same command again goes on where it was stopped, with any number of workers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
 
+from ali import parallel
 from ali.cli import make_folder, parse_args
 from ali.config import (
-    EPOCH,
     SAMPLE_DIVERSITY,
     TEST_ERROR_MEAN,
     TEST_ERROR_STD,
     VAL_ERROR,
     Config,
 )
-from ali.errors import UserError
+from ali.errors import NonFiniteError, UserError
 from ali.table1 import TABLE_1
 from sweeps import tracking
 from sweeps.report import collapsed
-from sweeps.sweep import only_driver, output_folder
+from sweeps.sweep import NODE_CPU, only_driver, output_folder, start_ray
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
     from ali.state import State
 
+LOG = "training.log"  # in the training's folder: what several workers say
+MAX_FAILURES = 10  # workers or machines lost in one training before it gives up
 BEST_OF = "best_of_run"  # tag: the run id of the trial whose configuration was trained
 
 
@@ -53,15 +60,17 @@ class Options:
     """L2-SVMs, each on its own labelled draw, behind the test error (§4.4); of data with labels."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
+    workers: int = 1
+    """Processes that share each batch, through Ray Train: a GPU each where the cluster has any."""
     threads: int | None = None
-    """CPU threads; default: all cores."""
+    """CPU threads; default: all cores, and of several workers one each."""
     output_dir: Path = field(default_factory=output_folder)
     """Folder of all sweeps; the training goes to <output-dir>/<name>/best-<trial>."""
     tracking_uri: str | None = None
     """MLflow server; default: $MLFLOW_TRACKING_URI, or mlflow.db in --output-dir."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "svms", "checkpoint_every", "threads"):
+        for name in ("epochs", "svms", "checkpoint_every", "workers", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
@@ -69,10 +78,9 @@ class Options:
 
 def train_best(options: Options) -> int:
     """Finds the best trial, trains it in full, tests it, registers it; returns the exit code."""
-    import os
-
     import torch
 
+    options = replace(options, output_dir=options.output_dir.resolve())
     given = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     uri = given or tracking.default_uri(options.output_dir)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
@@ -83,8 +91,10 @@ def train_best(options: Options) -> int:
     experiment = tracking.experiment_id(client, options.output_dir)
     trial = tracking.best_trial(client, experiment, options.name)
     config = Config.from_dict(json.loads(trial.data.tags[tracking.CONFIG]))
-    changes: dict[str, Any] = {"epochs": options.epochs, "data_dir": options.data_dir}
+    data_dir = options.data_dir and options.data_dir.resolve()
+    changes: dict[str, Any] = {"epochs": options.epochs, "data_dir": data_dir}
     config = config.replace(**{k: v for k, v in changes.items() if v is not None})
+    parallel.check(config.batch_size, options.workers)
     if options.threads:
         torch.set_num_threads(options.threads)
     # A stop between two epochs, whichever signal asks for it, loses nothing.
@@ -113,8 +123,6 @@ class _Training:
 
         self.options, self.config, self.trial = options, config, trial
         self.dataset = data.load(config)
-        for note in self.dataset.notes:
-            print(f"note: {note}")
         self.test = data.load_test(config)  # bad test files are found before a night of training
         self.trial_id = trial.data.tags[tracking.TRIAL]
         self.folder = options.output_dir / options.name / f"best-{self.trial_id}"
@@ -125,7 +133,21 @@ class _Training:
         self.to, self.params = to, params
 
     def run(self) -> int:
-        self.log = tracking.TrialRun(
+        for note in self.dataset.notes:
+            print(f"note: {note}")
+        self.log = self._open()
+        try:
+            self._finish(self.train() if self.options.workers == 1 else self._together())
+        except BaseException as error:
+            self._stopped(error)
+            if isinstance(error, KeyboardInterrupt):
+                print("stopped; the same command goes on from the last checkpoint")
+                return 130
+            raise
+        return 0
+
+    def _open(self) -> tracking.TrialRun:
+        return tracking.TrialRun(
             self.to,
             self.trial_id,
             self.params,
@@ -136,17 +158,61 @@ class _Training:
                 tracking.CONFIG: json.dumps(self.config.to_dict()),
             },
         )
-        state = self._begin()
+
+    def _together(self) -> State:
+        """`train` in each of several processes, which start anew where one of them is lost.
+
+        Raises UserError where the cluster cannot hold them, and what the training raises.
+        """
+        from ray import train
+        from ray.train.torch import TorchTrainer
+
+        from ali.state import State
+        from ali.train import device
+
+        workers, threads = self.options.workers, self.options.threads or 1
+        has = start_ray()
+        gpus = int(has.get("GPU", 0))
+        if workers * threads > has["CPU"] or threads > has[NODE_CPU] or 0 < gpus < workers:
+            raise UserError(
+                f"{workers} workers of {threads} threads do not fit on {has['CPU']:g} CPUs and "
+                f"{gpus} GPUs: lower --workers or --threads"
+            )
+        told = (replace(self.options, threads=threads), self.config, self.trial, self.to)
+        trainer = TorchTrainer(
+            _worker,  # type: ignore[arg-type]  # its type denies that it may return
+            train_loop_config={"told": told},
+            scaling_config=train.ScalingConfig(
+                num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": threads}
+            ),
+            run_config=train.RunConfig(
+                name="workers",
+                storage_path=str(self.folder),
+                failure_config=train.FailureConfig(max_failures=MAX_FAILURES),
+            ),
+        )
+        print(f"{workers} workers share each batch; log: {self.folder / LOG}", flush=True)
+        ctrl_c = signal.getsignal(signal.SIGINT)
         try:
-            state = self._train(state)
-            self._finish(state)
-        except BaseException as error:
-            self._stopped(error)
-            if isinstance(error, KeyboardInterrupt):
-                print("stopped; the same command goes on from the last checkpoint")
-                return 130
-            raise
-        return 0
+            with _printed(self.folder / LOG):
+                failure = trainer.fit().return_value  # type: ignore[attr-defined]
+        except SystemExit:  # so Ray Train ends after a Ctrl-C
+            raise KeyboardInterrupt from None
+        except train.WorkerGroupError as error:
+            raise next(iter(error.worker_failures.values())) from error
+        finally:
+            signal.signal(signal.SIGINT, ctrl_c)
+        if failure is not None:
+            raise failure
+        return State.load(self.folder / "checkpoint", device(), self.config)
+
+    def say(self, line: str) -> None:
+        """Prints a line, once; of several workers the first writes it to the log instead."""
+        if parallel.workers() == 1:
+            print(line, flush=True)
+        elif parallel.rank() == 0:
+            with (self.folder / LOG).open("a") as file:
+                print(line, file=file)
 
     def _begin(self) -> State | None:
         """The state to go on from: this training's own, or else the trial's last, if it is here."""
@@ -156,9 +222,9 @@ class _Training:
         from sweeps.trainable import STATE
 
         known, name = self.trial.data.metrics, self.to.objective
-        print(f"best trial of {self.options.name}: {self.trial_id}, {name} {known[name]:.4f}")
+        self.say(f"best trial of {self.options.name}: {self.trial_id}, {name} {known[name]:.4f}")
         if collapsed(self.trial):
-            print(
+            self.say(
                 f"warning: its samples have collapsed ({SAMPLE_DIVERSITY} "
                 f"{known[SAMPLE_DIVERSITY]:.2f}): look at its pictures before you trust it"
             )
@@ -172,36 +238,38 @@ class _Training:
             try:
                 state = State.load(folder, device(), self.config)
             except UserError as problem:
-                print(f"note: {problem}")
+                self.say(f"note: {problem}")
                 continue
             if state.epoch <= self.config.epochs:
-                print(f"goes on from epoch {state.epoch} ({folder})")
+                self.say(f"goes on from epoch {state.epoch} ({folder})")
                 return state
-        print("starts from the beginning")
+        self.say("starts from the beginning")
         return None
 
-    def _train(self, start: State | None) -> State:
+    def train(self) -> State:
+        """Trains to the last epoch; of several workers the first saves and logs."""
         from ali.experiment import run
-        from sweeps.trainable import ALI
 
-        total, config, state = self.config.epochs, self.config, start
-        every = max(1, total // 20)
-        for state, metrics in run(config, dataset=self.dataset, state=start):
-            epoch = int(metrics[EPOCH])
-            last = epoch == total
-            if last or epoch % self.options.checkpoint_every == 0:
-                state.save(self.folder / "checkpoint")
-            images = ALI.pictures(state, config) if last or epoch % every == 0 else {}
-            self.log.epoch(metrics, images)
-            name = self.to.objective
-            value = f", {name} {metrics[name]:.4f}" if name in metrics else ""
-            print(
-                f"epoch {epoch}/{total}: d {metrics['d_loss']:.3f} g {metrics['g_loss']:.3f}"
-                f"{value}, {metrics['images_per_second']:.0f} images/s",
-                flush=True,
-            )
+        state = start = self._begin()
+        for state, metrics in run(self.config, dataset=self.dataset, state=start):
+            parallel.first(partial(self._keep, state, metrics))
         assert state is not None
         return state
+
+    def _keep(self, state: State, metrics: dict[str, float]) -> None:
+        from sweeps.trainable import ALI
+
+        epoch, total, name = state.epoch, self.config.epochs, self.to.objective
+        last = epoch == total
+        if last or epoch % self.options.checkpoint_every == 0:
+            state.save(self.folder / "checkpoint")
+        pictured = last or epoch % max(1, total // 20) == 0
+        self.log.epoch(metrics, ALI.pictures(state, self.config) if pictured else {})
+        value = f", {name} {metrics[name]:.4f}" if name in metrics else ""
+        self.say(
+            f"epoch {epoch}/{total}: d {metrics['d_loss']:.3f} g {metrics['g_loss']:.3f}"
+            f"{value}, {metrics['images_per_second']:.0f} images/s"
+        )
 
     def _finish(self, state: State) -> None:
         client, run_id = self.log.open()
@@ -293,6 +361,49 @@ class _Training:
                     "Not comparable with the published rows: this data is not the official SVHN."
                 )
         return capture.get()
+
+
+@contextlib.contextmanager
+def _printed(log: Path) -> Iterator[None]:
+    """Prints meanwhile the lines that workers, wherever they run, append to a file."""
+    log.touch()
+    ended = threading.Event()
+
+    def follow(file: TextIO) -> None:
+        while True:
+            last = ended.wait(0.5)
+            if text := file.read():
+                print(text, end="", flush=True)
+            if last:
+                return
+
+    with log.open() as file:
+        file.seek(0, os.SEEK_END)
+        thread = threading.Thread(target=follow, args=(file,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _worker(config: dict[str, Any]) -> Exception | None:
+    """One of several: trains, and returns what another try would end with too."""
+    import torch
+
+    options, *rest = config["told"]
+    torch.set_num_threads(options.threads)
+    try:
+        training = _Training(options, *rest)
+        if parallel.rank() == 0:
+            training.log = training._open()
+        training.train()
+        if parallel.rank() == 0:
+            training.log.courier.close()
+    except (UserError, NonFiniteError) as error:
+        return error
+    return None
 
 
 def main() -> int:

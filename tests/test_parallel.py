@@ -13,6 +13,7 @@ from ali.config import Config
 from ali.data import Images, to_unit
 from ali.errors import NonFiniteError, UserError
 from ali.networks import Layer
+from ali.quality import frechet_distance
 from ali.state import State
 
 CONFIG = Config(width=0.125, batch_size=8, precision="fp32", bn_z=True, bn_xz=True, levels=2)
@@ -96,26 +97,53 @@ def apart(a, b, scale):
     return max(np.linalg.norm(a[name] - b[name]) / np.linalg.norm(scale(name)) for name in a)
 
 
-@pytest.mark.parametrize("config", [CONFIG, CONFIG.replace(model="gan", levels=1)])
-def test_two_workers_have_the_gradients_of_one(config):
+GAN = CONFIG.replace(model="gan", levels=1)
+
+
+def everything(folder):
+    """What each test looks at, by its name: a pair of processes takes seconds to start."""
+    with pytest.raises(NonFiniteError) as diverged:  # the group goes on
+        diverges()
+    return {
+        "ali": first_moments(CONFIG),
+        "gan": first_moments(GAN),
+        "trained": trained(folder / "two"),
+        "diverged": diverged.value.step,
+        "evaluated": evaluates(),
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("parallel")
+
+
+@pytest.fixture(scope="module")
+def pair(folder):
+    both = together(everything, folder)
+    return {name: [told[name] for told in both] for name in both[0]}
+
+
+@pytest.mark.parametrize("config", [CONFIG, GAN], ids=["ali", "gan"])
+def test_two_workers_have_the_gradients_of_one(pair, config):
     alone = first_moments(config)
-    first, second = together(first_moments, config)
+    first, second = pair[config.model]
     assert all(np.array_equal(first[name], second[name]) for name in first)
     assert apart(alone, first, lambda name: alone[name]) < 1e-3
 
 
-def test_two_workers_train_as_one_and_one_goes_on_from_there(tmp_path):
+def test_two_workers_train_as_one_and_one_goes_on_from_there(pair, folder):
     start = tensors(begin(CONFIG))
-    alone, losses = trained(tmp_path / "one")
-    (first, seen), (second, also_seen) = together(trained, tmp_path / "two")
+    alone, losses = trained(folder / "one")
+    (first, seen), (second, also_seen) = pair["trained"]
     assert all(np.array_equal(first[name], second[name]) for name in first)
     assert seen == also_seen
     np.testing.assert_allclose(seen, losses, rtol=1e-4)
     # Adam's first steps are signs of gradients: where one is 0 but for rounding, it may turn.
     assert apart(alone, first, lambda name: alone[name] - start[name]) < 0.1
 
-    other = State.load(tmp_path / "two", "cpu", CONFIG)
-    known = State.load(tmp_path / "one", "cpu", CONFIG)
+    other = State.load(folder / "two", "cpu", CONFIG)
+    known = State.load(folder / "one", "cpu", CONFIG)
     assert torch.equal(other.generator.get_state(), known.generator.get_state())
     went_on, known_on = (epochs(state, 1)[0]["d_loss"] for state in (other, known))
     assert abs(went_on - known_on) < 1e-3
@@ -140,14 +168,17 @@ def evaluates():
 
     with pytest.raises(FloatingPointError, match="bad samples"):
         parallel.first(evaluate)
+    features = np.random.default_rng(0).normal(size=(8, 2))
+    parallel.first(lambda: frechet_distance(features, features))  # torchmetrics must not wait
     return parallel.first(lambda: f"of {parallel.rank()}")
 
 
-def test_a_failure_in_one_worker_ends_all():
-    ends = together(diverges)
-    assert [type(end) for end in ends] == [NonFiniteError] * 2, ends
-    assert {end.step for end in ends} == {0}
-    assert together(evaluates) == ["of 0"] * 2
+def test_a_failure_in_one_worker_ends_all(pair):
+    assert pair["diverged"] == [0, 0]
+
+
+def test_one_worker_evaluates_for_all(pair):
+    assert pair["evaluated"] == ["of 0"] * 2
 
 
 def test_a_batch_is_shared_evenly_or_not_at_all():

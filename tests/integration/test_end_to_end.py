@@ -123,6 +123,37 @@ def test_the_best_is_trained_in_full_after_a_kill_too_and_tested_once(swept):
     assert f"{run.data.metrics['test_error_mean']:.2%}".rstrip("%") in again
 
 
+@pytest.mark.slow
+def test_workers_train_the_best_together_and_one_may_be_lost(swept):
+    best = ROOT / "sweeps" / "best.py"
+    options = ["--name", "s", "--epochs", "6", "--svms", "2", "--threads", "1", "--workers"]
+    refused = subprocess.run(
+        [sys.executable, str(best), *options, "3"], cwd=swept, capture_output=True, text=True
+    )
+    assert refused.returncode == 2 and "3 workers cannot share a batch" in refused.stderr
+    with subprocess.Popen(
+        [sys.executable, str(best), *options, "2"],
+        cwd=swept,
+        env=ONE_THREAD,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        told, killed = [], None
+        for line in process.stdout:
+            told.append(line)
+            if killed is None and line.startswith("epoch "):
+                found = subprocess.check_output(["pgrep", "-f", "^ray::RayTrainWorker"])
+                _, killed = map(int, found.split())
+                os.kill(killed, signal.SIGKILL)
+    assert process.returncode == 0 and killed, "".join(told)
+    client, (run,) = runs(swept, "best")
+    assert run.info.status == "FINISHED"
+    assert 0 < run.data.metrics["test_error_mean"] < 1
+    steps = [m.step for m in client.get_metric_history(run.info.run_id, "epoch")]
+    assert steps[-1] == 6 and len(set(steps)) == len(steps)
+
+
 def pictures(client, run):
     return {
         re.split("[+%]", Path(a.path).name)[0]
