@@ -126,7 +126,7 @@ def test_the_best_is_trained_in_full_after_a_kill_too_and_tested_once(swept):
 @pytest.mark.slow
 def test_workers_train_the_best_together_and_one_may_be_lost(swept):
     best = ROOT / "sweeps" / "best.py"
-    options = ["--name", "s", "--epochs", "6", "--svms", "2", "--threads", "1", "--workers"]
+    options = ["--name", "s", "--epochs", "9", "--svms", "2", "--threads", "1", "--workers"]
     refused = subprocess.run(
         [sys.executable, str(best), *options, "3"], cwd=swept, capture_output=True, text=True
     )
@@ -151,7 +151,7 @@ def test_workers_train_the_best_together_and_one_may_be_lost(swept):
     assert run.info.status == "FINISHED"
     assert 0 < run.data.metrics["test_error_mean"] < 1
     steps = [m.step for m in client.get_metric_history(run.info.run_id, "epoch")]
-    assert steps[-1] == 6 and len(set(steps)) == len(steps)
+    assert steps[-1] == 9 and len(set(steps)) == len(steps)
 
 
 def pictures(client, run):
