@@ -98,6 +98,8 @@ def train_best(options: Options) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     # A stop between two epochs, whichever signal asks for it, loses nothing.
+    # A process that a script starts in the background comes with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     to = tracking.Destination(
         uri,

@@ -228,6 +228,8 @@ def test_a_signal_ends_it_cleanly(tmp_path, data, sent, code):
     process = subprocess.Popen(
         [*map(str, command), *TINY, *map(str, data)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # tests that a script runs in the background hand down SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         limit = time.monotonic() + 240  # a busy machine takes a minute to import torch
