@@ -24,6 +24,7 @@ from ray import tune
 from ray.tune.experiment import Experiment, Trial
 from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_parser
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from ray.tune.schedulers.async_hyperband import _Bracket
 from ray.tune.search import SearchAlgorithm
 
 from ali.config import EPOCH
@@ -149,6 +150,19 @@ def _mend(journal: Path) -> None:
             file.truncate(data.rfind(b"\n") + 1)
 
 
+class _Rungs(_Bracket):
+    """Stops nobody at a rung before η trials have reached it: of fewer there is no best 1/η.
+
+    Ray's own stops the second trial of a sweep for being worse than the first.
+    """
+
+    def cutoff(self, recorded: dict[str, float]) -> float | None:
+        """What a trial must reach beside those recorded; None: nothing."""
+        if len(recorded) + 1 < self.rf:
+            return None
+        return super().cutoff(recorded)  # type: ignore[return-value]
+
+
 class Asha(AsyncHyperBandScheduler):
     """Asynchronous successive halving (arXiv 1810.05934) that survives a resume and a NaN.
 
@@ -165,12 +179,14 @@ class Asha(AsyncHyperBandScheduler):
         reduction_factor: float,
         study: Study | None = None,
     ) -> None:
+        grace_epochs = min(grace_epochs, epochs)
         super().__init__(
             time_attr=EPOCH,
             max_t=epochs,
-            grace_period=min(grace_epochs, epochs),
+            grace_period=grace_epochs,
             reduction_factor=reduction_factor,
         )
+        self._brackets = [_Rungs(grace_epochs, epochs, reduction_factor, s=0)]
         self.objective = objective
         self._study = study
         self.reasons: dict[str, str] = {}
@@ -190,7 +206,7 @@ class Asha(AsyncHyperBandScheduler):
                 decision = self._brackets[0].on_result(who, epoch, -value)
             if decision == TrialScheduler.STOP and not trial.state.is_finished():
                 stopped.append(trial)
-                self.reasons[who.trial_id] = self._reason(epoch, value)
+                self.reasons[who.trial_id] = self._reason(who.trial_id, epoch, value)
         return stopped
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
@@ -203,13 +219,14 @@ class Asha(AsyncHyperBandScheduler):
             self._study.report(int(trial.trial_id), int(result[EPOCH]), float(value))
         decision = super().on_trial_result(tune_controller, trial, result)
         if decision == TrialScheduler.STOP and result[EPOCH] < self._max_t:
-            self.reasons[trial.trial_id] = self._reason(result[EPOCH], value)
+            self.reasons[trial.trial_id] = self._reason(trial.trial_id, result[EPOCH], value)
         return decision
 
-    def _reason(self, epoch: int, value: float) -> str:
+    def _reason(self, trial_id: str, epoch: int, value: float) -> str:
         for milestone, recorded in self._brackets[0]._rungs:
             if epoch >= milestone:
-                cut = -float(self._brackets[0].cutoff(recorded))  # type: ignore[arg-type]
+                others = {name: reward for name, reward in recorded.items() if name != trial_id}
+                cut = -float(self._brackets[0].cutoff(others))  # type: ignore[arg-type]
                 return (
                     f"{self.objective} {value:.4f} after epoch {epoch}: "
                     f"above the cut of {cut:.4f} among {len(recorded)} trials"

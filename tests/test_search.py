@@ -166,7 +166,7 @@ def test_a_point_outside_the_space_is_one_trial_alone(study):
 def test_the_brief_point_is_in_the_space(study):
     study.enqueue(brief(Config()))
     _, config = drawn(study, Config())
-    assert (config.lr_g, config.dropout_x, config.slope_encoder) == (4e-4, 0.2, 0.15)
+    assert (config.lr_g, config.dropout_x, config.slope_encoder) == (4e-4, 0.1, 0.15)
     assert config.bn_x == (True, True, True, False, True)
 
 
@@ -204,9 +204,25 @@ def test_asha_stops_the_worse_and_says_why():
     assert feed(asha, 0, 1, 0.5) == TrialScheduler.CONTINUE
     assert feed(asha, 1, 1, 0.4) == TrialScheduler.CONTINUE
     assert feed(asha, 2, 1, 0.6) == TrialScheduler.STOP
-    assert "0.6000 after epoch 1" in asha.reasons["00002"]
+    # The cut is of the others: the best third of 0.4 and 0.5 begins at 0.4333.
+    reason = "val_error 0.6000 after epoch 1: above the cut of 0.4333 among 3 trials"
+    assert asha.reasons["00002"] == reason
     assert feed(asha, 1, 9, 0.2) == TrialScheduler.STOP
     assert "00001" not in asha.reasons, "the full budget is no early stop"
+
+
+def test_nobody_is_stopped_before_enough_trials_have_reached_a_rung():
+    # Ray's scheduler stops the second trial of a sweep, known points among them, where it is worse
+    # than the first.
+    bare = added(AsyncHyperBandScheduler(time_attr=EPOCH, max_t=9, reduction_factor=3), 2)
+    asha = added(Asha(VAL_ERROR, 9, 1, 3), 3)
+    decisions = [
+        [feed(scheduler, n, 1, 0.4 + 0.1 * n) for n in (0, 1)] for scheduler in (bare, asha)
+    ]
+    assert decisions == [
+        [TrialScheduler.CONTINUE, TrialScheduler.STOP],
+        [TrialScheduler.CONTINUE, TrialScheduler.CONTINUE],
+    ]
 
 
 def test_a_trial_that_says_its_end_is_stopped_where_ray_goes_on():
