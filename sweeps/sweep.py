@@ -411,6 +411,23 @@ def _quiet() -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # Progress says it in a line
 
 
+PRELOADING_CORES = 16  # of a larger machine, a process a core that imports torch is much memory
+
+
+def _use_started_processes() -> None:
+    """Lets trials run in the processes that Ray has started by itself, a core each.
+
+    Tune asks for processes with certain variables in their environment, and Ray starts new ones for
+    that. Where this process has started Ray, all of them inherit these variables as it is.
+    """
+    from ray._private.worker import _global_node
+    from ray.tune.execution import class_cache
+
+    if _global_node is not None and _global_node.is_head():
+        class_cache.DEFAULT_ENV_VARS.clear()
+        class_cache.ENV_VARS_TO_PROPAGATE = set()  # type: ignore[assignment]
+
+
 def start_ray() -> dict[str, float]:
     """Joins the cluster that RAY_ADDRESS names, or the one this node belongs to, or starts Ray.
 
@@ -419,6 +436,10 @@ def start_ray() -> dict[str, float]:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
+    if (os.cpu_count() or 1) <= PRELOADING_CORES:  # what trials need, while the driver prepares
+        os.environ.setdefault(
+            "RAY_preload_python_modules", "sweeps.trainable,ali.experiment,mlflow"
+        )
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -434,6 +455,8 @@ def start_ray() -> dict[str, float]:
         ) from error
     finally:
         signal.signal(signal.SIGTERM, terminate)  # Ray takes it for itself
+    with contextlib.suppress(AttributeError, ImportError):  # of another Ray: a slower start
+        _use_started_processes()
     nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     return attainable({**ray.cluster_resources(), NODE_CPU: max(nodes)})
 
