@@ -22,6 +22,8 @@ from sweeps.space import brief, paper
 from sweeps.sweep import Options, Sweep, launch, parse
 from sweeps.trainable import Experiment
 
+_HELD: list = []
+
 
 class ToyState:
     def __init__(self, epoch=0):
@@ -78,7 +80,10 @@ def _break(fault, epoch, log):
     if fault == "crash":
         raise RuntimeError("a bug that a second try would meet again")
     if fault == "memory":
-        raise MemoryError("cannot allocate")
+        np.ones(2**50)
+    while fault == "hog":  # until the machine runs low on memory
+        _HELD.append(np.ones(2**24))
+        time.sleep(0.1)
     marker = Path(f"{log}.{fault}")
     if fault.endswith("-once") and marker.exists():
         return
