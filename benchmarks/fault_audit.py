@@ -84,6 +84,9 @@ def count(
         logged = {metric.step: metric.value for metric in history}
         if len(history) > len(logged):
             found.duplicated.append(f"{name}: an epoch is logged twice")
+        if tracking.CONFIG not in tags or not {"lr_d", "seed"} <= set(own[0].data.params):
+            found.lost.append(f"{name}: its run does not say what it trained")
+            continue
         config = Config.from_dict(json.loads(tags[tracking.CONFIG]))
         last = EPOCHS if end == tracking.COMPLETED else max(logged, default=0)
         right = {epoch: value(config, epoch) for epoch in range(1, last + 1)}

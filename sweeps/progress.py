@@ -63,7 +63,7 @@ class Progress(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         config = trial.config
         verb = "goes on" if trial.checkpoint else "starts"
-        self._tell(lambda client: tracking.open_trial(client, self._to, trial.trial_id))
+        self._tell(lambda client: tracking.open_trial(client, self._to, trial.trial_id, config))
         shown = [f"lr {config['lr_d']:.1e}/{config['lr_g']:.1e}"]
         dropout = {part: config[f"dropout_{part}"] for part in ("x", "z", "xz")}
         drawn = [f"{p:.2f} {part}" for part, p in dropout.items() if p is not None]
@@ -125,7 +125,10 @@ class Progress(tune.Callback):
         reason = frozen.user_attrs.get(tracking.REASON, "")
         counted = f"[{self._ended_trials}/{self._options.num_trials} ended]"
         _say(f"trial {trial.trial_id} {end}: {reason} {counted}")
-        self._tell(lambda client: tracking.end_trial(client, self._to, trial.trial_id, end, reason))
+        config, name = frozen.user_attrs[tracking.CONFIG], trial.trial_id
+        self._tell(
+            lambda client: tracking.end_trial(client, self._to, name, end, reason, config=config)
+        )
         self._kept = prune(self._options.folder, self._kept, self._options.keep)
 
     def _count(self, trial: FrozenTrial) -> None:

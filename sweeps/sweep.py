@@ -569,7 +569,8 @@ def reconcile(client: MlflowClient, to: tracking.Destination, study: Study) -> N
             or told.data.metrics.get(EPOCH, 0) < max(values, default=0)
         ):
             reason = trial.user_attrs.get(tracking.REASON, "")
-            tracking.end_trial(client, to, name, end, reason, values)
+            config = trial.user_attrs.get(tracking.CONFIG)
+            tracking.end_trial(client, to, name, end, reason, values, config)
 
 
 def prune(folder: Path, trials: list[FrozenTrial], keep: int) -> list[FrozenTrial]:
