@@ -95,6 +95,10 @@ class Run(Toy):
         self.process.kill()
         self.process.wait()
 
+    def abandon(self) -> None:
+        """Ends what is left of a sweep that did not come to its end."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+
     def trial_process(self) -> int:
         """The process of a running trial."""
         found: list[int] = []
@@ -126,6 +130,15 @@ class Bed(Testbed):
 
     def __enter__(self) -> Bed:
         super().__enter__()
+        try:
+            self._furnish()
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _furnish(self) -> None:
         token = secrets.token_hex(32)
         for name in self._names:
             home = self.hosts[name].folder / "home"
@@ -134,9 +147,8 @@ class Bed(Testbed):
             (home / ".ray" / "auth_token").write_text(token)
         nodes = [self._popen(name, f"bash cluster/node.sh {SHARED}") for name in self._names]
         if any(node.wait() for node in nodes):
-            raise RuntimeError(f"a host could not be made ready: see {self.folder}/*/shell.log")
-        self.start()
-        return self
+            logs = [self.hosts[name].folder / "shell.log" for name in self._names]
+            raise RuntimeError("\n".join(log.read_text()[-1000:] for log in logs))
 
     def start(self) -> None:
         """MLflow and Ray on the head, Ray on the others."""
@@ -191,7 +203,7 @@ class Bed(Testbed):
             )
 
     def kill_process(self, name: str, pattern: str) -> None:
-        """kill -9 of a host's processes whose command line matches."""
+        """kill -9 of a host's processes whose command line matches, but not pkill's own shell's."""
         self.on(name, f"pkill -9 -f '{pattern}'")
 
 
@@ -219,6 +231,10 @@ class Away(Run):
             stderr=out,
         )
 
+    def abandon(self) -> None:
+        assert self.bed is not None
+        self.bed.kill_process("head", "[t]oy_sweep.py")
+
     def audit(self) -> Count:
         assert self.bed is not None
         script, there = "benchmarks/fault_audit.py", f"{SHARED}/{self.folder.name}"
@@ -245,7 +261,7 @@ def kill_raylet(run: Away) -> None:
     run.go()
     for share, host in ((0.3, "worker-1"), (0.8, "worker-2")):
         run.until(share)
-        run.bed.kill_process(host, "raylet/raylet")
+        run.bed.kill_process(host, "[r]aylet/raylet")
         time.sleep(10)
         run.bed.join(host)
     run.end()
@@ -316,15 +332,11 @@ def lose_mlflow(run: Away) -> None:
     assert run.bed is not None
     run.go()
     run.until(0.3)
-    run.bed.kill_process("head", "mlflow[ .]server")
-    socket = "/var/tmp/ali-postgres"
-    data = f"{SHARED}/mlflow/database"
-    run.bed.on(
-        "head",
-        f"runuser -u postgres -- /usr/lib/postgresql/*/bin/pg_ctl -D {data} -m immediate stop",
-    )
+    run.bed.kill_process("head", "[m]lflow[ .]server")
+    stop = f"/usr/lib/postgresql/*/bin/pg_ctl -D {SHARED}/mlflow/database -m immediate stop"
+    run.bed.on("head", f"cd /; runuser -u postgres -- {stop}")
     time.sleep(120)
-    run.bed.on("head", f"rm -f {socket}/log; bash cluster/mlflow.sh {SHARED}")
+    run.bed.on("head", f"bash cluster/mlflow.sh {SHARED}")
     run.end()
 
 
@@ -370,14 +382,15 @@ def damage(run: Run, truncate: bool) -> None:
 
     def two() -> bool:
         for folder in (run.runs / run.name).glob("0*"):
-            found[:] = sorted(folder.glob("checkpoint_*/sums.json"))
-            if len(found) > 1 and _trials_of(run.process.pid):
-                return True
+            if len(list(folder.glob("checkpoint_*/sums.json"))) > 1:
+                found[:] = [folder]
+                return bool(list(_trials_of(run.process.pid)))
         return False
 
     run.wait(two)
     os.kill(run.trial_process(), signal.SIGKILL)
-    files = sorted(f for f in found[-1].parent.rglob("*") if f.is_file() and f.stat().st_size)
+    newest = max(found[0].glob("checkpoint_*"))
+    files = sorted(f for f in newest.rglob("*") if f.is_file() and f.stat().st_size)
     file = random.choice(files)
     content = bytearray(file.read_bytes())
     if truncate:
@@ -447,10 +460,10 @@ def two_drivers(run: Run) -> None:
         time.sleep(0.1)
     refused, run.process = sorted(both, key=lambda process: process.poll() is None)
     codes = [refused.returncode]
-    run.until(0.5)
-    for options in ([], ["--resume"]):
-        with (run.folder / "driver.log").open("a") as out:
-            codes.append(run.start(*options, out=out).wait(timeout=PATIENCE))
+    run.until(0.2)
+    with (run.folder / "driver.log").open("a") as out:
+        later = [run.start(*options, out=out) for options in ([], ["--resume"])]
+    codes += [process.wait(timeout=PATIENCE) for process in later]
     if codes != [2, 2, 2]:
         raise RuntimeError(f"exit codes of those that were to refuse: {codes}\n{run.said()}")
     run.end()
@@ -483,7 +496,7 @@ FAULTS = {
     12: Fault("2 trials stopped, no result for 20 s", hang, alone=True),
     13: Fault("half of all trials diverge", nan_storm),
     14: Fault("clock 1 h ahead, then 2 h back", clock_jump),
-    15: Fault("a second driver, 3 times", two_drivers),
+    15: Fault("a second driver, 3 times", two_drivers, seconds=2),
 }
 
 
@@ -549,13 +562,13 @@ class Bench:
             start = time.monotonic()
             try:
                 fault.inject(run)
+                seconds = time.monotonic() - start
+                found = run.audit()
             except Exception as error:
                 print(f"{number:>2} {fault.what:40} FAILED: {error}", flush=True)
                 with contextlib.suppress(Exception):
-                    os.killpg(run.process.pid, signal.SIGKILL)
+                    run.abandon()
                 return False
-            seconds = time.monotonic() - start
-            found = run.audit()
         if undisturbed is None:
             best = "recomputed" if found.best is not None and not found.lost else "no"
         else:

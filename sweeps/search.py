@@ -223,6 +223,9 @@ class Asha(AsyncHyperBandScheduler):
         self._trial_info.pop(trial.trial_id, None)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        # One that was to be stopped, and lost its process before it was, is not to go on.
+        if trial.trial_id in self.reasons:
+            self._doomed[trial.trial_id] = self.reasons[trial.trial_id]
         # A node that was lost is worth another try; a trial that outgrew its node is not.
         error = trial.error_file and Path(trial.error_file)
         if error and error.exists():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import math
@@ -9,7 +11,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,13 +78,27 @@ def connect(uri: str) -> MlflowClient:
     _quiet()
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     try:
-        client.search_experiments(max_results=1)
+        with _alone(uri):
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
     except Exception as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"cannot use the tracking store {uri}: {first_line}") from None
     return client
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Holds a lock beside a sqlite database: of two that make its tables at once, MLflow's one
+    fails."""
+    file = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or not os.access(file.parent, os.W_OK):
+        yield
+        return
+    with file.with_name(file.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _quiet() -> None:

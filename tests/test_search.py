@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import optuna
 import pytest
 from optuna.trial import TrialState
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from ali.config import EPOCH, SAMPLE_DISTANCE, VAL_ERROR, Config
@@ -207,6 +208,24 @@ def test_asha_stops_the_worse_and_says_why():
     assert "0.6000 after epoch 1" in asha.reasons["00002"]
     assert feed(asha, 1, 9, 0.2) == TrialScheduler.STOP
     assert "00001" not in asha.reasons, "the full budget is no early stop"
+
+
+def test_a_trial_that_lost_its_process_before_its_stop_does_not_go_on():
+    asha = added(Asha(VAL_ERROR, 9, 1, 3), 2)
+    feed(asha, 0, 1, 0.1)
+    assert feed(asha, 1, 1, 0.9) == TrialScheduler.STOP
+    trials = [
+        SimpleNamespace(trial_id=f"{n:05d}", error_file=None, status=Trial.PENDING)
+        for n in range(2)
+    ]
+    for lost in trials:
+        asha.on_trial_error(None, lost)
+    stopped = []
+    tune = SimpleNamespace(
+        get_live_trials=lambda: trials, get_trials=list, stop_trial=stopped.append
+    )
+    asha.choose_trial_to_run(tune)
+    assert stopped == trials[1:] and "above the cut" in asha.reasons["00001"]
 
 
 def test_a_trial_that_says_its_end_is_stopped_where_ray_goes_on():
