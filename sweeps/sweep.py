@@ -319,7 +319,7 @@ class _Driver:
         from ray import tune
 
         from sweeps.progress import Progress, Watch
-        from sweeps.search import Asha, StudySearch
+        from sweeps.search import Asha, StudySearch, outlive_trials
         from sweeps.trainable import AliTrial, Setting
 
         options, share = self.options, self.share
@@ -360,6 +360,7 @@ class _Driver:
                 ),
             ),
         )
+        outlive_trials()
         with stop.ends_tune():
             tuner.fit()
         progress.close()
