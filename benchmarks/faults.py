@@ -56,6 +56,7 @@ class Run(Toy):
     drivers: int = 0
     ends: dict[str, list[str]] = field(default_factory=dict)  # that trials may have but for USUAL
     interval: int = 1  # epochs that a restart may repeat
+    resumes: int = 0  # times that a driver may give up and be gone on with
 
     def go(self, *options: str) -> None:
         """Starts the sweep, or a driver that goes on with it."""
@@ -73,19 +74,25 @@ class Run(Toy):
     def wait(self, condition: Callable[[], Any]) -> None:
         deadline = time.monotonic() + PATIENCE
         while not condition():
-            if self.process.poll() is not None:
+            if self.process.poll() is not None and not self.again():
                 raise RuntimeError(f"the sweep ended before its fault: {self.said()[-300:]}")
             if time.monotonic() > deadline:
                 raise TimeoutError(self.said()[-300:])
             time.sleep(0.02)
 
-    def end(self, resumes: int = 0) -> None:
-        """Waits for the sweep's end; a driver that gives up may be gone on with so many times."""
+    def end(self) -> None:
+        """Waits for the sweep's end."""
         while (code := self.process.wait(timeout=PATIENCE)) != 0:
-            if not resumes:
+            if not self.again():
                 raise RuntimeError(f"exit code {code}: {self.said()[-600:]}")
-            resumes -= 1
-            self.go()
+
+    def again(self) -> bool:
+        """Goes on with a sweep whose driver gave up, where that is allowed."""
+        if self.process.returncode == 0 or not self.resumes:
+            return False
+        self.resumes -= 1
+        self.go()
+        return True
 
     def said(self) -> str:
         return (self.folder / "driver.log").read_text()
@@ -341,14 +348,13 @@ def lose_mlflow(run: Away) -> None:
 
 
 def full_then_readonly(run: Run) -> None:
+    run.resumes = 2
     run.go()
     run.until(0.3)
     full(run)
-    if run.process.poll() is not None:
-        run.go()
     run.until(0.9)
     readonly(run)
-    run.end(resumes=1)
+    run.end()
 
 
 def full(run: Run) -> None:
@@ -573,7 +579,10 @@ class Bench:
             best = "recomputed" if found.best is not None and not found.lost else "no"
         else:
             best = "replayed" if found.points == undisturbed else "no"
-        return tell(number, fault.what, self.trials, found, best, seconds)
+        good = tell(number, fault.what, self.trials, found, best, seconds)
+        if run.drivers > 1:
+            print(f"     {run.drivers} drivers, one after the other", flush=True)
+        return good
 
 
 def tell(number: int, what: str, trials: int, found: Count, best: str, seconds: float) -> bool:
