@@ -537,6 +537,7 @@ class Bench:
         (folder / "runs").mkdir()
         env = {"TOY_SECONDS": str(seconds), "OMP_NUM_THREADS": "1"}
         env["RAY_raylet_start_wait_time_s"] = str(PATIENCE)
+        env["RAY_TMPDIR"] = str(self.folder.resolve())  # joins no cluster that runs here
         return Run(folder, env=env, trials=self.trials, options=options, database=self.database())
 
     @cache  # noqa: B019

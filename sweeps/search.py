@@ -366,10 +366,11 @@ def outlive_trials() -> None:
     if failed.__module__ == __name__:
         return
 
-    def told(self: RayActorManager, task: Any, error: Exception) -> None:
-        if isinstance(error, RayError) and not isinstance(error, RayActorError | RayTaskError):
-            error = RayActorError(error_msg=str(error))
-        failed(self, task, error)
+    def told(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        known = isinstance(exception, RayActorError | RayTaskError)
+        if isinstance(exception, RayError) and not known:
+            exception = RayActorError(error_msg=str(exception))
+        failed(self, tracked_actor_task, exception)
 
     RayActorManager._actor_task_failed = told  # type: ignore[method-assign, assignment]
 

@@ -239,7 +239,8 @@ def test_a_trial_killed_for_lack_of_memory_does_not_end_the_sweep():
     actor = SimpleNamespace(actor_id=0, _on_error=lambda actor, error: told.append(error))
     manager._cleanup_actor = lambda tracked_actor: None
     task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
-    manager._actor_task_failed(task, OutOfMemoryError("the node is running low on memory"))
+    killed = OutOfMemoryError("the node is running low on memory")
+    manager._actor_task_failed(tracked_actor_task=task, exception=killed)  # as Ray calls it
     (error,) = told
     assert isinstance(error, RayActorError) and "low on memory" in str(error)
 
