@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import ray
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune.result import TIME_THIS_ITER_S
@@ -41,13 +42,13 @@ class Progress(tune.Callback):
                 self._count(trial)
         goes_on = f", {self._ended_trials} of them ended before" if self._ended_trials else ""
         gpus = f" and {share.gpus:g} GPU" if share.gpus else ""
-        self._say(
+        _say(
             f"sweep {options.name}: {options.num_trials} trials{goes_on}; {share.concurrent} at a "
             f"time, {share.cpus} CPU{gpus} each; up to {options.epochs} epochs on {options.data}, "
             f"for the least {to.objective}"
         )
         data = options.config().data_dir or "its default place"
-        self._say(f"logs to {_without_password(to.uri)}; keeps {options.folder}; data from {data}")
+        _say(f"logs to {_without_password(to.uri)}; keeps {options.folder}; data from {data}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its arguments; a resume makes this object anew
@@ -62,7 +63,7 @@ class Progress(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         config = trial.config
         verb = "goes on" if trial.checkpoint else "starts"
-        self._tell(lambda client: tracking.open_trial(client, self._to, trial.trial_id))
+        self._tell(lambda client: tracking.open_trial(client, self._to, trial.trial_id, config))
         shown = [f"lr {config['lr_d']:.1e}/{config['lr_g']:.1e}"]
         dropout = {part: config[f"dropout_{part}"] for part in ("x", "z", "xz")}
         drawn = [f"{p:.2f} {part}" for part, p in dropout.items() if p is not None]
@@ -70,7 +71,7 @@ class Progress(tune.Callback):
             shown.append("dropout " + " ".join(drawn))
         if config["bn_x"]:
             shown.append("D(x) batch norm " + "".join("01"[on] for on in config["bn_x"]))
-        self._say(f"trial {trial.trial_id} {verb}: {', '.join(shown)}")
+        _say(f"trial {trial.trial_id} {verb}: {', '.join(shown)}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **_: Any
@@ -84,7 +85,7 @@ class Progress(tune.Callback):
             shown += f" (best {self._best:.4f})"
         losses = f"d {result.get(D_LOSS, 0):.3f} g {result.get(G_LOSS, 0):.3f}"
         speed = result.get(IMAGES_PER_SECOND, 0)
-        self._say(
+        _say(
             f"trial {trial.trial_id} epoch {result[EPOCH]}/{self._options.epochs}: {shown}, "
             f"{losses}, {speed:.0f} images/s"
         )
@@ -98,7 +99,7 @@ class Progress(tune.Callback):
         self._ended(trial)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        self._say(f"trial {trial.trial_id} lost its process: it goes on from its checkpoint")
+        _say(f"trial {trial.trial_id} lost its process: it goes on from its checkpoint")
 
     def on_checkpoint(
         self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **_: Any
@@ -112,7 +113,7 @@ class Progress(tune.Callback):
         # two of each running trial, a third while it is written, and one of each of the best
         at_most = 3 * self._slots + self._options.keep
         mib = self._checkpoint_bytes / 2**20
-        self._say(
+        _say(
             f"checkpoints: {mib:.1f} MiB each, at most {at_most} at a time "
             f"({at_most * mib:.0f} MiB) in {self._options.folder}"
         )
@@ -123,8 +124,11 @@ class Progress(tune.Callback):
         end = frozen.user_attrs.get(tracking.END, tracking.FAILED)
         reason = frozen.user_attrs.get(tracking.REASON, "")
         counted = f"[{self._ended_trials}/{self._options.num_trials} ended]"
-        self._say(f"trial {trial.trial_id} {end}: {reason} {counted}")
-        self._tell(lambda client: tracking.end_trial(client, self._to, trial.trial_id, end, reason))
+        _say(f"trial {trial.trial_id} {end}: {reason} {counted}")
+        config, name = frozen.user_attrs[tracking.CONFIG], trial.trial_id
+        self._tell(
+            lambda client: tracking.end_trial(client, self._to, name, end, reason, config=config)
+        )
         self._kept = prune(self._options.folder, self._kept, self._options.keep)
 
     def _count(self, trial: FrozenTrial) -> None:
@@ -140,8 +144,50 @@ class Progress(tune.Callback):
 
         self._courier.put(deliver)
 
-    def _say(self, text: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+class Watch(tune.Callback):
+    """Kills the process of a trial that gave no result for so many seconds: Tune then goes on from
+    its checkpoint, as after any lost process."""
+
+    _LONGEST_STEP = 60.0  # seconds that one step of Tune's loop counts for at most
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._clock, self._looked = 0.0, time.monotonic()
+        self._heard: dict[Trial, float] = {}  # when a running trial last gave a result
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its arguments; a resume makes this object anew
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **_: Any) -> None:
+        # The time that the driver itself stood still (Ctrl-Z) is no trial's silence.
+        now = time.monotonic()
+        self._clock += min(now - self._looked, self._LONGEST_STEP)
+        self._looked = now
+        for trial in [t for t, heard in self._heard.items() if self._clock - heard > self._seconds]:
+            del self._heard[trial]
+            if (actor := trial.temporary_state.ray_actor) is not None:
+                _say(f"trial {trial.trial_id}: no result for {self._seconds:g} s (--hang-seconds)")
+                ray.kill(actor)
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        self._heard[trial] = self._clock
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **_: Any
+    ) -> None:
+        self._heard[trial] = self._clock
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
+    ) -> None:
+        self._heard.pop(trial, None)
+
+    on_trial_error = on_trial_recover = on_trial_complete
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def _without_password(uri: str) -> str:

@@ -21,6 +21,8 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune.experiment import Experiment, Trial
 from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_parser
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
@@ -240,11 +242,16 @@ class Asha(AsyncHyperBandScheduler):
         self._trial_info.pop(trial.trial_id, None)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        # A node that was lost is worth another try; a trial that outgrew its node is not.
+        # One that was to be stopped, and lost its process before it was, is not to go on.
+        if trial.trial_id in self.reasons:
+            self._doomed[trial.trial_id] = self.reasons[trial.trial_id]
+        # A node that was lost is worth another try; a trial that outgrew its node is not. Ray may
+        # kill another one than the one that grew, so each has a second try.
         error = trial.error_file and Path(trial.error_file)
         if error and error.exists():
-            last = error.read_text(errors="replace").rsplit("Failure #", 1)[-1]
-            if "running low on memory" in last:  # said by Ray's memory monitor alone
+            failures = error.read_text(errors="replace").split("Failure #")
+            killed = ["running low on memory" in text for text in failures]  # by Ray's monitor
+            if killed[-1] and sum(killed) > 1:
                 self._doomed[trial.trial_id] = "its process was killed for lack of memory"
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
@@ -364,6 +371,25 @@ class StudySearch(SearchAlgorithm):
             return {}
         epoch, value = max(frozen.intermediate_values.items())
         return {EPOCH: epoch, self._objective: value, "training_iteration": epoch}
+
+
+def outlive_trials() -> None:
+    """Has Tune take every error of Ray's own for that of a lost process.
+
+    Tune knows two kinds, and ends the whole sweep at any other: at the one of a trial that Ray's
+    memory monitor has killed.
+    """
+    failed = RayActorManager._actor_task_failed
+    if failed.__module__ == __name__:
+        return
+
+    def told(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        known = isinstance(exception, RayActorError | RayTaskError)
+        if isinstance(exception, RayError) and not known:
+            exception = RayActorError(error_msg=str(exception))
+        failed(self, tracked_actor_task, exception)
+
+    RayActorManager._actor_task_failed = told  # type: ignore[method-assign, assignment]
 
 
 def checkpoints(folder: Path) -> list[Path]:

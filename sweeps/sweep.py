@@ -69,6 +69,9 @@ class Options(Common):
     """GPUs of a trial, fractions too; default: 1 where there are GPUs."""
     max_failures: int = 3
     """Times a trial whose process was lost goes on from its checkpoint."""
+    hang_seconds: float = 21600.0
+    """Seconds without a result after which a trial's process is killed and counts as lost: more
+    than an epoch with its evaluation and checkpoint ever takes."""
     keep: int = 3
     """Best trials whose last checkpoint is kept; those of other finished trials are deleted."""
     tracking_uri: str | None = None
@@ -98,6 +101,7 @@ class Options(Common):
             "seed": 0,
             "gpus_per_trial": 0,
             "outage_seconds": 0,
+            "hang_seconds": 1,
         }
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -141,6 +145,7 @@ class Options(Common):
 CHANGEABLE = frozenset(
     {"resume", "num_trials", "max_concurrent", "cpus_per_trial", "gpus_per_trial", "data_dir"}
     | {"max_failures", "keep", "tracking_uri", "outage_seconds", "output_dir", "image_every"}
+    | {"hang_seconds"}
 )
 
 
@@ -313,8 +318,8 @@ class _Driver:
         """Trains until the sweep is complete (True) or interrupted (False)."""
         from ray import tune
 
-        from sweeps.progress import Progress
-        from sweeps.search import Asha, StudySearch
+        from sweeps.progress import Progress, Watch
+        from sweeps.search import Asha, StudySearch, outlive_trials
         from sweeps.trainable import AliTrial, Setting
 
         options, share = self.options, self.share
@@ -348,13 +353,14 @@ class _Driver:
                 name=options.name,
                 storage_path=str(options.output_dir.resolve()),
                 verbose=0,
-                callbacks=[progress],
+                callbacks=[progress, Watch(options.hang_seconds)],
                 failure_config=tune.FailureConfig(max_failures=options.max_failures),
                 checkpoint_config=tune.CheckpointConfig(
                     num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=True
                 ),
             ),
         )
+        outlive_trials()
         with stop.ends_tune():
             tuner.fit()
         progress.close()
@@ -587,7 +593,8 @@ def reconcile(client: MlflowClient, to: tracking.Destination, study: Study) -> N
             or told.data.metrics.get(EPOCH, 0) < max(values, default=0)
         ):
             reason = trial.user_attrs.get(tracking.REASON, "")
-            tracking.end_trial(client, to, name, end, reason, values)
+            config = trial.user_attrs.get(tracking.CONFIG)
+            tracking.end_trial(client, to, name, end, reason, values, config)
 
 
 def prune(folder: Path, trials: list[FrozenTrial], keep: int) -> list[FrozenTrial]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 import logging
 import math
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,13 +78,27 @@ def connect(uri: str) -> MlflowClient:
     _quiet()
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     try:
-        client.search_experiments(max_results=1)
+        with _alone(uri):
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
     except Exception as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"cannot use the tracking store {uri}: {first_line}") from None
     return client
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Holds a lock beside a sqlite database: of two that make its tables at once, MLflow's one
+    fails."""
+    file = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or not os.access(file.parent, os.W_OK):
+        yield
+        return
+    with file.with_name(file.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _quiet() -> None:
@@ -101,7 +118,14 @@ def experiment_id(client: MlflowClient, output_dir: Path) -> str:
         return found.experiment_id
     local = client.tracking_uri.startswith("sqlite:")
     location = (output_dir.resolve() / "artifacts").as_uri() if local else None
-    return client.create_experiment(EXPERIMENT, artifact_location=location)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.create_experiment(EXPERIMENT, artifact_location=location)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return experiment_id(client, output_dir)  # another sweep has made it just now
 
 
 def find_runs(client: MlflowClient, experiment: str, **tags: str) -> list[Run]:
@@ -319,7 +343,11 @@ class TrialRun:
             client.log_image(run_id, image, key=key, step=epoch)
         now = int(time.time() * 1000)
         batch = [Metric(key, value, now, epoch) for key, value in metrics.items()]
+        # Should it raise, the server may have it all the same, or have it by now from the process
+        # that goes on where this one was taken for lost: the next try looks.
+        self._run_id = ""
         client.log_batch(run_id, metrics=batch)
+        self._run_id = run_id
         self._logged.add(epoch)
 
 
@@ -332,10 +360,16 @@ def find_trial(
 
 
 def create_trial(
-    client: MlflowClient, to: Destination, trial_id: str, kind: str = KIND_TRIAL
+    client: MlflowClient,
+    to: Destination,
+    trial_id: str,
+    kind: str = KIND_TRIAL,
+    config: Mapping[str, Any] | None = None,
 ) -> Run:
     """Opens the run of a trial, or of its full training, under its sweep's."""
     tags = {SWEEP: to.sweep, TRIAL: trial_id, KIND: kind, PARENT: to.parent_run_id}
+    if config:
+        tags[CONFIG] = json.dumps(config)
     tags[OBJECTIVE] = to.objective
     tags[RUN_NAME] = f"{to.sweep}-{trial_id}" + ("" if kind == KIND_TRIAL else f"-{kind}")
     return client.create_run(to.experiment, tags=tags)
@@ -348,9 +382,12 @@ def logged_epochs(client: MlflowClient, run: Run) -> set[int]:
     return {metric.step for metric in client.get_metric_history(run.info.run_id, EPOCH)}
 
 
-def open_trial(client: MlflowClient, to: Destination, trial_id: str) -> None:
+def open_trial(
+    client: MlflowClient, to: Destination, trial_id: str, config: Mapping[str, Any] | None = None
+) -> None:
     """Makes a trial's run, or marks the one there is as running. Called by the driver alone."""
-    run = find_trial(client, to, trial_id) or create_trial(client, to, trial_id)
+    run = find_trial(client, to, trial_id)
+    run = run or create_trial(client, to, trial_id, config=config)
     if run.info.status != "RUNNING":
         client.update_run(run.info.run_id, status="RUNNING")
 
@@ -362,15 +399,19 @@ def end_trial(
     end: str,
     reason: str,
     values: Mapping[int, float] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes how a trial ended into its run. Called by the driver alone.
 
-    Of `values`, the objective by epoch, what the run does not hold is written too: it was lost with
-    the process that was to log it.
+    Of `values`, the objective by epoch, and of `config` what the run does not hold is written too:
+    it was lost with the process that was to log it.
     """
     from mlflow.entities import Metric
 
-    run = find_trial(client, to, trial_id) or create_trial(client, to, trial_id)
+    run = find_trial(client, to, trial_id)
+    run = run or create_trial(client, to, trial_id, config=config)
+    if lacking := {k: v for k, v in (config or {}).items() if k not in run.data.params}:
+        log_params(client, run.info.run_id, lacking)
     logged, now = logged_epochs(client, run), int(time.time() * 1000)
     missing = [(epoch, value) for epoch, value in (values or {}).items() if epoch not in logged]
     if missing:

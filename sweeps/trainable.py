@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import logging
 import platform
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 FLUSH_SECONDS = 30.0
-STATE, METRICS = "state", "metrics.json"  # inside a checkpoint
+STATE, METRICS, SUMS = "state", "metrics.json", "sums.json"  # inside a checkpoint
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,10 @@ class AliTrial(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         if self._state is not None:
-            self._state.save(Path(checkpoint_dir) / STATE)
-            (Path(checkpoint_dir) / METRICS).write_text(json.dumps(self._history))
+            folder = Path(checkpoint_dir)
+            self._state.save(folder / STATE)
+            (folder / METRICS).write_text(json.dumps(self._history))
+            (folder / SUMS).write_text(json.dumps(_sums(folder)))
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
         # A full disk costs the trial its newest checkpoint, not its life.
@@ -165,6 +168,8 @@ class AliTrial(tune.Trainable):
         for folder in [newest, *sorted(older, reverse=True)]:
             try:
                 load = self._setting.experiment.load
+                if _sums(folder) != json.loads((folder / SUMS).read_text()):
+                    raise UserError(f"checkpoint {folder} differs from its checksums")
                 history = json.loads((folder / METRICS).read_text())
                 self._state = load(folder / STATE, self._experiment_config)
             except (UserError, OSError, ValueError) as error:
@@ -183,6 +188,12 @@ class AliTrial(tune.Trainable):
     def cleanup(self) -> None:
         for courier in self._couriers:
             courier.close()
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Checksums of what `save_checkpoint` writes; to read a file twice is cheap beside an epoch."""
+    files = [folder / METRICS, *sorted(p for p in (folder / STATE).rglob("*") if p.is_file())]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def _run(config: Config, state: Any) -> Iterator[tuple[Any, Metrics]]:

@@ -6,11 +6,14 @@ from types import SimpleNamespace
 import optuna
 import pytest
 from optuna.trial import TrialState
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from ali.config import EPOCH, SAMPLE_DISTANCE, VAL_ERROR, Config
 from ali.tables import configured, printed
-from sweeps.search import Asha, Study, StudySearch, read
+from sweeps.search import Asha, Study, StudySearch, outlive_trials, read
 from sweeps.space import Space, brief, paper, suggest
 from sweeps.tracking import COMPLETED, CONFIG, DIVERGED, END, STOPPED
 
@@ -223,6 +226,57 @@ def test_nobody_is_stopped_before_enough_trials_have_reached_a_rung():
         [TrialScheduler.CONTINUE, TrialScheduler.STOP],
         [TrialScheduler.CONTINUE, TrialScheduler.CONTINUE],
     ]
+
+
+def test_a_trial_that_lost_its_process_before_its_stop_does_not_go_on():
+    asha = added(Asha(VAL_ERROR, 9, 1, 3), 3)
+    feed(asha, 0, 1, 0.1)
+    feed(asha, 1, 1, 0.2)
+    assert feed(asha, 2, 1, 0.9) == TrialScheduler.STOP
+    trials = [
+        SimpleNamespace(trial_id=f"{n:05d}", error_file=None, status=Trial.PENDING)
+        for n in range(3)
+    ]
+    for lost in trials:
+        asha.on_trial_error(None, lost)
+    stopped = []
+    tune = SimpleNamespace(
+        get_live_trials=lambda: trials, get_trials=list, stop_trial=stopped.append
+    )
+    asha.choose_trial_to_run(tune)
+    assert stopped == trials[2:] and "above the cut" in asha.reasons["00002"]
+
+
+def test_a_trial_killed_for_lack_of_memory_does_not_end_the_sweep():
+    # The bare stack: RuntimeError("Caught unexpected exception: …") out of Tune's loop.
+    outlive_trials()
+    outlive_trials()
+    told = []
+    manager = RayActorManager(resource_manager=None)
+    actor = SimpleNamespace(actor_id=0, _on_error=lambda actor, error: told.append(error))
+    manager._cleanup_actor = lambda tracked_actor: None
+    task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
+    killed = OutOfMemoryError("the node is running low on memory")
+    manager._actor_task_failed(tracked_actor_task=task, exception=killed)  # as Ray calls it
+    (error,) = told
+    assert isinstance(error, RayActorError) and "low on memory" in str(error)
+
+
+def test_only_a_second_kill_for_lack_of_memory_is_the_trials_own_fault(tmp_path):
+    asha = added(Asha(VAL_ERROR, 9, 1, 3), 1)
+    log = tmp_path / "error.txt"
+    lost = SimpleNamespace(trial_id="00000", error_file=str(log), status=Trial.PENDING)
+    stopped = []
+    tune = SimpleNamespace(
+        get_live_trials=lambda: [lost], get_trials=list, stop_trial=stopped.append
+    )
+    for times in range(2):
+        assert len(stopped) == 0
+        with log.open("a") as file:
+            file.write(f"Failure # {times + 1}\nthe node is running low on memory\n")
+        asha.on_trial_error(None, lost)
+        asha.choose_trial_to_run(tune)
+    assert stopped == [lost] and "memory" in asha.reasons["00000"]
 
 
 def test_a_trial_that_says_its_end_is_stopped_where_ray_goes_on():

@@ -61,7 +61,7 @@ class Host:
 
     def __init__(self, name: str, address: str, folder: Path, shared: Path) -> None:
         self.name, self.address, self.folder = name, address, folder
-        (folder / "home").mkdir(parents=True)
+        (folder / "home").mkdir(parents=True, exist_ok=True)  # a host that starts anew has its disk
         self._log = (folder / "host.log").open("w")
         command = ["bash", HOST, folder, name, sys.base_prefix, sys.prefix, PROJECT, shared]
         spaces = ("--net", "--mount", "--pid", "--fork", "--uts", "--kill-child")

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import optuna
 from mlflow import MlflowClient
@@ -26,30 +27,38 @@ EPOCHS = 6  # of the toy
 
 @dataclass
 class Toy:
-    """One toy sweep in a folder of its own; `database`: an MLflow database to start from."""
+    """One toy sweep in a folder of its own.
+
+    `database`: an MLflow database to start from; `server`: where it logs, if not to one.
+    """
 
     folder: Path
     name: str = "toy"
     env: dict[str, str] = field(default_factory=dict)
     runs_folder: Path | None = None
     database: Path | None = None
+    server: str | None = None
 
     @property
     def runs(self) -> Path:
         return self.runs_folder or self.folder / "runs"
 
-    def start(self, *options: str) -> subprocess.Popen:
+    @property
+    def uri(self) -> str:
+        return self.server or f"sqlite:///{self.runs}/mlflow.db"
+
+    def start(self, *options: str, out: IO | int = subprocess.PIPE) -> subprocess.Popen:
         env = {**os.environ, "TOY_LOG": str(self.folder / "toy.log"), **self.env}
         env.pop("MLFLOW_TRACKING_URI", None)
-        if self.database and not self.runs.exists():
-            self.runs.mkdir()
+        if self.database and not (self.runs / "mlflow.db").exists():
+            self.runs.mkdir(exist_ok=True)
             shutil.copy(self.database, self.runs)
         command = [sys.executable, str(TOY), "--name", self.name, "--output-dir", str(self.runs)]
         return subprocess.Popen(
             [*command, *options],
             env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
             text=True,
             start_new_session=True,
         )
@@ -76,7 +85,7 @@ class Toy:
 
     def mlflow(self) -> dict[str, list]:
         """Runs of trials, by trial id."""
-        client = MlflowClient(f"sqlite:///{self.runs}/mlflow.db")
+        client = MlflowClient(self.uri)
         experiment = client.get_experiment_by_name("ali").experiment_id
         found: dict[str, list] = {}
         where = f"tags.sweep = '{self.name}' and tags.kind = 'trial'"
@@ -85,7 +94,7 @@ class Toy:
         return found
 
     def parents(self) -> list:
-        client = MlflowClient(f"sqlite:///{self.runs}/mlflow.db")
+        client = MlflowClient(self.uri)
         experiment = client.get_experiment_by_name("ali").experiment_id
         where = f"tags.sweep = '{self.name}' and tags.kind = 'sweep'"
         return list(client.search_runs([experiment], where))

@@ -16,6 +16,7 @@ STATUS = TOY.parents[2] / "sweeps" / "status.py"
 
 TRIALS = 12
 FAULTS = {"1": "nan@2", "2": "crash@3", "3": "memory@1", "4": "die-once@2", "5": "die@2"}
+FAULTS["6"] = "stop-once@3"
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def swept(tmp_path_factory, database):
     toy = Toy(folder, env={"TOY": json.dumps(FAULTS)}, database=database)
     toy.output = toy.run(
         *("--num-trials", str(TRIALS), "--grace-epochs", str(EPOCHS), "--max-failures", "2"),
-        "--bn-with-z",
+        *("--bn-with-z", "--hang-seconds", "10"),
     )
     return toy
 
@@ -88,6 +89,13 @@ def test_a_process_lost_for_ever_is_given_up(swept):
     assert (state, ended) == ("FAIL", "failed")
     assert "--max-failures" in reason
     assert swept.epochs()[5, 2] == 3, "the first try and two more"
+
+
+def test_a_trial_that_hangs_loses_its_process_and_goes_on(swept):
+    state, status, ended, _ = end(swept, 6)
+    assert (state, status, ended) == ("COMPLETE", "FINISHED", "completed")
+    assert [swept.epochs()[6, epoch] for epoch in range(1, EPOCHS + 1)] == [1, 1, 2, 1, 1, 1]
+    assert swept.output.count("(--hang-seconds)") == 1
 
 
 def test_each_epoch_is_logged_once_with_its_pictures(swept):

@@ -1,6 +1,7 @@
 """MLflow as a real server that goes away, and what is found in it afterwards."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
@@ -122,6 +124,38 @@ def test_an_epoch_is_one_request_and_the_trial_does_not_wait_for_it(local, monke
     assert batches == [21]
 
 
+def test_an_epoch_whose_answer_was_lost_is_logged_once(local, monkeypatch):
+    client, to = local
+    tracking.open_trial(client, to, "00000")
+    run = tracking.TrialRun(to, "00000", {})
+    assert run.courier.flush(60)
+    log_batch, calls = MlflowClient.log_batch, []
+
+    def cut(self, run_id, **what):
+        log_batch(self, run_id, **what)
+        if what.get("metrics") and not calls:
+            calls.append(run_id)
+            raise ConnectionError("the network went away")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", cut)
+    run.epoch({"epoch": 1, "val_error": 0.5}, {})
+    run.courier.close()
+    assert calls and run.courier.lost == 0
+    assert logged_steps(client, to, "00000") == [1]
+
+
+def test_two_sweeps_may_make_the_experiment_at_the_same_moment(local, monkeypatch):
+    client, to = local
+    look, seen = MlflowClient.get_experiment_by_name, []
+
+    def too_early(self, name):
+        seen.append(name)
+        return look(self, name) if len(seen) > 1 else None
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", too_early)
+    assert tracking.experiment_id(client, Path("runs")) == to.experiment
+
+
 def test_a_parameter_that_is_another_at_a_later_start_stops_no_record(local):
     client, to = local
     tracking.open_trial(client, to, "00000")
@@ -137,9 +171,12 @@ def test_a_parameter_that_is_another_at_a_later_start_stops_no_record(local):
 
 def test_what_a_lost_process_did_not_deliver_comes_from_the_study(local):
     client, to = local
-    tracking.open_trial(client, to, "00000")
-    tracking.end_trial(client, to, "00000", "completed", "done", {1: 0.5, 2: 0.4})
+    config = {"lr_d": 0.1, "seed": 0}
+    tracking.open_trial(client, to, "00000", config)
+    tracking.end_trial(client, to, "00000", "completed", "done", {1: 0.5, 2: 0.4}, config)
     run = tracking.find_trial(client, to, "00000")
+    assert run.data.params == {"lr_d": "0.1", "seed": "0"}
+    assert json.loads(run.data.tags["config"]) == config
     assert (run.info.status, run.data.metrics["val_error"]) == ("FINISHED", 0.4)
     assert logged_steps(client, to, "00000") == [1, 2]
 

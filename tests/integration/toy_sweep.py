@@ -1,7 +1,9 @@
 """A sweep over a toy objective: the whole machinery (Ray, Optuna, MLflow, files), seconds a trial.
 
-val_error falls with epochs towards a floor that depends on lr_d and dropout_x. What goes wrong, and
-when, is set by the environment variable TOY, a JSON object: {"<trial number>": "<fault>@<epoch>"}.
+val_error falls with epochs towards a floor that depends on lr_d and dropout_x. The driver's
+environment says what goes wrong, and when (TOY, a JSON object: {"<trial number>":
+"<fault>@<epoch>"}), how long an epoch takes (TOY_SECONDS) and where each epoch leaves a line
+(TOY_LOG). Trials have that from the driver: on a cluster their environment is another.
 """
 
 import json
@@ -9,6 +11,7 @@ import math
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,8 @@ from ali.errors import NonFiniteError, UserError
 from sweeps.space import brief, paper
 from sweeps.sweep import Options, Sweep, launch, parse
 from sweeps.trainable import Experiment
+
+_HELD: list = []
 
 
 class ToyState:
@@ -36,20 +41,25 @@ def load(folder, config):
         raise UserError(f"no toy checkpoint: {error}") from None
 
 
-def run(config, state):
-    faults = json.loads(os.environ.get("TOY", "{}"))
+def value(config, epoch):
+    """val_error, which the configuration alone decides."""
+    floor = 0.2 + 0.1 * abs(math.log10(config.lr_d / 3e-4)) + 0.3 * abs(config.dropout_x - 0.1)
+    return floor + 0.6 * math.exp(-epoch / 3)
+
+
+def run(told, config, state):
+    faults = json.loads(told.get("TOY", "{}"))
     fault, _, when = faults.get(str(config.seed), "none@0").partition("@")
-    seconds = float(os.environ.get("TOY_SECONDS", "0.02"))
+    seconds = float(told.get("TOY_SECONDS", "0.02"))
+    log = Path(told["TOY_LOG"])
     state = state or ToyState()
     while state.epoch < config.epochs:
         time.sleep(seconds)
         epoch = state.epoch + 1
-        log = Path(os.environ["TOY_LOG"])
         with log.open("a") as file:
             file.write(f"{config.seed} {epoch}\n")
         if fault != "none" and epoch == int(when):
-            _break(fault, epoch)
-        floor = 0.2 + 0.1 * abs(math.log10(config.lr_d / 3e-4)) + 0.3 * abs(config.dropout_x - 0.1)
+            _break(fault, epoch, log)
         state = ToyState(epoch)
         yield (
             state,
@@ -59,22 +69,29 @@ def run(config, state):
                 "g_loss": 2.0,
                 "images_per_second": 100.0,
                 "train_seconds": seconds,
-                "val_error": floor + 0.6 * math.exp(-epoch / 3),
+                "val_error": value(config, epoch),
             },
         )
 
 
-def _break(fault, epoch):
+def _break(fault, epoch, log):
     if fault == "nan":
         raise NonFiniteError(epoch, ("d_loss",))
     if fault == "crash":
         raise RuntimeError("a bug that a second try would meet again")
     if fault == "memory":
-        raise MemoryError("cannot allocate")
-    marker = Path(os.environ["TOY_LOG"] + f".{fault}")
-    if fault == "die" or (fault == "die-once" and not marker.exists()):
-        marker.touch()
+        np.ones(2**50)
+    while fault == "hog":  # until the machine runs low on memory
+        _HELD.append(np.ones(2**24))
+        time.sleep(0.1)
+    marker = Path(f"{log}.{fault}")
+    if fault.endswith("-once") and marker.exists():
+        return
+    marker.touch()
+    if fault in ("die", "die-once"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "stop-once":  # all its threads, those that answer Ray too
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def pictures(state, config):
@@ -91,7 +108,8 @@ def objective(config):
 
 def sweep():
     options = parse(Options(name="toy", num_trials=6, epochs=6, data="house-numbers"))
-    experiment = Experiment(run, load, pictures, fingerprint, objective)
+    told = {key: text for key, text in os.environ.items() if key.startswith("TOY")}
+    experiment = Experiment(partial(run, told), load, pictures, fingerprint, objective)
     return launch(Sweep(first=(paper, brief), experiment=experiment), options)
 
 
