@@ -405,10 +405,12 @@ def _validation_images(options: _Pictures, networks: ALI, config: Config) -> np.
             data=name,
             data_dir=options.data_dir,
             image_size=height if name == "folder" else 32,  # whose only use is there
+            attribute=None,
             train_size=None,
         )
-    # what training asked of the data's size does not matter here
-    x = data.load(config.replace(batch_size=2, labels=1, balanced=False)).valid.x
+    # what training asked of the data's size and labels does not matter here
+    unlabelled = config.replace(batch_size=2, labels=1, balanced=False, attribute=None)
+    x = data.load(unlabelled).valid.x
     if x.shape[1:3] != (height, width):
         raise UserError(
             f"{config.data} has images of {x.shape[1]}×{x.shape[2]}, but the checkpoint takes "

@@ -45,6 +45,9 @@ class Common:
     downloaded if need be."""
     image_size: Literal[32, 64] = 32
     """Pixels a side of folder's images, centre-cropped: 32 (Table 3) or 64 (Table 5)."""
+    attribute: str | None = None
+    """Attribute of celeba's faces, such as Smiling, as their class: 0 without, 1 with it; default:
+    unlabelled."""
     modes: Literal[9, 25] = 9
     """Gaussians of mixture, on a square grid (Fig. 7)."""
     train_size: int | None = None
@@ -174,4 +177,9 @@ def _check(config: Config) -> None:
     need(0 < config.width <= 8, "width", "in (0, 8]")
     need(config.train_size is None or config.train_size >= 1, "train_size", "at least 1")
     need(config.seed >= 0, "seed", "0 or more")
+    need(
+        config.attribute is None or config.data == "celeba",
+        "attribute",
+        "left out with other data than celeba",
+    )
     need(config.model == "ali" or config.levels == 1, "levels", "1 for a gan, which has one z")

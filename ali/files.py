@@ -71,13 +71,18 @@ def md5_of(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-def rows(path: Path) -> list[list[str]]:
-    """The lines of a text file, each cut at white space; empty ones left out."""
+def lines(path: Path) -> list[str]:
+    """The lines of a text file; empty ones left out."""
     try:
-        lines = path.read_text(encoding="ascii").splitlines()
+        text = path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path} ({error}): fetch it again") from error
-    return [line.split() for line in lines if line.strip()]
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def rows(path: Path) -> list[list[str]]:
+    """The lines of a text file, each cut at white space; empty ones left out."""
+    return [line.split() for line in lines(path)]
 
 
 def pairs(path: Path) -> dict[str, str]:

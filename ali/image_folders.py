@@ -8,6 +8,7 @@ before it is cut: the last images of Tiny ImageNet would all be of a few classes
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import tempfile
@@ -15,8 +16,10 @@ import urllib.request
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+import numpy as np
+
 from ali import files, pictures
-from ali.cache import TEST_FRACTION, VALID_FRACTION, Source, Split
+from ali.cache import TEST_FRACTION, VALID_FRACTION, Images, Source, Split
 from ali.config import Config
 from ali.errors import UserError
 
@@ -36,11 +39,13 @@ def _last(paths: Collection[str], fraction: float) -> int:
 CELEBA = "img_align_celeba"
 CELEBA_SIZE = 202_599
 PARTITION = "list_eval_partition.txt"  # lines `000001.jpg 0`: 0 train, 1 validation, 2 test
+# A line with the number of faces, one with the attributes' names, then `000001.jpg -1  1 …`
+ATTRIBUTES = "list_attr_celeba.txt"
 
 
 def celeba(config: Config, wanted: tuple[str, ...]) -> Source:
-    """Aligned faces and, beside their folder, the official partition. Unlabelled: the attributes
-    (list_attr_celeba.txt) are no classes, and nothing in the paper trains on them."""
+    """Aligned faces and, beside their folder, the official partition. Unlabelled, as in the paper,
+    unless an attribute is chosen as the class."""
     if config.data_dir is None and not (Path("data") / config.data / CELEBA).is_dir():
         _celeba_download()
     folder = files.folder(config, CELEBA)
@@ -56,7 +61,47 @@ def celeba(config: Config, wanted: tuple[str, ...]) -> Source:
         for name in wanted
         if name in parts
     }
-    return Source(splits, 0, notes)
+    if config.attribute is None:
+        return Source(splits, 0, notes)
+    has = _celeba_attribute(folder.parent / ATTRIBUTES, config.attribute, names)
+    labelled = {
+        name: _labelled(split, [has[face] for face in parts[name]])
+        for name, split in splits.items()
+    }
+    return Source(labelled, 2, notes)
+
+
+def _labelled(split: Split, y: list[int]) -> Split:
+    """The split with classes; its images stay cached once, whatever the attribute."""
+    images = Images(split.images.x, np.array(y, np.int64))
+    both = f"{split.fingerprint} {y}".encode()
+    fingerprint = hashlib.blake2b(both, digest_size=16).hexdigest()
+    return dataclasses.replace(split, images=images, fingerprint=fingerprint)
+
+
+def _celeba_attribute(path: Path, attribute: str, names: list[str]) -> dict[str, int]:
+    """Of each file name, at least of `names`: 1 where the face has the attribute, else 0."""
+    if not path.exists():
+        raise UserError(f"no {path}, where --attribute {attribute} is read: fetch it, as published")
+    lines = files.lines(path)
+    if len(lines) < 2 or not lines[0].strip().isdecimal():
+        raise UserError(f"{path} does not begin with a count and attribute names: fetch it again")
+    known = lines[1].split()
+    if attribute not in known:
+        raise UserError(f"{path} has no attribute {attribute}: it has {', '.join(known)}")
+    has, column = {}, 1 + known.index(attribute)
+    for row in map(str.split, lines[2:]):  # one at a time: all would be half a gigabyte
+        if len(row) != 1 + len(known):
+            raise UserError(
+                f"{path} has {len(row) - 1} values for {row[0]} and {len(known)} attributes: fetch "
+                "it again"
+            )
+        if row[column] not in ("1", "-1"):
+            raise UserError(f"{path} has {row[column]} as {attribute} of {row[0]}, not 1 or -1")
+        has[row[0]] = int(row[column] == "1")
+    if missing := next((name for name in names if name not in has), None):
+        raise UserError(f"{path} has no row for {missing}")
+    return has
 
 
 def _celeba_partition(folder: Path, names: list[str]) -> tuple[dict[str, list[str]], str | None]:

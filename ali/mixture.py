@@ -30,16 +30,19 @@ def nearest(points: np.ndarray, modes: int) -> tuple[np.ndarray, np.ndarray]:
     return distances.argmin(axis=1), distances.min(axis=1)
 
 
+def counts(points: np.ndarray, modes: int) -> np.ndarray:
+    """Samples, of (n, 2), that fall in each mode: within 3σ of its centre; int64 (modes,)."""
+    mode, distance = nearest(points, modes)
+    return np.bincount(mode[distance <= NEAR], minlength=modes)
+
+
 def modes_missed(points: np.ndarray, modes: int) -> int:
     """Modes that too few of the samples, (n, 2), fall in: 0 is best, `modes` the worst.
 
-    A sample falls in the nearest mode if it is within 3σ of its centre; a mode is covered by a
-    tenth of its fair share, n / modes. The authors' code counts a mode from one sample on; by that
-    rule a generator that sprays the whole plane covers them all.
+    A mode is covered by a tenth of its fair share, n / modes. The authors' code counts a mode from
+    one sample on; by that rule a generator that sprays the whole plane covers them all.
     """
-    mode, distance = nearest(points, modes)
-    counts = np.bincount(mode[distance <= NEAR], minlength=modes)
-    return int((counts < SHARE * len(points) / modes).sum())
+    return int((counts(points, modes) < SHARE * len(points) / modes).sum())
 
 
 def near_modes(points: np.ndarray, modes: int) -> float:

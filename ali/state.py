@@ -29,7 +29,9 @@ MANIFEST = "state.json"
 PARTIAL = ".partial"  # a file that is being written
 PIXEL_MEAN_IMAGES = 500
 # A run may go on with these changed: they alter how long and how it is judged, not the training.
-CHANGEABLE = frozenset({"epochs", "labels", "balanced", "draws", "eval_every", "data_dir"})
+CHANGEABLE = frozenset(
+    {"epochs", "labels", "balanced", "draws", "eval_every", "data_dir", "attribute"}
+)
 
 
 @dataclass

@@ -44,6 +44,7 @@ def test_a_mode_is_missed_where_no_sample_is_within_3_sigma():
     points = np.array([[0.0, 0.0], [0.0, inside], [2 + outside, 2.0], [-2 - inside, 0.0]])
     assert mixture.modes_missed(points, 9) == 7  # (0, 0) and (−2, 0) are covered
     assert mixture.near_modes(points, 9) == 0.75
+    assert mixture.counts(points, 9).tolist() == [0, 1, 0, 0, 2, 0, 0, 0, 0]
     assert mixture.modes_missed(np.full((5, 2), 1.0), 9) == 9  # between modes
     assert mixture.modes_missed(mixture.centres(9), 9) == 0
 

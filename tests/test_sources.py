@@ -15,8 +15,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ali import cifar, data, files, image_folders, mixture, pictures, sources
-from ali.config import Config
+from ali import (
+    cifar,
+    data,
+    evaluate,
+    experiment,
+    files,
+    image_folders,
+    mixture,
+    pictures,
+    sources,
+)
+from ali.config import VAL_ERROR, Config
 from ali.errors import UserError
 
 REAL = Path(os.environ.get("ALI_TEST_DATA", Path(__file__).parents[1] / "../shared/data"))
@@ -299,6 +309,70 @@ def test_celeba_without_a_partition_is_cut(tmp_path, partition):
     assert numbers(dataset.valid) == list(range(29, 36))
     assert any("list_eval_partition.txt" in n and "last 10% is for testing" in n for n in
                dataset.notes)  # fmt: skip
+
+
+NAMES = ["Bald", "Smiling", *(f"Attribute_{i}" for i in range(2, 40))]
+
+
+def put_attributes(folder, n=40, smiling=lambda i: i % 3 == 0):
+    """The official layout, values padded to two places; nobody is bald, all else random."""
+    values = np.random.default_rng(0).choice([-1, 1], (n, 40))
+    values[:, 0], values[:, 1] = -1, [1 if smiling(i) else -1 for i in range(n)]
+    lines = [f"{i + 1:06}.jpg " + " ".join(f"{v:2}" for v in row) for i, row in enumerate(values)]
+    path = folder / "list_attr_celeba.txt"
+    path.write_text("\n".join([str(n), " ".join(NAMES) + " ", *lines, ""]))
+    return path
+
+
+def test_celeba_classes_by_an_attribute(tmp_path, cache):
+    folder = put_faces(tmp_path / "files")
+    put_attributes(folder)
+    plain, cached = data.load(config("celeba", folder)), len(list(cache.iterdir()))
+    asked = config("celeba", folder / "img_align_celeba", attribute="Smiling")
+    dataset, test = data.load(asked), data.load_test(asked)
+    for images in (dataset.train, dataset.valid, test):
+        assert images.y.tolist() == [int(i % 3 == 0) for i in numbers(images)]
+    assert dataset.classes == 2 and experiment.objective(asked, dataset) == VAL_ERROR
+    assert (dataset.train.x == plain.train.x).all() and dataset.fingerprint != plain.fingerprint
+    put_attributes(folder, smiling=lambda i: i % 2 == 0)
+    assert data.load(asked).fingerprint != dataset.fingerprint
+    assert len(list(cache.iterdir())) == cached + 1  # the test images: no face is cached twice
+
+
+def test_val_error_of_an_attribute(tmp_path):
+    """Where the smiling faces are the bright ones, the pixels tell."""
+    folder = put_faces(tmp_path / "files")
+    put_attributes(folder, smiling=lambda i: i % 2 == 0)
+    for i in range(0, 40, 2):
+        put(folder / "img_align_celeba" / f"{i + 1:06}.jpg", (0, 200, 200), (178, 218))
+    asked = config("celeba", folder, attribute="Smiling")
+    assert evaluate.raw_pixel_error(data.load(asked), asked) == 0
+
+
+def test_bad_attributes(tmp_path, cache):
+    folder = put_faces(tmp_path / "files")
+    asked = config("celeba", folder, attribute="Smiling")
+    refused("no .*list_attr_celeba.txt.*--attribute Smiling", asked)
+    path = put_attributes(folder)
+    refused("no attribute Laughing: it has Bald, Smiling,", asked.replace(attribute="Laughing"))
+    refused("no attribute smiling: it has", asked.replace(attribute="smiling"))
+    refused("--labels 10: a balanced draw .* class 1", asked.replace(attribute="Bald"))
+    good = path.read_text()
+    for bad, message in [
+        (good[: good.index("000007.jpg")], "no row for 000007.jpg"),
+        (good.replace("000007.jpg -1 ", "000007.jpg "), "39 values for 000007.jpg and 40"),
+        (good.replace("000007.jpg -1 ", "000007.jpg -1 1 "), "41 values for 000007.jpg"),
+        (good.replace("000007.jpg -1  1", "000007.jpg -1  0"), "0 as Smiling of 000007.jpg"),
+        (good[good.index("\n") + 1 :], "begin with a count"),
+        ("", "begin with a count"),
+        ("40\n", "begin with a count"),
+        (good + "häßlich", "cannot read .*list_attr_celeba"),
+    ]:
+        assert bad != good
+        path.write_text(bad)
+        refused(message, asked)
+    with pytest.raises(UserError, match="--attribute must be left out with other data than celeba"):
+        config("svhn", folder, attribute="Smiling")
 
 
 def test_celeba_crop(tmp_path):
