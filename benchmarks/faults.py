@@ -473,7 +473,7 @@ def clock_jump(run: Run) -> None:
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     offset = run.folder / "offset"
     offset.write_text("0")
-    run.env |= {"LD_PRELOAD": str(library), "CLOCK_OFFSET": str(offset)}
+    run.env |= {"LD_PRELOAD": str(library.resolve()), "CLOCK_OFFSET": str(offset.resolve())}
     run.go()
     for share, jump in ((0.3, "3600"), (0.8, "-3600")):
         run.until(share)
