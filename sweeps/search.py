@@ -259,6 +259,8 @@ class Asha(AsyncHyperBandScheduler):
             if trial.trial_id in self._doomed and trial.status == Trial.PENDING:
                 self.reasons[trial.trial_id] = self._doomed.pop(trial.trial_id)
                 tune_controller.stop_trial(trial)
+                # Tune's table would say RUNNING of a trial that has no process to stop.
+                tune_controller._mark_trial_to_checkpoint(trial)
         return super().choose_trial_to_run(tune_controller)
 
 

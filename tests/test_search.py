@@ -239,12 +239,16 @@ def test_a_trial_that_lost_its_process_before_its_stop_does_not_go_on():
     ]
     for lost in trials:
         asha.on_trial_error(None, lost)
-    stopped = []
+    stopped, saved = [], []
     tune = SimpleNamespace(
-        get_live_trials=lambda: trials, get_trials=list, stop_trial=stopped.append
+        get_live_trials=lambda: trials,
+        get_trials=list,
+        stop_trial=stopped.append,
+        _mark_trial_to_checkpoint=saved.append,
     )
     asha.choose_trial_to_run(tune)
-    assert stopped == trials[2:] and "above the cut" in asha.reasons["00002"]
+    assert stopped == saved == trials[2:], "Tune's table hears of it too"
+    assert "above the cut" in asha.reasons["00002"]
 
 
 def test_a_trial_killed_for_lack_of_memory_does_not_end_the_sweep():
@@ -268,7 +272,10 @@ def test_only_a_second_kill_for_lack_of_memory_is_the_trials_own_fault(tmp_path)
     lost = SimpleNamespace(trial_id="00000", error_file=str(log), status=Trial.PENDING)
     stopped = []
     tune = SimpleNamespace(
-        get_live_trials=lambda: [lost], get_trials=list, stop_trial=stopped.append
+        get_live_trials=lambda: [lost],
+        get_trials=list,
+        stop_trial=stopped.append,
+        _mark_trial_to_checkpoint=lambda trial: None,
     )
     for times in range(2):
         assert len(stopped) == 0
