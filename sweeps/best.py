@@ -34,7 +34,7 @@ from ali.errors import NonFiniteError, UserError
 from ali.table1 import TABLE_1
 from sweeps import tracking
 from sweeps.report import collapsed
-from sweeps.sweep import NODE_CPU, only_driver, output_folder, start_ray
+from sweeps.sweep import NODE_CPU, only_driver, output_folder, refuse_dead_cluster, start_ray
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -173,6 +173,7 @@ class _Training:
         from ali.train import device
 
         workers, threads = self.options.workers, self.options.threads or 1
+        refuse_dead_cluster()
         has = start_ray()
         gpus = int(has.get("GPU", 0))
         if workers * threads > has["CPU"] or threads > has[NODE_CPU] or 0 < gpus < workers:

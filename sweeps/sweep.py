@@ -193,8 +193,8 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
 def launch(sweep: Sweep, options: Options) -> int:
     """Runs a sweep to its end, or goes on with one; returns the exit code.
 
-    Raises UserError before anything is written where the name is taken, the data or the tracking
-    server cannot be reached, or the output folder cannot be written.
+    Raises UserError before anything is written where the name is taken, the data, the tracking
+    server or the Ray cluster cannot be reached, or the output folder cannot be written.
     """
     if (options.folder / JOURNAL).exists() and not options.resume:
         raise UserError(
@@ -205,6 +205,7 @@ def launch(sweep: Sweep, options: Options) -> int:
         tracking.connect(options.uri)  # before minutes are spent on data
     experiment = sweep.experiment or _ali()
     objective = experiment.objective(options.config())  # bad data is found here, not in each trial
+    refuse_dead_cluster()
     make_folder(options.output_dir)
     _quiet()
     began = time.monotonic()
@@ -432,6 +433,26 @@ def _use_started_processes() -> None:
     if _global_node is not None and _global_node.is_head():
         class_cache.DEFAULT_ENV_VARS.clear()
         class_cache.ENV_VARS_TO_PROPAGATE = set()  # type: ignore[assignment]
+
+
+def refuse_dead_cluster() -> None:
+    """Raises UserError where this machine belonged to a Ray cluster that is gone.
+
+    `ray start` leaves the cluster's address in a file, and ray.init waits minutes for an answer.
+    """
+    from ray._private.utils import get_ray_address_file, read_ray_address
+
+    if os.environ.get("RAY_ADDRESS") or not (address := read_ray_address()):
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        file = get_ray_address_file(None)
+        raise UserError(
+            f"the Ray cluster at {address}, which this machine belongs to by {file}, does not "
+            "answer: start it again, or `ray stop` and delete that file to run on this machine"
+        ) from None
 
 
 def start_ray() -> dict[str, float]:

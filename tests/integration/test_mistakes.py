@@ -60,6 +60,14 @@ def test_a_folder_without_images(work, tmp_path):
     assert str(folder) in refused(SWEEPS / "folder.py", "--data-dir", folder)
 
 
+def test_a_cluster_that_is_gone(work, tmp_path, monkeypatch):
+    # Ray itself waits for minutes for the answer of a head that was killed.
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert "Ray cluster at 127.0.0.1:9" in refused(SVHN, "--data", "house-numbers")
+
+
 def test_a_truncated_data_file(work, tmp_path):
     """As a process of its own: nothing else is on its stderr, from start to end."""
     folder = tmp_path / "svhn"
