@@ -3,8 +3,8 @@
     python benchmarks/precision.py --data-dir DIR [--seeds 3] [--epochs 24] [--width 0.25]
 
 SVHN's files, or crops in their layout, at the settings of `sweeps.space.brief`. As many runs at a
-time as there are cores, one thread each. Means over seeds ± their standard deviation; the last row is
-Welch's t of the difference.
+time as there are cores, one thread each. Means over seeds ± their standard deviation; the last row
+is Welch's t of the difference.
 """
 
 from __future__ import annotations
