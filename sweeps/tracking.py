@@ -382,12 +382,19 @@ def logged_epochs(client: MlflowClient, run: Run) -> set[int]:
     return {metric.step for metric in client.get_metric_history(run.info.run_id, EPOCH)}
 
 
+def _own_run(
+    client: MlflowClient, to: Destination, trial_id: str, config: Mapping[str, Any] | None
+) -> Run:
+    """A trial's run, made where there is none."""
+    found = find_trial(client, to, trial_id)
+    return found or create_trial(client, to, trial_id, config=config)
+
+
 def open_trial(
     client: MlflowClient, to: Destination, trial_id: str, config: Mapping[str, Any] | None = None
 ) -> None:
     """Makes a trial's run, or marks the one there is as running. Called by the driver alone."""
-    run = find_trial(client, to, trial_id)
-    run = run or create_trial(client, to, trial_id, config=config)
+    run = _own_run(client, to, trial_id, config)
     if run.info.status != "RUNNING":
         client.update_run(run.info.run_id, status="RUNNING")
 
@@ -408,8 +415,7 @@ def end_trial(
     """
     from mlflow.entities import Metric
 
-    run = find_trial(client, to, trial_id)
-    run = run or create_trial(client, to, trial_id, config=config)
+    run = _own_run(client, to, trial_id, config)
     if lacking := {k: v for k, v in (config or {}).items() if k not in run.data.params}:
         log_params(client, run.info.run_id, lacking)
     logged, now = logged_epochs(client, run), int(time.time() * 1000)
