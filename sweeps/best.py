@@ -34,6 +34,7 @@ from ali.errors import NonFiniteError, UserError
 from ali.table1 import TABLE_1
 from sweeps import tracking
 from sweeps.report import collapsed
+from sweeps.storage import Storage, storage_address
 from sweeps.sweep import NODE_CPU, only_driver, output_folder, refuse_dead_cluster, start_ray
 
 if TYPE_CHECKING:
@@ -66,8 +67,13 @@ class Options:
     """CPU threads; default: all cores, and of several workers one each."""
     output_dir: Path = field(default_factory=output_folder)
     """Folder of all sweeps; the training goes to <output-dir>/<name>/best-<trial>."""
+    storage_path: str | None = field(default_factory=storage_address)
+    """Where the sweep keeps its checkpoints, if not in --output-dir; default: $ALI_STORAGE_PATH."""
     tracking_uri: str | None = None
     """MLflow server; default: $MLFLOW_TRACKING_URI, or mlflow.db in --output-dir."""
+
+    def storage(self) -> Storage:
+        return Storage.at(self.storage_path or self.output_dir, self.name)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "svms", "checkpoint_every", "workers", "threads"):
@@ -221,7 +227,6 @@ class _Training:
         """The state to go on from: this training's own, or else the trial's last, if it is here."""
         from ali.state import State
         from ali.train import device
-        from sweeps.search import checkpoints
         from sweeps.trainable import STATE
 
         known, name = self.trial.data.metrics, self.to.objective
@@ -231,16 +236,17 @@ class _Training:
                 f"warning: its samples have collapsed ({SAMPLE_DIVERSITY} "
                 f"{known[SAMPLE_DIVERSITY]:.2f}): look at its pictures before you trust it"
             )
-        candidates = [self.folder / "checkpoint"]
+        own = self.folder / "checkpoint"
+        candidates = [(Storage.at(own, ""), str(own), "")] if own.exists() else []
         if self.trial.data.params.get("data_fingerprint") == self.dataset.fingerprint:
-            of_trial = checkpoints(self.options.output_dir / self.options.name / self.trial_id)
-            candidates += [folder / STATE for folder in reversed(of_trial)]
-        for folder in candidates:
-            if not folder.exists():
-                continue
+            storage = self.options.storage()
+            for folder in reversed(storage.checkpoints(self.trial_id)):
+                candidates.append((storage, folder, STATE))
+        for storage, folder, inner in candidates:
             try:
-                state = State.load(folder, device(), self.config)
-            except UserError as problem:
+                with storage.local(folder) as local:
+                    state = State.load(local / inner, device(), self.config)
+            except (UserError, OSError) as problem:
                 self.say(f"note: {problem}")
                 continue
             if state.epoch <= self.config.epochs:

@@ -15,7 +15,8 @@ from ray.tune.result import TIME_THIS_ITER_S
 
 from ali.config import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND
 from sweeps import tracking
-from sweeps.search import Study, checkpoints
+from sweeps.search import Study
+from sweeps.storage import Mirror, Storage
 from sweeps.sweep import Options, Share, prune
 
 if TYPE_CHECKING:
@@ -27,9 +28,16 @@ class Progress(tune.Callback):
     """Prints what happens, writes end states to MLflow and keeps the disk bounded."""
 
     def __init__(
-        self, options: Options, study: Study, to: tracking.Destination, share: Share
+        self,
+        options: Options,
+        study: Study,
+        to: tracking.Destination,
+        share: Share,
+        storage: Storage,
+        mirror: Mirror,
     ) -> None:
         self._options, self._study, self._to = options, study, to
+        self._storage, self._mirror = storage, mirror
         self._client: MlflowClient | None = None
         self._courier = tracking.Courier(f"sweep {options.name}", options.outage_seconds)
         self._slots = share.concurrent
@@ -48,7 +56,12 @@ class Progress(tune.Callback):
             f"for the least {to.objective}"
         )
         data = options.config().data_dir or "its default place"
-        _say(f"logs to {_without_password(to.uri)}; keeps {options.folder}; data from {data}")
+        kept = (
+            f"{options.folder}, checkpoints in {storage.folder}"
+            if storage.remote
+            else storage.folder
+        )
+        _say(f"logs to {_without_password(to.uri)}; keeps {kept}; data from {data}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its arguments; a resume makes this object anew
@@ -61,6 +74,7 @@ class Progress(tune.Callback):
         self._courier.close()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        self._mirror.now()  # its copy knows a trial before the trial's first checkpoint is there
         config = trial.config
         verb = "goes on" if trial.checkpoint else "starts"
         self._tell(lambda client: tracking.open_trial(client, self._to, trial.trial_id, config))
@@ -106,16 +120,14 @@ class Progress(tune.Callback):
     ) -> None:
         if self._checkpoint_bytes:
             return
-        found = checkpoints(self._options.folder / trial.trial_id)
-        self._checkpoint_bytes = sum(
-            file.stat().st_size for folder in found[-1:] for file in folder.rglob("*")
-        )
+        for folder in self._storage.checkpoints(trial.trial_id)[-1:]:
+            self._checkpoint_bytes = self._storage.size(folder)
         # two of each running trial, a third while it is written, and one of each of the best
         at_most = 3 * self._slots + self._options.keep
         mib = self._checkpoint_bytes / 2**20
         _say(
             f"checkpoints: {mib:.1f} MiB each, at most {at_most} at a time "
-            f"({at_most * mib:.0f} MiB) in {self._options.folder}"
+            f"({at_most * mib:.0f} MiB) in {self._storage.folder}"
         )
 
     def _ended(self, trial: Trial) -> None:
@@ -129,7 +141,7 @@ class Progress(tune.Callback):
         self._tell(
             lambda client: tracking.end_trial(client, self._to, name, end, reason, config=config)
         )
-        self._kept = prune(self._options.folder, self._kept, self._options.keep)
+        self._kept = prune(self._storage, self._kept, self._options.keep)
 
     def _count(self, trial: FrozenTrial) -> None:
         self._ended_trials += 1

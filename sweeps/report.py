@@ -71,14 +71,11 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
         seconds = parent.data.metrics[tracking.DRIVER_SECONDS]
         console.print(f"slots were in use {use:.0%} of {seconds:.0f} s\n", highlight=False)
     uri = "" if options.uri == tracking.default_uri(output_folder()) else f" URI={options.uri}"
-    name = f"--name {options.name}"
-    if options.output_dir != output_folder():
-        name += f" --output-dir {options.output_dir}"
-    if options.tracking_uri:
-        name += f" --tracking-uri {options.tracking_uri}"
     console.print("Next:")
     console.print(f"  look at the runs      make ui{uri}", highlight=False)
-    console.print(f"  train the best        python sweeps/best.py {name}", soft_wrap=True)
+    console.print(
+        f"  train the best        python sweeps/best.py {options.where()}", soft_wrap=True
+    )
     return out.getvalue()
 
 

@@ -31,7 +31,8 @@ from ray.tune.search import SearchAlgorithm
 
 from ali.config import EPOCH
 from sweeps.space import AS_PRINTED, Point
-from sweeps.tracking import COMPLETED, CONFIG, END, FAILED, OUT_OF_MEMORY, REASON, STOPPED
+from sweeps.storage import checkpoints
+from sweeps.tracking import COMPLETED, CONFIG, END, FAILED, HISTORY, OUT_OF_MEMORY, REASON, STOPPED
 
 log = logging.getLogger(__name__)
 
@@ -212,6 +213,7 @@ class Asha(AsyncHyperBandScheduler):
         return stopped
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
+        self._hear(trial, result)
         if END in result:
             return TrialScheduler.STOP
         value = result.get(self.objective)
@@ -223,6 +225,14 @@ class Asha(AsyncHyperBandScheduler):
         if decision == TrialScheduler.STOP and result[EPOCH] < self._max_t:
             self.reasons[trial.trial_id] = self._reason(trial.trial_id, result[EPOCH], value)
         return decision
+
+    def _hear(self, trial: Trial, result: dict) -> None:
+        """What a restored trial tells of its past: a driver whose machine was lost, and the end of
+        the journal with it, alone had heard some of it."""
+        for epoch, value in result.get(HISTORY, ()):
+            if self._study is not None:
+                self._study.report(int(trial.trial_id), int(epoch), float(value))
+            self._brackets[0].on_result(trial, epoch, -value)
 
     def _reason(self, trial_id: str, epoch: int, value: float) -> str:
         for milestone, recorded in self._brackets[0]._rungs:
@@ -236,6 +246,7 @@ class Asha(AsyncHyperBandScheduler):
         return f"{self.objective} {value:.4f} after epoch {epoch}"
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
+        self._hear(trial, result)
         self._trial_info.pop(trial.trial_id, None)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
@@ -343,7 +354,8 @@ class StudySearch(SearchAlgorithm):
             trial.run_metadata.last_result = {**result, "done": True}
         else:
             self._live.add(name)
-            for checkpoint in checkpoints(Path(trial.storage.trial_fs_path)):
+            of_trial = trial.storage.storage_filesystem, trial.storage.trial_fs_path
+            for checkpoint in checkpoints(*of_trial):
                 _adopt(trial, checkpoint, result)
         return trial
 
@@ -394,16 +406,11 @@ def outlive_trials() -> None:
     RayActorManager._actor_task_failed = told  # type: ignore[method-assign, assignment]
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders of a trial, oldest first."""
-    return sorted(folder.glob("checkpoint_*"))
-
-
-def _adopt(trial: Trial, checkpoint: Path, result: dict[str, Any]) -> None:
+def _adopt(trial: Trial, checkpoint: str, result: dict[str, Any]) -> None:
     """Tells Tune of a checkpoint that an earlier driver's trial has written."""
     from ray.train._internal.checkpoint_manager import _TrainingResult
 
     assert trial.storage is not None
-    trial.storage.current_checkpoint_index = int(checkpoint.name.rsplit("_", 1)[1]) - 1
-    found = tune.Checkpoint(str(checkpoint), filesystem=trial.storage.storage_filesystem)
+    trial.storage.current_checkpoint_index = int(checkpoint.rsplit("_", 1)[1]) - 1
+    found = tune.Checkpoint(checkpoint, filesystem=trial.storage.storage_filesystem)
     trial.on_checkpoint(_TrainingResult(checkpoint=found, metrics=dict(result)))

@@ -7,7 +7,6 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -24,6 +23,7 @@ from ali.config import EPOCH, Common, Config
 from ali.errors import UserError
 from sweeps import tracking
 from sweeps.space import Point, Space, paper
+from sweeps.storage import Mirror, Storage, storage_address
 
 if TYPE_CHECKING:
     import optuna
@@ -79,8 +79,11 @@ class Options(Common):
     outage_seconds: float = tracking.OUTAGE_SECONDS
     """Seconds that a trial keeps what it has logged while the MLflow server is away."""
     output_dir: Path = field(default_factory=output_folder)
-    """Folder of all sweeps: Tune's state, checkpoints, the search's journal; default:
+    """Folder of all sweeps: the search's journal, checkpoints, Tune's state; default:
     $ALI_OUTPUT_DIR, or runs."""
+    storage_path: str | None = field(default_factory=storage_address)
+    """Where checkpoints, Tune's state and a copy of the journal go instead: s3://bucket/runs,
+    gs://…; default: $ALI_STORAGE_PATH, or --output-dir."""
     seed: int = 0
     """Seed of the search; trial n trains with seed + n."""
 
@@ -115,6 +118,10 @@ class Options(Common):
     def folder(self) -> Path:
         return self.output_dir.resolve() / self.name
 
+    def storage(self) -> Storage:
+        """Raises UserError for an address that is none."""
+        return Storage.at(self.storage_path or self.output_dir, self.name)
+
     @property
     def uri(self) -> str:
         given = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -131,6 +138,17 @@ class Options(Common):
             common["data_dir"] = data_dir.resolve()
         return Config(**common, seed=self.seed)
 
+    def where(self) -> str:
+        """The options by which another command finds this sweep."""
+        shown = f"--name {self.name}"
+        if self.output_dir != output_folder():
+            shown += f" --output-dir {self.output_dir}"
+        if self.storage_path != storage_address():
+            shown += f" --storage-path {self.storage_path}"
+        if self.tracking_uri:
+            shown += f" --tracking-uri {self.tracking_uri}"
+        return shown
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
@@ -145,7 +163,7 @@ class Options(Common):
 CHANGEABLE = frozenset(
     {"resume", "num_trials", "max_concurrent", "cpus_per_trial", "gpus_per_trial", "data_dir"}
     | {"max_failures", "keep", "tracking_uri", "outage_seconds", "output_dir", "image_every"}
-    | {"hang_seconds"}
+    | {"hang_seconds", "storage_path"}
 )
 
 
@@ -170,7 +188,7 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
     if not options.resume:
         return options
     saved_file = options.folder / OPTIONS
-    if not saved_file.exists():
+    if not saved_file.exists() and not (options.storage_path and _fetch(options)):
         raise UserError(
             f"there is no sweep {options.name!r} in {options.output_dir} to resume: "
             f"leave --resume out to start it"
@@ -188,6 +206,16 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
             f"a resume cannot change {names}: leave it out, or start a sweep of another --name"
         )
     return options
+
+
+def _fetch(options: Options) -> bool:
+    """Brings a sweep here whose machine was lost, from its storage; False: it is not there."""
+    storage = options.storage()
+    try:
+        there = [storage.get(options.folder / name) for name in (JOURNAL, OPTIONS)]
+    except OSError as error:
+        raise UserError(f"cannot read --storage-path {options.storage_path}: {error}") from error
+    return all(there)
 
 
 def launch(sweep: Sweep, options: Options) -> int:
@@ -271,14 +299,12 @@ class _Driver:
     ) -> None:
         self.sweep, self.experiment, self.objective = sweep, experiment, objective
         self.options, self.share, self.client, self.where = options, share, client, where
-        self.began = began
+        self.began, self.storage = began, options.storage()
         self.base = options.config()
         self.space = replace(sweep.space, bn_with_z=sweep.space.bn_with_z or options.bn_with_z)
 
     def run(self) -> int:
-        again = f"python {sys.argv[0]} --name {self.options.name} --resume"
-        if self.options.output_dir != output_folder():
-            again += f" --output-dir {self.options.output_dir}"
+        again = f"python {sys.argv[0]} {self.options.where()} --resume"
         with _Stop(again) as stop:
             with contextlib.suppress(KeyboardInterrupt):
                 if self._sweep(stop):
@@ -301,7 +327,8 @@ class _Driver:
         parent = tracking.start_sweep(self.client, self.where, options.name, self.objective, params)
         to = tracking.Destination(options.uri, self.where, options.name, parent, self.objective)
         reconcile(self.client, to, study)
-        done = self._tune(study, to, stop)
+        with Mirror(self.storage, options.folder / OPTIONS, options.folder / JOURNAL) as mirror:
+            done = self._tune(study, to, stop, mirror)
         reconcile(self.client, to, study)
         if done:
             self._complete(study, to)
@@ -315,7 +342,7 @@ class _Driver:
             {**self.base.to_dict(), **point, "seed": self.options.seed + trial.number}
         ).to_dict()
 
-    def _tune(self, study: Study, to: tracking.Destination, stop: _Stop) -> bool:
+    def _tune(self, study: Study, to: tracking.Destination, stop: _Stop, mirror: Mirror) -> bool:
         """Trains until the sweep is complete (True) or interrupted (False)."""
         from ray import tune
 
@@ -333,7 +360,7 @@ class _Driver:
         setting = Setting(
             self.experiment, to, options.image_every or tenth, share.threads, options.outage_seconds
         )
-        progress = Progress(options, study, to, share)
+        progress = Progress(options, study, to, share, self.storage, mirror)
         trainable = tune.with_resources(
             tune.with_parameters(AliTrial, setting=setting),
             {"cpu": share.cpus, "gpu": share.gpus},
@@ -352,7 +379,8 @@ class _Driver:
             ),
             run_config=tune.RunConfig(
                 name=options.name,
-                storage_path=str(options.output_dir.resolve()),
+                storage_path=self.storage.root,
+                storage_filesystem=self.storage.filesystem if self.storage.remote else None,
                 verbose=0,
                 callbacks=[progress, Watch(options.hang_seconds)],
                 failure_config=tune.FailureConfig(max_failures=options.max_failures),
@@ -387,7 +415,7 @@ class _Driver:
             for key, value in self.experiment.baselines(self.base).items():
                 self.client.log_metric(to.parent_run_id, key, value)
         ended = [t for t in study.trials() if t.state.is_finished()]
-        prune(self.options.folder, ended, self.options.keep)
+        prune(self.storage, ended, self.options.keep)
         print(report(self.options, study.records, self.client, to.experiment))
 
 
@@ -618,19 +646,19 @@ def reconcile(client: MlflowClient, to: tracking.Destination, study: Study) -> N
             tracking.end_trial(client, to, name, end, reason, values, config)
 
 
-def prune(folder: Path, trials: list[FrozenTrial], keep: int) -> list[FrozenTrial]:
+def prune(storage: Storage, trials: list[FrozenTrial], keep: int) -> list[FrozenTrial]:
     """Deletes the checkpoints of ended trials, but for the last one of the `keep` best.
 
     Returns those trials: the only ones to look at again when another trial has ended.
     """
     from optuna.trial import TrialState
 
-    from sweeps.search import checkpoints, trial_id
+    from sweeps.search import trial_id
 
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     best = sorted(complete, key=lambda t: (t.value, t.number))[:keep]
     for trial in trials:
-        found = checkpoints(folder / trial_id(trial.number))
+        found = storage.checkpoints(trial_id(trial.number))
         for checkpoint in found[:-1] if trial in best else found:
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            storage.delete(checkpoint)
     return best

@@ -34,6 +34,7 @@ CONFIG = "config"  # the whole experiment as JSON: what a run is repeated from
 SWEEP, TRIAL, KIND = "sweep", "trial_id", "kind"
 OBJECTIVE = "objective"  # the metric that the sweep minimises; val_error where the tag is absent
 END, REASON = "end_state", "end_reason"
+HISTORY = "history"  # in a restored trial's first result: (epoch, objective) of those before it
 PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
 # Image keys
 SAMPLES, RECONSTRUCTIONS, INTERPOLATIONS = "samples", "reconstructions", "interpolations"

@@ -22,11 +22,13 @@ from ray.tune.result import DONE
 from ali.config import EPOCH, VAL_ERROR, Config
 from ali.errors import NonFiniteError, UserError
 from sweeps import tracking
+from sweeps.storage import checkpoints
 from sweeps.tracking import (
     CONFIG,
     DIVERGED,
     END,
     FAILED,
+    HISTORY,
     INTERPOLATIONS,
     OUT_OF_MEMORY,
     REASON,
@@ -90,6 +92,7 @@ class AliTrial(tune.Trainable):
         self._epochs: Iterator[tuple[Any, Metrics]] | None = None
         self._state: Any = None
         self._history: list[Metrics] = []  # of each epoch
+        self._past: list[tuple[float, float]] = []  # of a checkpoint, for the next result
         params = {
             **config,
             "threads": self._setting.threads,
@@ -106,6 +109,11 @@ class AliTrial(tune.Trainable):
         self._couriers.append(self._run.courier)
 
     def step(self) -> dict[str, Any]:
+        seen, self._past = self._past, []
+        result = self._outcome()
+        return {**result, HISTORY: seen} if seen else result
+
+    def _outcome(self) -> dict[str, Any]:
         try:
             return self._epoch()
         except NonFiniteError as error:
@@ -163,22 +171,30 @@ class AliTrial(tune.Trainable):
     def load_checkpoint(self, checkpoint: Any) -> None:
         # A checkpoint that was cut short or damaged is told by its checksum; the one before it, or
         # the beginning, takes its place.
-        newest = Path(checkpoint)
-        older = [p for p in newest.parent.glob("checkpoint_*") if p.name < newest.name]
-        for folder in [newest, *sorted(older, reverse=True)]:
-            try:
-                load = self._setting.experiment.load
-                if _sums(folder) != json.loads((folder / SUMS).read_text()):
-                    raise UserError(f"checkpoint {folder} differs from its checksums")
-                history = json.loads((folder / METRICS).read_text())
-                self._state = load(folder / STATE, self._experiment_config)
-            except (UserError, OSError, ValueError) as error:
-                log.warning("trial %s: %s", self.trial_id, error)
-                continue
-            self._history = history
-            for metrics in history:  # the process that was lost may not have delivered all
-                self._run.epoch(metrics, {})
-            return
+        if not self._load(Path(checkpoint)) and (storage := self._storage) is not None:
+            filesystem = storage.storage_filesystem
+            there = checkpoints(filesystem, storage.trial_fs_path)
+            for folder in reversed([f for f in there if f <= storage.checkpoint_fs_path]):
+                with tune.Checkpoint(folder, filesystem).as_directory() as local:
+                    if self._load(Path(local)):
+                        break
+        for metrics in self._history:  # the process that was lost may not have delivered all
+            self._run.epoch(metrics, {})
+
+    def _load(self, folder: Path) -> bool:
+        """Takes a checkpoint's state and history, or says why not."""
+        try:
+            if _sums(folder) != json.loads((folder / SUMS).read_text()):
+                raise UserError(f"checkpoint {folder} differs from its checksums")
+            history = json.loads((folder / METRICS).read_text())
+            self._state = self._setting.experiment.load(folder / STATE, self._experiment_config)
+        except (UserError, OSError, ValueError) as error:
+            log.warning("trial %s: %s", self.trial_id, error)
+            return False
+        self._history = history
+        name = self._setting.to.objective
+        self._past = [(m[EPOCH], m[name]) for m in history if name in m]
+        return True
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._run.courier.finish()

@@ -8,6 +8,8 @@ import json
 import os
 import runpy
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,12 +17,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
+from urllib.request import urlopen
 
 import optuna
 from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+PATIENCE = 60  # seconds for a server to come up on a busy machine
 TOY = Path(__file__).with_name("toy_sweep.py")
 EPOCHS = 6  # of the toy
 
@@ -106,6 +110,55 @@ class Toy:
         loaded = [json.loads(data) for data, _ in trials]
         assert len({t["trial_id"] for t in loaded}) == len(loaded)
         return {t["trial_id"]: t["status"] for t in loaded}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Server:
+    """`mlflow server` on a port of its own; its database outlives a stop."""
+
+    def __init__(
+        self,
+        folder: Path,
+        database: str | None = None,
+        artifacts: str | None = None,
+        workers: int = 1,
+    ) -> None:
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._database = database or f"sqlite:///{folder}/server.db"
+        self._artifacts = artifacts or str(folder / "artifacts")
+        self._workers = str(workers)
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", self._workers]
+        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--backend-store-uri", self._database]
+        command += ["--artifacts-destination", self._artifacts]
+        with (self.folder / "server.log").open("a") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+            )
+        answers(f"{self.uri}/health", self.folder / "server.log")
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def answers(url: str, log: Path) -> None:
+    """Waits for a server to answer; raises TimeoutError with its log."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), urlopen(url, timeout=2):
+            return
+        time.sleep(0.2)
+    raise TimeoutError(log.read_text())
 
 
 def wait_for(condition, process, seconds=120):

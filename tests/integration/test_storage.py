@@ -1,0 +1,222 @@
+"""Checkpoints and artifacts on a server that speaks S3, and MLflow over PostgreSQL."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+import pytest
+from harness import EPOCHS, Server, Toy, answers, audit, free_port, wait_for
+
+from ali.errors import UserError
+from sweeps.storage import Mirror, Storage
+
+BUCKET = "sweeps"
+KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hush-hush"}
+
+
+class ObjectStore:
+    """moto's S3, a process that speaks the protocol over HTTP; `uri` is a bucket's."""
+
+    def __init__(self, folder):
+        self.address = f"127.0.0.1:{(port := free_port())}"
+        self.uri = f"s3://{BUCKET}/runs?scheme=http&endpoint_override={self.address}"
+        self.env = {**KEYS, "MLFLOW_S3_ENDPOINT_URL": f"http://{self.address}"}
+        log = folder / "s3.log"
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        with log.open("w") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=out)
+        answers(f"http://{self.address}/moto-api/", log)
+        self.client().create_bucket(Bucket=BUCKET)
+
+    def client(self):
+        return boto3.client(
+            "s3",
+            endpoint_url=f"http://{self.address}",
+            region_name="us-east-1",
+            aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
+        )
+
+    def keys(self, under=""):
+        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=under)
+        return [item["Key"] for page in pages for item in page.get("Contents", ())]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    made = ObjectStore(tmp_path_factory.mktemp("s3"))
+    yield made
+    made.process.kill()
+    made.process.wait()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(request, tmp_path, store, monkeypatch):
+    for key, value in KEYS.items():
+        monkeypatch.setenv(key, value)
+    address = tmp_path / "runs" if request.param == "folder" else store.uri
+    made = Storage.at(address, tmp_path.name)
+    assert made.remote == (request.param == "s3")
+    made.filesystem.create_dir(made.folder)
+    return made
+
+
+def write(storage, path, text):
+    folder = f"{storage.folder}/{path.rpartition('/')[0]}"
+    storage.filesystem.create_dir(folder)
+    with storage.filesystem.open_output_stream(f"{storage.folder}/{path}") as out:
+        out.write(text)
+
+
+def test_a_bucket_and_a_folder_are_alike(storage, tmp_path):
+    assert storage.checkpoints("00000") == []
+    for number in (1, 0, 2):
+        write(storage, f"00000/checkpoint_00000{number}/state/a", b"12345")
+        write(storage, f"00000/checkpoint_00000{number}/b", b"67")
+    write(storage, "00000/other", b"")
+    found = storage.checkpoints("00000")
+    assert [Path(folder).name for folder in found] == [f"checkpoint_00000{n}" for n in range(3)]
+    assert storage.size(found[0]) == 7
+    with storage.local(found[2]) as local:
+        assert (local / "state" / "a").read_bytes() == b"12345"
+    storage.delete(found[1])
+    storage.delete(found[1])  # gone already
+    assert storage.checkpoints("00000") == [found[0], found[2]]
+    assert not storage.get(tmp_path / "here" / "journal") and not (tmp_path / "here").exists()
+    (tmp_path / "journal").write_text("one\n")
+    storage.put(tmp_path / "journal")
+    assert storage.get(tmp_path / "here" / "journal")
+    assert (tmp_path / "here" / "journal").read_text() == "one\n"
+
+
+def test_the_mirror_follows_a_growing_file_and_is_complete_at_its_end(storage, tmp_path):
+    journal, copy = tmp_path / "journal", tmp_path / "copy" / "journal"
+    journal.write_text("1\n")
+    with Mirror(storage, journal, tmp_path / "absent"), journal.open("a") as file:
+        file.write("2\n")
+    assert storage.get(copy) == storage.remote  # a local folder has the journal itself
+    assert not storage.remote or copy.read_text() == "1\n2\n"
+
+
+def test_addresses_that_are_none_or_hold_a_secret(tmp_path, store):
+    with pytest.raises(UserError, match="must not hold keys"):
+        Storage.at("s3://key:secret@bucket/runs", "toy")
+    with pytest.raises(UserError, match=r"--storage-path nfs://server/runs: .*nfs"):
+        Storage.at("nfs://server/runs", "toy")
+
+
+@pytest.fixture
+def clustered(tmp_path, store):
+    """A sweep with a tracking server and storage elsewhere: nothing but the journal is local."""
+    server = Server(tmp_path, artifacts=f"s3://{BUCKET}/{tmp_path.name}")
+    old = {key: os.environ.get(key) for key in store.env}
+    os.environ.update(store.env)
+    try:
+        server.start()
+        yield Toy(
+            tmp_path,
+            name=tmp_path.name,
+            env={"ALI_STORAGE_PATH": store.uri, "TOY_SECONDS": "0.4"},
+            server=server.uri,
+        )
+    finally:
+        server.stop()
+        for key, value in old.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+@pytest.mark.slow
+def test_a_sweep_outlives_its_machine_where_its_storage_is_a_bucket(clustered, store):
+    toy, trials = clustered, 8
+    options = ("--tracking-uri", toy.server, "--num-trials", str(trials), "--keep", "2")
+    process = toy.start(*options)
+    wait_for(lambda: toy.epochs().total() >= 9, process)
+    wait_for(lambda: any("checkpoint_" in key for key in store.keys(f"runs/{toy.name}/")), process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = toy.epochs().total()
+    shutil.rmtree(toy.runs)  # the machine, and all on it
+    # the newest checkpoint of a trial was damaged on the way
+    newest = [key for key in store.keys(f"runs/{toy.name}/") if key.endswith("epoch.json")][-1]
+    store.client().put_object(Bucket=BUCKET, Key=newest, Body=b"9")
+
+    out = toy.run("--resume")
+    assert f"checkpoints in sweeps/runs/{toy.name}" in out
+    storage = Storage.at(store.uri, toy.name)
+    states = [key for key in store.keys(f"runs/{toy.name}/") if "experiment_state-" in key]
+    assert storage.get(toy.runs / toy.name / Path(max(states)).name)  # where audit looks
+    ends = audit(toy, trials)
+    repeated = sum(count - 1 for count in toy.epochs().values())
+    assert repeated <= 2 * 3 and before >= 9, "of two trials: an epoch not saved, one damaged"
+    left = {key.split("/")[2] for key in store.keys(f"runs/{toy.name}/") if "/checkpoint_" in key}
+    assert len(left) == 2, "checkpoints of the two best"
+    assert all(ends[name] == "COMPLETE" for name in left)
+    pictures = [key for key in store.keys(f"{toy.name}/") if key.endswith(".png")]
+    assert len(pictures) >= trials / 2, "artifacts went through the server to the bucket"
+    logged = out + "".join(path.read_text() for path in (toy.runs / toy.name).glob("*.json"))
+    params = str([run.data.params for run in toy.parents()])
+    assert KEYS["AWS_SECRET_ACCESS_KEY"] not in logged + params
+
+
+def test_a_bucket_that_is_not_there_is_said_in_one_line(clustered, store):
+    toy = clustered
+    toy.env["ALI_STORAGE_PATH"] = store.uri.replace(BUCKET, "no-such-bucket")
+    out = toy.run("--tracking-uri", toy.server, "--num-trials", "1", expect=2)
+    (line,) = [line for line in out.splitlines() if line.startswith("error: ")]
+    assert "cannot write to --storage-path no-such-bucket/runs" in line and "Traceback" not in out
+
+
+@pytest.fixture
+def postgres(tmp_path):
+    """The address of a database in a PostgreSQL of its own, reached through a socket's folder."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not found:
+        pytest.skip("there is no PostgreSQL: apt-get install postgresql")
+    folder, user = Path("/var/tmp") / f"ali-{os.getpid()}", []
+    folder.mkdir()
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        shutil.chown(folder, "postgres")
+        user = ["runuser", "-u", "postgres", "--"]
+
+    def run(name, *arguments):
+        subprocess.run(
+            [*user, found[-1] / name, *arguments], check=True, cwd="/", stdout=subprocess.DEVNULL
+        )
+
+    data, socket = str(folder / "data"), str(folder)
+    try:
+        run("initdb", "-D", data, "-U", "ali", "--auth=trust", "--encoding=UTF8")
+        run("pg_ctl", "-D", data, "-w", "-l", f"{folder}/log", "-o",
+            f"-k {socket} -c listen_addresses=", "start")  # fmt: skip
+        run("createdb", "-h", socket, "-U", "ali", "mlflow")
+        yield f"postgresql+psycopg2:///mlflow?host={socket}&user=ali"
+        run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_three_sweeps_at_once_log_to_mlflow_over_postgresql(tmp_path, postgres):
+    server = Server(tmp_path, database=postgres, workers=2)
+    server.start()
+    try:
+        toys = [Toy(tmp_path / name, name=name, server=server.uri) for name in ("a", "b", "c")]
+        for toy in toys:
+            toy.folder.mkdir()
+        options = ("--tracking-uri", server.uri, "--num-trials", "6")
+        processes = [toy.start(*options) for toy in toys]
+        for process in processes:
+            out, err = process.communicate(timeout=240)
+            assert process.returncode == 0, out + err
+        for toy in toys:
+            ends = audit(toy, 6)
+            assert "COMPLETE" in ends.values()
+            for number, trial in enumerate(toy.study().get_trials()):
+                (run,) = toy.mlflow()[f"{number:05d}"]
+                assert run.data.metrics["epoch"] == max(trial.intermediate_values) <= EPOCHS
+    finally:
+        server.stop()
