@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Starts MLflow on the head, over PostgreSQL; does nothing where it runs.
 #
-#     mlflow.sh SHARED    database and artifacts lie in SHARED/mlflow: they outlive the head
+#     mlflow.sh SHARED [BUCKET]
 #
+# The database lies in SHARED/mlflow, the artifacts beside it or in BUCKET/mlflow: they outlive the
+# head.
 # MLflow listens on the loopback address, for `ray attach -p 5000`, and on the address that the
 # other nodes know the head by. PostgreSQL listens on a socket in a folder that only its user enters.
 set -euo pipefail
 store=$1/mlflow
+artifacts=${2:-$1}/mlflow/artifacts
 own=~/.ali-sweeps
 . "$own/env"
 port=5000
@@ -32,9 +35,9 @@ as_user "$postgres/pg_ctl" -D "$store/database" -w -l "$socket/log" \
     "$postgres/createdb" -h "$socket" -U ali mlflow
 
 MLFLOW_DISABLE_TELEMETRY=true setsid nohup mlflow server --host 127.0.0.1 --port $port --workers 2 \
-    --gunicorn-opts "--bind $address:$port" \
+    --gunicorn-opts "--bind $address:$port" --allowed-hosts "localhost:*,127.0.0.1:*,$address:*" \
     --backend-store-uri "postgresql+psycopg2:///mlflow?host=$socket&user=ali" \
-    --artifacts-destination "$store/artifacts" > "$own/mlflow.log" 2>&1 < /dev/null &
+    --artifacts-destination "$artifacts" > "$own/mlflow.log" 2>&1 < /dev/null &
 for _ in $(seq 120); do
     kill -0 $! 2> /dev/null || break
     if curl -fs "http://$address:$port/health" > /dev/null; then

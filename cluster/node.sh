@@ -2,9 +2,12 @@
 # Makes a node ready, once: the project in a virtual environment, and the environment that every
 # login shell of the node, and so Ray and the sweeps, sees.
 #
-#     node.sh SHARED      SHARED: a folder that is the same on all nodes (NFS, EFS, Filestore)
+#     node.sh SHARED [BUCKET]
+#
+# SHARED: a folder that is the same on all nodes (NFS, EFS, Filestore). BUCKET: s3://NAME or
+# gs://NAME, where checkpoints and MLflow's artifacts go instead.
 set -euo pipefail
-shared=$1
+shared=$1 bucket=${2:-}
 own=~/.ali-sweeps
 mkdir -p "$own" "$shared/runs" "$shared/data"
 
@@ -17,6 +20,7 @@ export RAY_AUTH_MODE=token           # the token is in ~/.ray/auth_token
 export RAY_USAGE_STATS_ENABLED=0
 export ALI_OUTPUT_DIR=$shared/runs   # --output-dir where none is given
 export ALI_DATA_DIR=$shared/data     # data sets by name, where no --data-dir is given
+${bucket:+export ALI_STORAGE_PATH=$bucket/runs}
 [ ! -f $own/mlflow-uri ] || export MLFLOW_TRACKING_URI=\$(cat $own/mlflow-uri)
 EOF
 # first in the file: what Debian's has stops early where no terminal is

@@ -224,6 +224,11 @@ def launch(sweep: Sweep, options: Options) -> int:
     Raises UserError before anything is written where the name is taken, the data, the tracking
     server or the Ray cluster cannot be reached, or the output folder cannot be written.
     """
+    if "runtime_resources" in options.folder.parts:
+        raise UserError(
+            f"--output-dir {options.output_dir} lies in the copy of --working-dir that Ray deletes "
+            "with the job: name a folder that all nodes share, or set ALI_OUTPUT_DIR"
+        )
     if (options.folder / JOURNAL).exists() and not options.resume:
         raise UserError(
             f"a sweep {options.name!r} exists in {options.output_dir}: "
@@ -436,6 +441,7 @@ def _quiet() -> None:
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # StudySearch holds --max-concurrent
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }.items():
         os.environ.setdefault(name, value)
     import optuna

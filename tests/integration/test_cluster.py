@@ -2,12 +2,16 @@
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
+from harness import TOY, answers, audit, free_port
 from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -136,3 +140,71 @@ def test_a_host_is_another_machine():
             bed.run("ssh -o ConnectTimeout=2 -o StrictHostKeyChecking=no 10.77.0.10 hostname")
     assert not folder.exists()
     assert subprocess.run(["pgrep", "-f", str(folder)], capture_output=True).returncode == 1
+
+
+@pytest.fixture
+def cluster():
+    """A head of its own, its dashboard's address, and the environment of commands for it."""
+    folder, port = Path(tempfile.mkdtemp(prefix="ali-", dir="/tmp")), free_port()  # a short path
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    env = {**os.environ, **token, "PATH": path, "RAY_TMPDIR": str(folder)}
+    start = ["ray", "start", "--head", f"--port={free_port()}", "--num-cpus=2", "--block"]
+    start += [f"--dashboard-port={port}", f"--dashboard-agent-listen-port={free_port()}"]
+    log = folder / "log"
+    with log.open("w") as out:
+        head = subprocess.Popen(start, env=env, stdout=out, stderr=out, start_new_session=True)
+    try:
+        answers(f"http://127.0.0.1:{port}", log)
+        yield f"http://127.0.0.1:{port}", env
+    finally:
+        head.terminate()
+        head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_sweep_as_a_ray_job(cluster, toy):
+    address, env = cluster
+    submit = ["ray", "job", "submit", "--address", address, "--working-dir", str(CLUSTER.parent)]
+    script = ["python", str(TOY.relative_to(CLUSTER.parent)), "--name", toy.name]
+    log = f"TOY_LOG={toy.folder / 'toy.log'}"
+
+    def job(*options):
+        command = [*submit, "--", "env", log, *script, "--num-trials", "3", *options]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+        return done.returncode, done.stdout + done.stderr
+
+    # What a job writes beside its code is deleted with it: a night's work would be.
+    code, out = job()
+    assert code and "error: --output-dir runs lies in the copy of --working-dir" in out
+    assert not toy.epochs()
+    code, out = job("--output-dir", str(toy.runs))
+    assert code == 0, out
+    audit(toy, 3)
+
+
+def test_kuberay_takes_the_file():
+    schema = os.environ.get("ALI_KUBERAY_CRD")
+    if not schema:
+        pytest.skip("ALI_KUBERAY_CRD does not name KubeRay's ray.io_rayjobs.yaml")
+    job = read("kuberay.yaml")
+    versions = yaml.safe_load(Path(schema).read_text())["spec"]["versions"]
+    (version,) = [v for v in versions if f"ray.io/{v['name']}" == job["apiVersion"]]
+    schema = closed(version["schema"]["openAPIV3Schema"])
+    jsonschema.validate(job["spec"], schema["properties"]["spec"])
+    job["spec"]["rayClusterSpec"]["headGroupSpec"]["templat"] = "a misspelt key"
+    with pytest.raises(jsonschema.ValidationError, match="templat"):
+        jsonschema.validate(job["spec"], schema["properties"]["spec"])
+
+
+def closed(schema):
+    """An OpenAPI schema that takes no fields but those it names, as kubectl's strict validation."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: closed(part) for key, part in schema.items()}
+    if schema.get("type") == "object" and "properties" in schema:
+        made.setdefault("additionalProperties", False)
+    return made
