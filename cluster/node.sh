@@ -4,8 +4,8 @@
 #
 #     node.sh SHARED [BUCKET]
 #
-# SHARED: a folder that is the same on all nodes (NFS, EFS, Filestore). BUCKET: s3://NAME or
-# gs://NAME, where checkpoints and MLflow's artifacts go instead.
+# SHARED: a folder that is the same on all nodes (NFS, EFS, Filestore). BUCKET: s3://NAME,
+# where checkpoints and MLflow's artifacts go instead.
 set -euo pipefail
 shared=$1 bucket=${2:-}
 own=~/.ali-sweeps

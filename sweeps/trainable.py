@@ -93,20 +93,29 @@ class AliTrial(tune.Trainable):
         self._state: Any = None
         self._history: list[Metrics] = []  # of each epoch
         self._past: list[tuple[float, float]] = []  # of a checkpoint, for the next result
-        params = {
-            **config,
-            "threads": self._setting.threads,
-            "data_fingerprint": self._setting.experiment.fingerprint(self._experiment_config),
-            **versions(),
-        }
-        self._run = TrialRun(
-            self._setting.to,
-            self.trial_id,
-            params,
-            self._setting.outage_seconds,
-            tags={CONFIG: json.dumps(config)},
-        )
-        self._couriers.append(self._run.courier)
+        self._opened: TrialRun | None = None
+
+    @property
+    def _run(self) -> TrialRun:
+        # Opened by the first step and not in setup: there nobody would see that the data's folder
+        # hangs (progress.Watch looks at trials that have started).
+        if self._opened is None:
+            config = self._experiment_config
+            params = {
+                **config.to_dict(),
+                "threads": self._setting.threads,
+                "data_fingerprint": self._setting.experiment.fingerprint(config),
+                **versions(),
+            }
+            self._opened = TrialRun(
+                self._setting.to,
+                self.trial_id,
+                params,
+                self._setting.outage_seconds,
+                tags={CONFIG: json.dumps(config.to_dict())},
+            )
+            self._couriers.append(self._opened.courier)
+        return self._opened
 
     def step(self) -> dict[str, Any]:
         seen, self._past = self._past, []
@@ -123,11 +132,12 @@ class AliTrial(tune.Trainable):
         except Exception as error:
             # The same code with the same seed would fail again: the trial ends here, and is not
             # tried again as one that lost its node is.
-            self._run.text(traceback.format_exc(), "traceback.txt")
+            if self._opened is not None:
+                self._opened.text(traceback.format_exc(), "traceback.txt")
             return self._end(FAILED, f"{type(error).__name__}: {error}")
 
     def _epoch(self) -> dict[str, Any]:
-        config, experiment = self._experiment_config, self._setting.experiment
+        run, config, experiment = self._run, self._experiment_config, self._setting.experiment
         if self._epochs is None:
             self._epochs = experiment.run(config, self._state)
         try:
@@ -142,13 +152,14 @@ class AliTrial(tune.Trainable):
         images = {}
         if done or metrics[EPOCH] % self._setting.image_every == 0:
             images = experiment.pictures(self._state, config)
-        self._run.epoch(metrics, images)
+        run.epoch(metrics, images)
         if done:  # a result that counts is in MLflow before it is told to the search
-            self._run.courier.flush(FLUSH_SECONDS)
+            run.courier.flush(FLUSH_SECONDS)
         return {**metrics, DONE: done}
 
     def _end(self, end: str, reason: str) -> dict[str, Any]:
-        self._run.courier.flush(FLUSH_SECONDS)
+        if self._opened is not None:
+            self._opened.courier.flush(FLUSH_SECONDS)
         return {END: end, REASON: reason[:500], DONE: True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -197,7 +208,8 @@ class AliTrial(tune.Trainable):
         return True
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._run.courier.finish()
+        if self._opened is not None:
+            self._opened.courier.finish()
         self._begin(new_config)
         return True
 

@@ -16,7 +16,7 @@ STATUS = TOY.parents[2] / "sweeps" / "status.py"
 
 TRIALS = 12
 FAULTS = {"1": "nan@2", "2": "crash@3", "3": "memory@1", "4": "die-once@2", "5": "die@2"}
-FAULTS["6"] = "stop-once@3"
+FAULTS |= {"6": "stop-once@3", "7": "stop-once@0"}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,11 @@ def test_a_trial_that_hangs_loses_its_process_and_goes_on(swept):
     state, status, ended, _ = end(swept, 6)
     assert (state, status, ended) == ("COMPLETE", "FINISHED", "completed")
     assert [swept.epochs()[6, epoch] for epoch in range(1, EPOCHS + 1)] == [1, 1, 2, 1, 1, 1]
-    assert swept.output.count("(--hang-seconds)") == 1
+    for number in (6, 7):  # in an epoch, and before the first one, over its data
+        assert swept.output.count(f"trial {number:05d}: no result for 10 s (--hang-seconds)") == 1
+    state, status, ended, _ = end(swept, 7)
+    assert (state, status, ended) == ("COMPLETE", "FINISHED", "completed")
+    assert all(swept.epochs()[7, epoch] == 1 for epoch in range(1, EPOCHS + 1))
 
 
 def test_each_epoch_is_logged_once_with_its_pictures(swept):

@@ -48,8 +48,7 @@ def value(config, epoch):
 
 
 def run(told, config, state):
-    faults = json.loads(told.get("TOY", "{}"))
-    fault, _, when = faults.get(str(config.seed), "none@0").partition("@")
+    fault, when = _fault(told, config)
     seconds = float(told.get("TOY_SECONDS", "0.02"))
     log = Path(told["TOY_LOG"])
     state = state or ToyState()
@@ -58,7 +57,7 @@ def run(told, config, state):
         epoch = state.epoch + 1
         with log.open("a") as file:
             file.write(f"{config.seed} {epoch}\n")
-        if fault != "none" and epoch == int(when):
+        if epoch == when:
             _break(fault, epoch, log)
         state = ToyState(epoch)
         yield (
@@ -72,6 +71,14 @@ def run(told, config, state):
                 "val_error": value(config, epoch),
             },
         )
+
+
+def _fault(told, config):
+    """What goes wrong in a trial, and in which epoch."""
+    fault, _, when = (
+        json.loads(told.get("TOY", "{}")).get(str(config.seed), "none@-1").partition("@")
+    )
+    return fault, int(when)
 
 
 def _break(fault, epoch, log):
@@ -98,7 +105,10 @@ def pictures(state, config):
     return {"samples": np.full((8, 8, 3), 20 * state.epoch, np.uint8)}
 
 
-def fingerprint(config):
+def fingerprint(told, config):
+    fault, when = _fault(told, config)
+    if when == 0:  # before the first epoch, where a trial looks at its data
+        _break(fault, when, Path(f"{told['TOY_LOG']}.0"))
     return "toy"
 
 
@@ -109,7 +119,8 @@ def objective(config):
 def sweep():
     options = parse(Options(name="toy", num_trials=6, epochs=6, data="house-numbers"))
     told = {key: text for key, text in os.environ.items() if key.startswith("TOY")}
-    experiment = Experiment(partial(run, told), load, pictures, fingerprint, objective)
+    looks = partial(fingerprint, told)
+    experiment = Experiment(partial(run, told), load, pictures, looks, objective)
     return launch(Sweep(first=(paper, brief), experiment=experiment), options)
 
 
