@@ -34,8 +34,10 @@ as_user "$postgres/pg_ctl" -D "$store/database" -w -l "$socket/log" \
     "select 1 from pg_database where datname = 'mlflow'" | grep -q 1 ||
     "$postgres/createdb" -h "$socket" -U ali mlflow
 
-MLFLOW_DISABLE_TELEMETRY=true setsid nohup mlflow server --host 127.0.0.1 --port $port --workers 2 \
-    --gunicorn-opts "--bind $address:$port" --allowed-hosts "localhost:*,127.0.0.1:*,$address:*" \
+export MLFLOW_DISABLE_TELEMETRY=true
+export MLFLOW_SERVER_ALLOWED_HOSTS="localhost:*,127.0.0.1:*,$address:*"  # names it may be asked by
+setsid nohup mlflow server --host 127.0.0.1 --port $port --workers 2 \
+    --gunicorn-opts "--bind $address:$port" \
     --backend-store-uri "postgresql+psycopg2:///mlflow?host=$socket&user=ali" \
     --artifacts-destination "$artifacts" > "$own/mlflow.log" 2>&1 < /dev/null &
 for _ in $(seq 120); do
