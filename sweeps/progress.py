@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -61,7 +60,7 @@ class Progress(tune.Callback):
             if storage.remote
             else storage.folder
         )
-        _say(f"logs to {_without_password(to.uri)}; keeps {kept}; data from {data}")
+        _say(f"logs to {tracking.without_password(to.uri)}; keeps {kept}; data from {data}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its arguments; a resume makes this object anew
@@ -200,7 +199,3 @@ class Watch(tune.Callback):
 
 def _say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"://[^/@]*@", "://…@", uri)

@@ -62,9 +62,29 @@ class Storage:
     def folder(self) -> str:
         return f"{self.root}/{self.name}"
 
+    def check(self) -> None:
+        """Raises UserError where an object store cannot be written to."""
+        if not self.remote:
+            return
+        probe = f"{self.root}/.probe-{self.name}"
+        try:
+            self.filesystem.open_output_stream(probe).close()
+            self.filesystem.delete_file(probe)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to --storage-path {self.root}: {_line(error)}"
+            ) from error
+
+    def has(self, name: str) -> bool:
+        """Whether a file of that name is in the sweep's folder."""
+        return self.filesystem.get_file_info(f"{self.folder}/{name}").type == fs.FileType.File
+
     def checkpoints(self, trial_id: str) -> list[str]:
-        """Checkpoint folders of a trial, oldest first."""
-        return checkpoints(self.filesystem, f"{self.folder}/{trial_id}")
+        """Checkpoint folders of a trial, oldest first. Raises UserError where none can be read."""
+        try:
+            return checkpoints(self.filesystem, f"{self.folder}/{trial_id}")
+        except OSError as error:
+            raise UserError(f"cannot read {self.folder}: {_line(error)}") from error
 
     def size(self, folder: str) -> int:
         """Bytes of all files in a folder."""
@@ -89,12 +109,17 @@ class Storage:
             out.write(file.read_bytes())
 
     def get(self, file: Path) -> bool:
-        """Copies a file of that name from the sweep's folder, whole; False where there is none."""
+        """Copies a file of that name from the sweep's folder, whole; False where there is none.
+
+        Raises UserError where that cannot be told.
+        """
         try:
             with self.filesystem.open_input_stream(f"{self.folder}/{file.name}") as source:
                 data = source.read()
         except FileNotFoundError:
             return False
+        except OSError as error:
+            raise UserError(f"cannot read {self.folder}: {_line(error)}") from error
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(file.name + ".part")
         partial.write_bytes(data)
@@ -122,14 +147,7 @@ class Mirror:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Mirror:
-        """Copies all for the first time. Raises UserError where that fails."""
         if self._storage.remote:
-            try:
-                self._copy()
-            except OSError as error:
-                raise UserError(
-                    f"cannot write to --storage-path {self._storage.root}: {_line(error)}"
-                ) from error
             self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
             self._thread.start()
         return self
@@ -145,10 +163,9 @@ class Mirror:
         self._wake.set()
 
     def _follow(self) -> None:
-        away = False
-        while not self._ended:
-            self._wake.wait(MIRROR_SECONDS)
-            self._wake.clear()
+        away = last = False
+        while not last:
+            last = self._ended
             try:
                 self._copy()
                 away = False
@@ -156,6 +173,8 @@ class Mirror:
                 if not away:
                     log.warning("no copy of the journal was written: %s", _line(error))
                 away = True
+            self._wake.wait(0 if last else MIRROR_SECONDS)
+            self._wake.clear()
 
     def _copy(self) -> None:
         for file in self._files:

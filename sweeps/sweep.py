@@ -111,6 +111,11 @@ class Options(Common):
             if value is not None and not value >= least:
                 option = "--" + name.replace("_", "-")
                 raise UserError(f"{option} must be at least {least}, not {value}")
+        if self.tracking_uri and tracking.without_password(self.tracking_uri) != self.tracking_uri:
+            raise UserError(
+                "--tracking-uri must not hold a password, which would be logged: "
+                "set MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
         if not self.reduction_factor > 1:
             raise UserError(f"--reduction-factor must be above 1, not {self.reduction_factor}")
 
@@ -143,7 +148,7 @@ class Options(Common):
         shown = f"--name {self.name}"
         if self.output_dir != output_folder():
             shown += f" --output-dir {self.output_dir}"
-        if self.storage_path != storage_address():
+        if self.storage_path and self.storage_path != storage_address():
             shown += f" --storage-path {self.storage_path}"
         if self.tracking_uri:
             shown += f" --tracking-uri {self.tracking_uri}"
@@ -210,12 +215,7 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
 
 def _fetch(options: Options) -> bool:
     """Brings a sweep here whose machine was lost, from its storage; False: it is not there."""
-    storage = options.storage()
-    try:
-        there = [storage.get(options.folder / name) for name in (JOURNAL, OPTIONS)]
-    except OSError as error:
-        raise UserError(f"cannot read --storage-path {options.storage_path}: {error}") from error
-    return all(there)
+    return all(options.storage().get(options.folder / name) for name in (JOURNAL, OPTIONS))
 
 
 def launch(sweep: Sweep, options: Options) -> int:
@@ -229,9 +229,11 @@ def launch(sweep: Sweep, options: Options) -> int:
             f"--output-dir {options.output_dir} lies in the copy of --working-dir that Ray deletes "
             "with the job: name a folder that all nodes share, or set ALI_OUTPUT_DIR"
         )
-    if (options.folder / JOURNAL).exists() and not options.resume:
+    storage = options.storage()
+    storage.check()
+    if not options.resume and ((options.folder / JOURNAL).exists() or storage.has(JOURNAL)):
         raise UserError(
-            f"a sweep {options.name!r} exists in {options.output_dir}: "
+            f"a sweep {options.name!r} exists in {options.storage_path or options.output_dir}: "
             "add --resume to go on with it, or choose another --name"
         )
     if not options.uri.startswith("sqlite:"):

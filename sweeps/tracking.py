@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -57,6 +58,11 @@ STATUS = {
     FAILED: "FAILED",
 }
 OUTAGE_SECONDS = 600.0  # how long a trial keeps trying to deliver what it has logged
+
+
+def without_password(uri: str) -> str:
+    """An address as it may be shown."""
+    return re.sub(r"://[^/@]*:[^/@]*@", "://…@", uri)
 
 
 def default_uri(output_dir: Path) -> str:
@@ -170,17 +176,26 @@ def start_sweep(
     if run is None:
         tags = {SWEEP: sweep, KIND: KIND_SWEEP, RUN_NAME: sweep, OBJECTIVE: objective}
         run = client.create_run(experiment, tags=tags)
-        log_params(client, run.info.run_id, params)
+        describe(client, run.info.run_id, params)
     else:
         client.update_run(run.info.run_id, status="RUNNING")
     return run.info.run_id
 
 
-def log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
-    """Logs parameters in one request."""
-    from mlflow.entities import Param
+def describe(
+    client: MlflowClient,
+    run_id: str,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Writes parameters and tags of a run in one request."""
+    from mlflow.entities import Param, RunTag
 
-    client.log_batch(run_id, params=[Param(k, _text(v)) for k, v in params.items()])
+    client.log_batch(
+        run_id,
+        params=[Param(key, _text(value)) for key, value in (params or {}).items()],
+        tags=[RunTag(key, value) for key, value in (tags or {}).items()],
+    )
 
 
 def _text(value: Any) -> str:
@@ -191,8 +206,7 @@ def _text(value: Any) -> str:
 
 def end_run(client: MlflowClient, run_id: str, end: str, reason: str) -> None:
     """Writes how a run ended, and why."""
-    client.set_tag(run_id, END, end)
-    client.set_tag(run_id, REASON, reason[:500])
+    describe(client, run_id, tags={END: end, REASON: reason[:500]})
     client.set_terminated(run_id, STATUS[end])
 
 
@@ -321,10 +335,8 @@ class TrialRun:
         known = run.data.params
         changed = {f"later.{k}": _text(v) for k, v in self._params.items() if k in known}
         changed = {k: v for k, v in changed.items() if v != known[k.removeprefix("later.")]}
-        for key, value in (self._tags | changed).items():
-            client.set_tag(run.info.run_id, key, value)
         new = {k: v for k, v in self._params.items() if k not in known}
-        log_params(client, run.info.run_id, new)
+        describe(client, run.info.run_id, new, self._tags | changed)
         self._run_id = run.info.run_id
         return client, self._run_id
 
@@ -418,7 +430,7 @@ def end_trial(
 
     run = _own_run(client, to, trial_id, config)
     if lacking := {k: v for k, v in (config or {}).items() if k not in run.data.params}:
-        log_params(client, run.info.run_id, lacking)
+        describe(client, run.info.run_id, lacking)
     logged, now = logged_epochs(client, run), int(time.time() * 1000)
     missing = [(epoch, value) for epoch, value in (values or {}).items() if epoch not in logged]
     if missing:

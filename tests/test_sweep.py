@@ -115,3 +115,9 @@ def test_the_table_of_best_trials_is_not_cut():
     console.print(table)
     shown = console.file.getvalue()
     assert "…" not in shown and "diversity" in shown and "1.0e-4/1.0e-4" in shown
+
+
+def test_a_password_in_an_address_is_refused_since_addresses_are_logged():
+    with pytest.raises(UserError, match="--tracking-uri must not hold a password"):
+        options(tracking_uri="https://me:secret@mlflow.example.org")
+    assert options(tracking_uri="https://mlflow.example.org").tracking_uri

@@ -10,6 +10,7 @@ from pathlib import Path
 import boto3
 import pytest
 from harness import EPOCHS, Server, Toy, answers, audit, free_port, wait_for
+from mlflow import MlflowClient
 
 from ali.errors import UserError
 from sweeps.storage import Mirror, Storage
@@ -144,6 +145,8 @@ def test_a_sweep_outlives_its_machine_where_its_storage_is_a_bucket(clustered, s
     newest = [key for key in store.keys(f"runs/{toy.name}/") if key.endswith("epoch.json")][-1]
     store.client().put_object(Bucket=BUCKET, Key=newest, Body=b"9")
 
+    refused = toy.run("--tracking-uri", toy.server, expect=2)
+    assert f"a sweep '{toy.name}' exists in s3://" in refused  # not begun anew on its checkpoints
     out = toy.run("--resume")
     assert f"checkpoints in sweeps/runs/{toy.name}" in out
     storage = Storage.at(store.uri, toy.name)
@@ -168,6 +171,9 @@ def test_a_bucket_that_is_not_there_is_said_in_one_line(clustered, store):
     out = toy.run("--tracking-uri", toy.server, "--num-trials", "1", expect=2)
     (line,) = [line for line in out.splitlines() if line.startswith("error: ")]
     assert "cannot write to --storage-path no-such-bucket/runs" in line and "Traceback" not in out
+    assert not toy.runs.exists() and not MlflowClient(toy.server).search_experiments(
+        filter_string="name = 'ali'"
+    )
 
 
 @pytest.fixture
