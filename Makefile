@@ -52,7 +52,8 @@ testbed: $(VENV)/installed-test  ## a sweep over three hosts played by this mach
 	@$(BIN)/python cluster/testbed/testbed.py $(ARGS)
 
 bench: $(VENV)/installed  ## the benchmarks
-	for name in step trials evaluation memory sweep driver logging_cost mixture; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in step trials evaluation memory sweep driver logging_cost; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	$(BIN)/python benchmarks/mixture.py --seeds 1
 
 clean:  ## removes the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build

@@ -77,7 +77,7 @@ OF_ALI = Settings(
     lr_d=1e-3,
     lr_g=1e-3,
     beta1=0.0,
-    beta2=0.9,
+    beta2=0.99,
     dropout=0.0,
     slope=0.0,
     levels=2,
@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--modes", type=int, default=9, choices=(9, 25), help="of the mixture")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each row")
-    parser.add_argument("--epochs", type=int, default=24, help="of 100,000 points")
+    parser.add_argument("--epochs", type=int, default=96, help="of 100,000 points")
     parser.add_argument("--picture", type=Path, help="PNG of Fig. 7, of the first seed")
     parser.add_argument("--width", type=float, help="1: the paper's layers")
     parser.add_argument("--batch-size", type=int, help="points a step")
