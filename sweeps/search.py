@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.tune.execution.experiment_state import _ExperimentCheckpointManager
 from ray.tune.experiment import Experiment, Trial
 from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_parser
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
@@ -404,6 +405,17 @@ def outlive_trials() -> None:
         failed(self, tracked_actor_task, exception)
 
     RayActorManager._actor_task_failed = told  # type: ignore[method-assign, assignment]
+
+
+def snapshot_rarely() -> None:
+    """Has Tune save its table of trials every ten seconds and at the end.
+
+    Where checkpoints are deleted it saves it after every second one as well, whole each time: with
+    many short trials most of the driver's time. A resume reads the study, not that table.
+    """
+    _ExperimentCheckpointManager.on_trial_checkpoint = (  # type: ignore[method-assign]
+        lambda self, trial: None
+    )
 
 
 def _adopt(trial: Trial, checkpoint: str, result: dict[str, Any]) -> None:

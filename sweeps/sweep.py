@@ -354,7 +354,7 @@ class _Driver:
         from ray import tune
 
         from sweeps.progress import Progress, Watch
-        from sweeps.search import Asha, StudySearch, outlive_trials
+        from sweeps.search import Asha, StudySearch, outlive_trials, snapshot_rarely
         from sweeps.trainable import AliTrial, Setting
 
         options, share = self.options, self.share
@@ -397,6 +397,7 @@ class _Driver:
             ),
         )
         outlive_trials()
+        snapshot_rarely()
         with stop.ends_tune():
             tuner.fit()
         progress.close()
