@@ -1,6 +1,7 @@
 """The study as a sweep's memory: idempotent, mended after a kill, repeatable; ASHA over it."""
 
 import math
+import time
 from types import SimpleNamespace
 
 import optuna
@@ -8,12 +9,13 @@ import pytest
 from optuna.trial import TrialState
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution.experiment_state import _ExperimentCheckpointManager
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from ali.config import EPOCH, SAMPLE_DISTANCE, VAL_ERROR, Config
 from ali.tables import configured, printed
-from sweeps.search import Asha, Study, StudySearch, outlive_trials, read
+from sweeps.search import Asha, Study, StudySearch, outlive_trials, read, snapshot_rarely
 from sweeps.space import Space, brief, paper, suggest
 from sweeps.tracking import COMPLETED, CONFIG, DIVERGED, END, STOPPED
 
@@ -388,3 +390,18 @@ def test_looking_at_a_sweep_leaves_its_journal_and_its_drivers_lock_alone(study,
     lock.symlink_to(journal)
     assert len(read(journal, "s").trials) == 1
     assert journal.read_bytes() == half and lock.is_symlink()
+
+
+def test_tune_saves_its_table_by_time_and_not_by_checkpoint():
+    # It takes longer the more trials there are: with every second checkpoint, most of the time.
+    snapshot_rarely()
+    manager = _ExperimentCheckpointManager(
+        storage=None, checkpoint_period=10, sync_every_n_trial_checkpoints=2
+    )
+    manager._last_save_time = time.monotonic()
+    trial, saved = object(), []
+    for _ in range(4):
+        manager.on_trial_checkpoint(trial)
+    manager._storage = SimpleNamespace(experiment_driver_staging_path="")
+    manager.sync_up_experiment_state(lambda: saved.append(1))
+    assert not saved
