@@ -236,6 +236,10 @@ def launch(sweep: Sweep, options: Options) -> int:
             f"a sweep {options.name!r} exists in {options.storage_path or options.output_dir}: "
             "add --resume to go on with it, or choose another --name"
         )
+    what = f"sweep {options.name!r}"
+    if options.folder.exists():
+        with only_driver(options.folder, what):
+            pass  # another driver is told of at once, and not after Ray's start
     if not options.uri.startswith("sqlite:"):
         tracking.connect(options.uri)  # before minutes are spent on data
     experiment = sweep.experiment or _ali()
@@ -261,7 +265,7 @@ def launch(sweep: Sweep, options: Options) -> int:
                 f"{objective}: resume it with the --data-dir it was started with"
             )
     make_folder(options.folder)
-    with only_driver(options.folder, f"sweep {options.name!r}"):
+    with only_driver(options.folder, what):
         return _Driver(sweep, experiment, objective, options, share, client, where, began).run()
 
 

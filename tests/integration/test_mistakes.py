@@ -85,12 +85,12 @@ def test_a_truncated_data_file(work, tmp_path):
 
 @pytest.mark.slow
 def test_a_name_in_use_and_two_drivers_at_once(toy):
-    toy.env["TOY_SECONDS"] = "0.5"
+    toy.env["TOY_SECONDS"] = "1"
     first = toy.start("--num-trials", "2")
     while not (toy.runs / "toy" / "optuna.journal").exists():
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
-    assert "is being run by process" in toy.refused("--resume")
+    assert f"is being run by process {first.pid} " in toy.refused("--resume")
     out, err = first.communicate(timeout=120)
     assert first.returncode == 0, out + err
     says = toy.refused()
