@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from ali import table1
-from ali.cli import main, make_folder, parse_args, terminable, writing
+from ali.cli import main, make_folder, parse_args, terminable
 from ali.config import (
     D_LOSS,
     EPOCH,
@@ -27,6 +27,7 @@ from ali.config import (
     Precision,
 )
 from ali.errors import NonFiniteError, UserError
+from ali.files import writing
 
 if TYPE_CHECKING:
     from ali.data import Dataset

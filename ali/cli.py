@@ -127,24 +127,6 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which becomes `path` when the block ends without an error.
-
-    Raises UserError where the file cannot be written; nothing is left behind then.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot write {path}: {reason}; choose another place") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-
-
 def _fail(message: str, code: int) -> int:
     print("error:" if code == 2 else "stopped:", " ".join(message.split()), file=sys.stderr)
     return code

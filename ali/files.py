@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
 import urllib.request
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 
@@ -50,6 +52,24 @@ def download(url: str, md5: str, folder: Path, otherwise: str, unpack: bool = Fa
             f"cannot download {url} ({error}): {otherwise}, run on a machine with network, or use "
             "--data house-numbers"
         ) from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, which becomes `path` when the block ends without an error.
+
+    Raises UserError where the file cannot be written; nothing is left behind then.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot write {path}: {reason}; choose another place") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def identity(version: str, paths: list[Path], expected: str) -> str:

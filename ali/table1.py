@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ali.cli import make_folder, terminable, writing
+from ali.cli import make_folder, terminable
 from ali.config import EPOCH, Config, Model, Precision
 from ali.errors import NonFiniteError, UserError
+from ali.files import writing
 
 if TYPE_CHECKING:
     import numpy as np
