@@ -15,7 +15,7 @@ from ray.tune.result import TIME_THIS_ITER_S
 from ali.config import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND
 from sweeps import tracking
 from sweeps.search import Study
-from sweeps.storage import Mirror, Storage
+from sweeps.storage import Mirror
 from sweeps.sweep import Options, Share, prune
 
 if TYPE_CHECKING:
@@ -32,11 +32,10 @@ class Progress(tune.Callback):
         study: Study,
         to: tracking.Destination,
         share: Share,
-        storage: Storage,
         mirror: Mirror,
     ) -> None:
         self._options, self._study, self._to = options, study, to
-        self._storage, self._mirror = storage, mirror
+        self._storage, self._mirror = mirror.storage, mirror
         self._client: MlflowClient | None = None
         self._courier = tracking.Courier(f"sweep {options.name}", options.outage_seconds)
         self._slots = share.concurrent
@@ -56,9 +55,9 @@ class Progress(tune.Callback):
         )
         data = options.config().data_dir or "its default place"
         kept = (
-            f"{options.folder}, checkpoints in {storage.folder}"
-            if storage.remote
-            else storage.folder
+            f"{options.folder}, checkpoints in {self._storage.folder}"
+            if self._storage.remote
+            else self._storage.folder
         )
         _say(f"logs to {tracking.without_password(to.uri)}; keeps {kept}; data from {data}")
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +17,12 @@ from urllib.parse import urlsplit
 from pyarrow import ArrowInvalid, fs
 
 from ali.errors import UserError
+from ali.files import writing
 
 log = logging.getLogger(__name__)
 
 MIRROR_SECONDS = 10.0
+LEASE, LEASE_SECONDS = "driver.lease", 3 * MIRROR_SECONDS
 
 
 def storage_address() -> str | None:
@@ -67,24 +72,20 @@ class Storage:
         if not self.remote:
             return
         probe = f"{self.root}/.probe-{self.name}"
-        try:
+        with _refusing(f"cannot write to --storage-path {self.root}"):
             self.filesystem.open_output_stream(probe).close()
             self.filesystem.delete_file(probe)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to --storage-path {self.root}: {_line(error)}"
-            ) from error
 
     def has(self, name: str) -> bool:
-        """Whether a file of that name is in the sweep's folder."""
-        return self.filesystem.get_file_info(f"{self.folder}/{name}").type == fs.FileType.File
+        """Whether a file of that name is in the sweep's folder. Raises UserError like `read`."""
+        with _refusing(f"cannot read {self.folder}"):
+            info = self.filesystem.get_file_info(f"{self.folder}/{name}")
+        return info.type == fs.FileType.File
 
     def checkpoints(self, trial_id: str) -> list[str]:
-        """Checkpoint folders of a trial, oldest first. Raises UserError where none can be read."""
-        try:
+        """Checkpoint folders of a trial, oldest first. Raises UserError like `read`."""
+        with _refusing(f"cannot read {self.folder}"):
             return checkpoints(self.filesystem, f"{self.folder}/{trial_id}")
-        except OSError as error:
-            raise UserError(f"cannot read {self.folder}: {_line(error)}") from error
 
     def size(self, folder: str) -> int:
         """Bytes of all files in a folder."""
@@ -103,28 +104,48 @@ class Storage:
         with Checkpoint(folder, filesystem=self.filesystem).as_directory() as path:
             yield Path(path)
 
-    def put(self, file: Path) -> None:
-        """Copies a file into the sweep's folder; of an object store all of it is there, or none."""
-        with self.filesystem.open_output_stream(f"{self.folder}/{file.name}") as out:
-            out.write(file.read_bytes())
-
-    def get(self, file: Path) -> bool:
-        """Copies a file of that name from the sweep's folder, whole; False where there is none.
+    def read(self, name: str) -> bytes | None:
+        """What a file in the sweep's folder holds; None where there is none.
 
         Raises UserError where that cannot be told.
         """
-        try:
-            with self.filesystem.open_input_stream(f"{self.folder}/{file.name}") as source:
-                data = source.read()
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise UserError(f"cannot read {self.folder}: {_line(error)}") from error
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(file.name + ".part")
-        partial.write_bytes(data)
-        os.replace(partial, file)
-        return True
+        with _refusing(f"cannot read {self.folder}"):
+            try:
+                with self.filesystem.open_input_stream(f"{self.folder}/{name}") as source:
+                    return source.read()
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file in the sweep's folder; of an object store all of it is there, or none."""
+        with self.filesystem.open_output_stream(f"{self.folder}/{name}") as out:
+            out.write(content)
+
+    def fetch(self, file: Path) -> None:
+        """Brings a file of the sweep's folder here, whole, if it is there.
+
+        Raises UserError like `read`.
+        """
+        if (content := self.read(file.name)) is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with writing(file) as partial:
+                partial.write_bytes(content)
+
+    def catch_up(self, file: Path) -> None:
+        """`fetch` of a file to which lines are added, where the copy there has more of them.
+
+        Raises UserError where each has lines that the other has not.
+        """
+        there, here = _whole_lines(self.read(file.name)), b""
+        if file.exists():
+            here = _whole_lines(file.read_bytes())
+        if there.startswith(here):
+            self.fetch(file)
+        elif not here.startswith(there):
+            raise UserError(
+                f"sweep {self.name!r} has gone on in {file.parent} and, without it, in "
+                f"{self.folder}: move the first away to go on with the second"
+            )
 
 
 def checkpoints(filesystem: fs.FileSystem, folder: str) -> list[str]:
@@ -133,21 +154,74 @@ def checkpoints(filesystem: fs.FileSystem, folder: str) -> list[str]:
     return sorted(info.path for info in found if info.base_name.startswith("checkpoint_"))
 
 
-class Mirror:
-    """Within, keeps copies of local files in a sweep's remote storage, seconds behind at most.
+class _Lease:
+    """What says in a bucket that a sweep's driver lives: a small file, written anew all the time.
 
-    With them a sweep goes on from another machine when its own is lost. A storage that is away is
-    tried again; the sweep does not wait for it.
+    No clocks are compared: another driver watches for LEASE_SECONDS whether the file changes.
     """
 
-    def __init__(self, storage: Storage, *files: Path) -> None:
-        self._storage, self._files = storage, files
+    def __init__(self, storage: Storage, what: str) -> None:
+        self._storage, self._what = storage, what
+        self._token, self._renewals = secrets.token_hex(8), 0
+
+    def take(self) -> None:
+        """Raises UserError where another driver has it, or where it cannot be written."""
+        if (lease := self._storage.read(LEASE)) is not None:
+            driver = _first_line(lease)
+            print(
+                f"{self._what} was run by {driver}, which has not said that it ended: "
+                f"watching for {LEASE_SECONDS:g} s whether it goes on",
+                flush=True,
+            )
+            until = time.monotonic() + LEASE_SECONDS
+            while self._storage.read(LEASE) == lease and time.monotonic() < until:
+                time.sleep(MIRROR_SECONDS / 10)
+            if self._storage.read(LEASE) not in (lease, None):
+                raise UserError(f"{self._what} is being run by {driver}: wait for it, or stop it")
+        with _refusing(f"cannot write to {self._storage.folder}"):
+            self._write()
+
+    def renew(self) -> None:
+        """Ends the process, like a kill, where another driver took it for dead."""
+        lease = self._storage.read(LEASE)
+        if lease is not None and self._token.encode() not in lease:
+            os.write(2, f"error: {self._what} was taken over by {_first_line(lease)}\n".encode())
+            os._exit(1)  # the kernel ends what Ray has started here
+        self._write()
+
+    def drop(self) -> None:
+        self._storage.filesystem.delete_file(f"{self._storage.folder}/{LEASE}")
+
+    def _write(self) -> None:
+        self._renewals += 1
+        driver = f"process {os.getpid()} on {socket.gethostname()}"
+        self._storage.write(LEASE, f"{driver}\n{self._token} {self._renewals}\n".encode())
+
+
+class Mirror:
+    """Within, one driver alone has a sweep's bucket, with copies of local files in it.
+
+    The copies are seconds behind at most: with them a sweep goes on from another machine when its
+    own is lost. A bucket that is away is tried again; the sweep does not wait for it.
+
+    Args:
+        what: the sweep, in words.
+        journal: a file that only grows; its copy takes its place where that has more.
+        others: files that are replaced as a whole.
+    """
+
+    def __init__(self, storage: Storage, what: str, journal: Path, *others: Path) -> None:
+        self.storage, self._lease = storage, _Lease(storage, what)
+        self._journal, self._files = journal, (journal, *others)
         self._wake, self._ended = threading.Event(), False
-        self._sizes: dict[Path, int] = {}  # as copied; the files only grow
+        self._sizes: dict[Path, int] = {}  # of the files, as copied
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Mirror:
-        if self._storage.remote:
+        """Raises UserError where another driver has the bucket, or `Storage.catch_up` does."""
+        if self.storage.remote:
+            self._lease.take()
+            self.storage.catch_up(self._journal)
             self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
             self._thread.start()
         return self
@@ -167,9 +241,12 @@ class Mirror:
         while not last:
             last = self._ended
             try:
+                self._lease.renew()
                 self._copy()
+                if last:
+                    self._lease.drop()
                 away = False
-            except OSError as error:
+            except (OSError, UserError) as error:
                 if not away:
                     log.warning("no copy of the journal was written: %s", _line(error))
                 away = True
@@ -180,8 +257,25 @@ class Mirror:
         for file in self._files:
             size = file.stat().st_size if file.exists() else 0
             if size != self._sizes.get(file, 0):
-                self._storage.put(file)
+                self.storage.write(file.name, file.read_bytes())
                 self._sizes[file] = size
+
+
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Raises UserError for an OSError within: what could not be done, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: {_line(error)}") from error
+
+
+def _whole_lines(content: bytes | None) -> bytes:
+    return content[: content.rfind(b"\n") + 1] if content else b""
+
+
+def _first_line(content: bytes) -> str:
+    return content.decode().partition("\n")[0]
 
 
 def _line(error: Exception) -> str:

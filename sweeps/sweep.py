@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ali.cli import make_folder, parse_args
 from ali.config import EPOCH, Common, Config
 from ali.errors import UserError
+from ali.files import writing
 from sweeps import tracking
 from sweeps.space import Point, Space, paper
 from sweeps.storage import Mirror, Storage, storage_address
@@ -28,6 +29,7 @@ from sweeps.storage import Mirror, Storage, storage_address
 if TYPE_CHECKING:
     import optuna
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from optuna.trial import FrozenTrial
 
     from sweeps.search import Study
@@ -158,6 +160,11 @@ class Options(Common):
         """Plain JSON types."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
 
+    def save(self) -> None:
+        """Writes them where a resume finds them, all or nothing: UserError where that fails."""
+        with writing(self.folder / OPTIONS) as path:
+            path.write_text(json.dumps(self.to_dict(), indent=1))
+
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Options:
         paths = {k: Path(v) for k, v in plain.items() if k in ("data_dir", "output_dir") and v}
@@ -193,7 +200,9 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
     if not options.resume:
         return options
     saved_file = options.folder / OPTIONS
-    if not saved_file.exists() and not (options.storage_path and _fetch(options)):
+    if options.storage_path:  # where it may have gone on, from another machine
+        options.storage().fetch(saved_file)
+    if not saved_file.exists():
         raise UserError(
             f"there is no sweep {options.name!r} in {options.output_dir} to resume: "
             f"leave --resume out to start it"
@@ -211,11 +220,6 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
             f"a resume cannot change {names}: leave it out, or start a sweep of another --name"
         )
     return options
-
-
-def _fetch(options: Options) -> bool:
-    """Brings a sweep here whose machine was lost, from its storage; False: it is not there."""
-    return all(options.storage().get(options.folder / name) for name in (JOURNAL, OPTIONS))
 
 
 def launch(sweep: Sweep, options: Options) -> int:
@@ -236,37 +240,54 @@ def launch(sweep: Sweep, options: Options) -> int:
             f"a sweep {options.name!r} exists in {options.storage_path or options.output_dir}: "
             "add --resume to go on with it, or choose another --name"
         )
-    what = f"sweep {options.name!r}"
-    if options.folder.exists():
-        with only_driver(options.folder, what):
-            pass  # another driver is told of at once, and not after Ray's start
-    if not options.uri.startswith("sqlite:"):
-        tracking.connect(options.uri)  # before minutes are spent on data
-    experiment = sweep.experiment or _ali()
-    objective = experiment.objective(options.config())  # bad data is found here, not in each trial
-    refuse_dead_cluster()
-    make_folder(options.output_dir)
-    _quiet()
-    began = time.monotonic()
-    with ThreadPoolExecutor(1) as beside:  # a new database and Ray both take seconds to start
-        connecting = beside.submit(tracking.connect, options.uri)
-        share = allot(options, start_ray())
-        client = connecting.result()
-    where = tracking.experiment_id(client, options.output_dir)
-    if known := tracking.find_sweep(client, where, options.name):
-        if not options.resume:
-            raise UserError(
-                f"MLflow at {options.uri} has a sweep {options.name!r} already: "
-                "choose another --name"
-            )
-        if (before := tracking.objective_of(known)) != objective:
-            raise UserError(
-                f"sweep {options.name!r} minimises {before}, but on this data a sweep minimises "
-                f"{objective}: resume it with the --data-dir it was started with"
-            )
-    make_folder(options.folder)
-    with only_driver(options.folder, what):
-        return _Driver(sweep, experiment, objective, options, share, client, where, began).run()
+    with contextlib.ExitStack() as held:
+        mirror = None
+        if options.resume:  # another driver is told of at once, and not after Ray's start
+            mirror = held.enter_context(_holding(options, storage))
+        if not options.uri.startswith("sqlite:"):
+            tracking.connect(options.uri)  # before minutes are spent on data
+        experiment = sweep.experiment or _ali()
+        objective = experiment.objective(options.config())  # bad data is found here, not in trials
+        refuse_dead_cluster()
+        make_folder(options.output_dir)
+        _quiet()
+        began = time.monotonic()
+        with ThreadPoolExecutor(1) as beside:  # a new database and Ray both take seconds to start
+            connecting = beside.submit(tracking.connect, options.uri)
+            share = allot(options, start_ray())
+            client = connecting.result()
+        where = tracking.experiment_id(client, options.output_dir)
+        _refuse_other_sweep(options, objective, tracking.find_sweep(client, where, options.name))
+        if mirror is None:
+            mirror = held.enter_context(_holding(options, storage))
+        return _Driver(
+            sweep, experiment, objective, options, share, client, where, began, mirror
+        ).run()
+
+
+@contextlib.contextmanager
+def _holding(options: Options, storage: Storage) -> Iterator[Mirror]:
+    """Within, this is the sweep's only driver. Raises UserError where there is another."""
+    folder, what = options.folder, f"sweep {options.name!r}"
+    make_folder(folder)
+    with (
+        only_driver(folder, what),
+        Mirror(storage, what, folder / JOURNAL, folder / OPTIONS) as mirror,
+    ):
+        yield mirror
+
+
+def _refuse_other_sweep(options: Options, objective: str, known: Run | None) -> None:
+    """Raises UserError where the run that MLflow has of this name is not this sweep's."""
+    if known and not options.resume:
+        raise UserError(
+            f"MLflow at {options.uri} has a sweep {options.name!r} already: choose another --name"
+        )
+    if known and (before := tracking.objective_of(known)) != objective:
+        raise UserError(
+            f"sweep {options.name!r} minimises {before}, but on this data a sweep minimises "
+            f"{objective}: resume it with the --data-dir it was started with"
+        )
 
 
 def _ali() -> Experiment:
@@ -307,10 +328,11 @@ class _Driver:
         client: MlflowClient,
         where: str,
         began: float,  # on the monotonic clock, before Ray's start
+        mirror: Mirror,
     ) -> None:
         self.sweep, self.experiment, self.objective = sweep, experiment, objective
         self.options, self.share, self.client, self.where = options, share, client, where
-        self.began, self.storage = began, options.storage()
+        self.began, self.mirror, self.storage = began, mirror, mirror.storage
         self.base = options.config()
         self.space = replace(sweep.space, bn_with_z=sweep.space.bn_with_z or options.bn_with_z)
 
@@ -329,7 +351,7 @@ class _Driver:
         from sweeps.search import Study
 
         options = self.options
-        (options.folder / OPTIONS).write_text(json.dumps(options.to_dict(), indent=1))
+        options.save()
         study = Study(options.folder / JOURNAL, options.name, options.seed, options.startup_trials)
         if not any(trial.state.name != "WAITING" for trial in study.trials()):
             for point in self.sweep.first[: options.num_trials]:
@@ -338,8 +360,7 @@ class _Driver:
         parent = tracking.start_sweep(self.client, self.where, options.name, self.objective, params)
         to = tracking.Destination(options.uri, self.where, options.name, parent, self.objective)
         reconcile(self.client, to, study)
-        with Mirror(self.storage, options.folder / OPTIONS, options.folder / JOURNAL) as mirror:
-            done = self._tune(study, to, stop, mirror)
+        done = self._tune(study, to, stop)
         reconcile(self.client, to, study)
         if done:
             self._complete(study, to)
@@ -353,7 +374,7 @@ class _Driver:
             {**self.base.to_dict(), **point, "seed": self.options.seed + trial.number}
         ).to_dict()
 
-    def _tune(self, study: Study, to: tracking.Destination, stop: _Stop, mirror: Mirror) -> bool:
+    def _tune(self, study: Study, to: tracking.Destination, stop: _Stop) -> bool:
         """Trains until the sweep is complete (True) or interrupted (False)."""
         from ray import tune
 
@@ -371,7 +392,7 @@ class _Driver:
         setting = Setting(
             self.experiment, to, options.image_every or tenth, share.threads, options.outage_seconds
         )
-        progress = Progress(options, study, to, share, self.storage, mirror)
+        progress = Progress(options, study, to, share, self.mirror)
         trainable = tune.with_resources(
             tune.with_parameters(AliTrial, setting=setting),
             {"cpu": share.cpus, "gpu": share.gpus},

@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -121,3 +122,18 @@ def test_a_password_in_an_address_is_refused_since_addresses_are_logged():
     with pytest.raises(UserError, match="--tracking-uri must not hold a password"):
         options(tracking_uri="https://me:secret@mlflow.example.org")
     assert options(tracking_uri="https://mlflow.example.org").tracking_uri
+
+
+def test_a_full_disk_spares_the_options_that_are_saved(tmp_path):
+    known = options(output_dir=tmp_path, num_trials=7)
+    known.folder.mkdir()
+    known.save()
+    saved = (known.folder / "sweep.json").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*sweep\.json"):
+            replace(known, num_trials=8).save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [(f.name, f.read_bytes()) for f in known.folder.iterdir()] == [("sweep.json", saved)]

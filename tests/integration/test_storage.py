@@ -1,10 +1,12 @@
 """Checkpoints and artifacts on a server that speaks S3, and MLflow over PostgreSQL."""
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -13,7 +15,7 @@ from harness import EPOCHS, Server, Toy, answers, audit, free_port, wait_for
 from mlflow import MlflowClient
 
 from ali.errors import UserError
-from sweeps.storage import Mirror, Storage
+from sweeps.storage import LEASE, Mirror, Storage
 
 BUCKET = "sweeps"
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hush-hush"}
@@ -87,20 +89,112 @@ def test_a_bucket_and_a_folder_are_alike(storage, tmp_path):
     storage.delete(found[1])
     storage.delete(found[1])  # gone already
     assert storage.checkpoints("00000") == [found[0], found[2]]
-    assert not storage.get(tmp_path / "here" / "journal") and not (tmp_path / "here").exists()
-    (tmp_path / "journal").write_text("one\n")
-    storage.put(tmp_path / "journal")
-    assert storage.get(tmp_path / "here" / "journal")
-    assert (tmp_path / "here" / "journal").read_text() == "one\n"
+    copy = tmp_path / "here" / "journal"
+    storage.fetch(copy)
+    assert storage.read("journal") is None and not copy.parent.exists()
+    storage.write("journal", b"one\n")
+    storage.fetch(copy)
+    assert storage.read("journal") == copy.read_bytes() == b"one\n"
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "then"),
+    [
+        ("", "1\n2\n", "1\n2\n"),
+        ("1\n", "1\n2\n", "1\n2\n"),
+        ("1\n2\n", "1\n", "1\n2\n"),
+        ("1\n2", "1\n2\n3\n", "1\n2\n3\n"),  # a killed driver's last line
+        ("1\n2\n", "1\n3\n", None),
+    ],
+)
+def test_the_longer_journal_is_gone_on_with(storage, tmp_path, here, there, then):
+    journal = tmp_path / "here" / "journal"
+    journal.parent.mkdir()
+    journal.write_text(here)
+    storage.write("journal", there.encode())
+    with contextlib.nullcontext() if then else pytest.raises(UserError, match="has gone on in"):
+        storage.catch_up(journal)
+    assert journal.read_text() == (then or here)
 
 
 def test_the_mirror_follows_a_growing_file_and_is_complete_at_its_end(storage, tmp_path):
-    journal, copy = tmp_path / "journal", tmp_path / "copy" / "journal"
+    journal, copy = tmp_path / "journal", storage.read
     journal.write_text("1\n")
-    with Mirror(storage, journal, tmp_path / "absent"), journal.open("a") as file:
+    with Mirror(storage, "it", journal, tmp_path / "absent"), journal.open("a") as file:
         file.write("2\n")
-    assert storage.get(copy) == storage.remote  # a local folder has the journal itself
-    assert not storage.remote or copy.read_text() == "1\n2\n"
+    # a local folder has the journal itself
+    assert copy("journal") == (b"1\n2\n" if storage.remote else None)
+    assert copy(LEASE) is None
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from sweeps import storage
+storage.MIRROR_SECONDS, storage.LEASE_SECONDS = 0.5, 3
+address, name, journal = sys.argv[1:]
+with storage.Mirror(storage.Storage.at(address, name), "the sweep", Path(journal)):
+    print("drives", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def drive(store, tmp_path):
+    """Starts a driver on a machine of its own, as far as it can know."""
+    started = []
+
+    def start(machine):
+        (tmp_path / machine).mkdir(exist_ok=True)
+        command = [sys.executable, "-c", DRIVER, store.uri, tmp_path.name]
+        started.append(
+            subprocess.Popen(
+                [*command, str(tmp_path / machine / "journal")],
+                env={**os.environ, **KEYS},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_one_driver_has_a_bucket(drive):
+    first = drive("a")
+    assert first.stdout.readline() == "drives\n"
+    _, err = drive("b").communicate(timeout=60)
+    assert f"the sweep is being run by process {first.pid} on" in err
+    first.communicate("ends")
+    assert first.returncode == 0
+    next_one = drive("b")
+    assert next_one.stdout.readline() == "drives\n"  # at once
+    next_one.kill()
+    last = drive("a")
+    assert f"was run by process {next_one.pid} on" in last.stdout.readline()
+    assert last.stdout.readline() == "drives\n"
+
+
+def test_a_driver_that_was_taken_for_dead_ends_when_it_is_back(drive, store, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "journal").write_text("1\n")
+    first = drive("a")
+    assert first.stdout.readline() == "drives\n"
+    wait_for(lambda: store.keys(f"runs/{tmp_path.name}/journal"), first)
+    os.kill(first.pid, signal.SIGSTOP)
+    second = drive("b")
+    assert "was run by" in second.stdout.readline() and second.stdout.readline() == "drives\n"
+    assert (tmp_path / "b" / "journal").read_text() == "1\n"
+    os.kill(first.pid, signal.SIGCONT)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 1 and f"taken over by process {second.pid} on" in err
+    second.communicate("ends")
+    assert second.returncode == 0
 
 
 def test_addresses_that_are_none_or_hold_a_secret(tmp_path, store):
@@ -134,9 +228,13 @@ def clustered(tmp_path, store):
 def test_a_sweep_outlives_its_machine_where_its_storage_is_a_bucket(clustered, store):
     toy, trials = clustered, 8
     options = ("--tracking-uri", toy.server, "--num-trials", str(trials), "--keep", "2")
-    process = toy.start(*options)
+    slow = replace(toy, env={**toy.env, "TOY_SECONDS": "1.5"})  # outlasts a second driver's start
+    process = slow.start(*options)
     wait_for(lambda: toy.epochs().total() >= 9, process)
     wait_for(lambda: any("checkpoint_" in key for key in store.keys(f"runs/{toy.name}/")), process)
+    elsewhere = replace(toy, runs_folder=toy.folder / "elsewhere")
+    refused = elsewhere.run("--resume", "--tracking-uri", toy.server, expect=2)
+    assert f"sweep '{toy.name}' is being run by process {process.pid} on" in refused
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     before = toy.epochs().total()
@@ -151,7 +249,7 @@ def test_a_sweep_outlives_its_machine_where_its_storage_is_a_bucket(clustered, s
     assert f"checkpoints in sweeps/runs/{toy.name}" in out
     storage = Storage.at(store.uri, toy.name)
     states = [key for key in store.keys(f"runs/{toy.name}/") if "experiment_state-" in key]
-    assert storage.get(toy.runs / toy.name / Path(max(states)).name)  # where audit looks
+    storage.fetch(toy.runs / toy.name / Path(max(states)).name)  # where audit looks
     ends = audit(toy, trials)
     repeated = sum(count - 1 for count in toy.epochs().values())
     assert repeated <= 2 * 3 and before >= 9, "of two trials: an epoch not saved, one damaged"
