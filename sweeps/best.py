@@ -68,7 +68,8 @@ class Options:
     output_dir: Path = field(default_factory=output_folder)
     """Folder of all sweeps; the training goes to <output-dir>/<name>/best-<trial>."""
     storage_path: str | None = field(default_factory=storage_address)
-    """Where the sweep keeps its checkpoints, if not in --output-dir; default: $ALI_STORAGE_PATH."""
+    """Where the sweep keeps its checkpoints, if not in --output-dir, and this training copies of
+    its own; default: $ALI_STORAGE_PATH."""
     tracking_uri: str | None = None
     """MLflow server; default: $MLFLOW_TRACKING_URI, or mlflow.db in --output-dir."""
 
@@ -87,6 +88,7 @@ def train_best(options: Options) -> int:
     import torch
 
     options = replace(options, output_dir=options.output_dir.resolve())
+    options.storage().check()
     given = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     uri = given or tracking.default_uri(options.output_dir)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
@@ -130,6 +132,7 @@ class _Training:
         from sweeps.trainable import versions
 
         self.options, self.config, self.trial = options, config, trial
+        self.storage = options.storage()
         self.dataset = data.load(config)
         self.test = data.load_test(config)  # bad test files are found before a night of training
         self.trial_id = trial.data.tags[tracking.TRIAL]
@@ -175,10 +178,8 @@ class _Training:
         from ray import train
         from ray.train.torch import TorchTrainer
 
-        from ali.state import State
-        from ali.train import device
-
         workers, threads = self.options.workers, self.options.threads or 1
+        storage = self.storage
         refuse_dead_cluster()
         has = start_ray()
         gpus = int(has.get("GPU", 0))
@@ -196,7 +197,8 @@ class _Training:
             ),
             run_config=train.RunConfig(
                 name="workers",
-                storage_path=str(self.folder),
+                storage_path=f"{storage.folder}/{self.folder.name}",
+                storage_filesystem=storage.filesystem if storage.remote else None,
                 failure_config=train.FailureConfig(max_failures=MAX_FAILURES),
             ),
         )
@@ -213,7 +215,9 @@ class _Training:
             signal.signal(signal.SIGINT, ctrl_c)
         if failure is not None:
             raise failure
-        return State.load(self.folder / "checkpoint", device(), self.config)
+        found = self._load(self._own())
+        assert found is not None
+        return found[0]
 
     def say(self, line: str) -> None:
         """Prints a line, once; of several workers the first writes it to the log instead."""
@@ -225,8 +229,6 @@ class _Training:
 
     def _begin(self) -> State | None:
         """The state to go on from: this training's own, or else the trial's last, if it is here."""
-        from ali.state import State
-        from ali.train import device
         from sweeps.trainable import STATE
 
         known, name = self.trial.data.metrics, self.to.objective
@@ -236,12 +238,34 @@ class _Training:
                 f"warning: its samples have collapsed ({SAMPLE_DIVERSITY} "
                 f"{known[SAMPLE_DIVERSITY]:.2f}): look at its pictures before you trust it"
             )
-        own = self.folder / "checkpoint"
-        candidates = [(Storage.at(own, ""), str(own), "")] if own.exists() else []
+        candidates = self._own()
         if self.trial.data.params.get("data_fingerprint") == self.dataset.fingerprint:
-            storage = self.options.storage()
-            for folder in reversed(storage.checkpoints(self.trial_id)):
-                candidates.append((storage, folder, STATE))
+            for folder in reversed(self.storage.checkpoints(self.trial_id)):
+                candidates.append((self.storage, folder, STATE))
+        if (found := self._load(candidates)) is None:
+            self.say("starts from the beginning")
+            return None
+        state, folder = found
+        self.say(f"goes on from epoch {state.epoch} ({folder})")
+        return state
+
+    def _own(self) -> list[tuple[Storage, str, str]]:
+        """Where this training's own checkpoints are, the newest first.
+
+        Of a bucket the copies, which workers on several machines see alike.
+        """
+        local = self.folder / "checkpoint"
+        here = [(Storage.at(local, ""), str(local), "")] if local.exists() else []
+        if not self.storage.remote:
+            return here
+        copies = reversed(self.storage.checkpoints(self.folder.name))
+        return [(self.storage, folder, "") for folder in copies] or here
+
+    def _load(self, candidates: list[tuple[Storage, str, str]]) -> tuple[State, str] | None:
+        """The first that is whole and not past the last epoch, if there is one, and its folder."""
+        from ali.state import State
+        from ali.train import device
+
         for storage, folder, inner in candidates:
             try:
                 with storage.local(folder) as local:
@@ -250,9 +274,7 @@ class _Training:
                 self.say(f"note: {problem}")
                 continue
             if state.epoch <= self.config.epochs:
-                self.say(f"goes on from epoch {state.epoch} ({folder})")
-                return state
-        self.say("starts from the beginning")
+                return state, folder
         return None
 
     def train(self) -> State:
@@ -272,6 +294,7 @@ class _Training:
         last = epoch == total
         if last or epoch % self.options.checkpoint_every == 0:
             state.save(self.folder / "checkpoint")
+            self._copy(epoch)
         pictured = last or epoch % max(1, total // 20) == 0
         self.log.epoch(metrics, ALI.pictures(state, self.config) if pictured else {})
         value = f", {name} {metrics[name]:.4f}" if name in metrics else ""
@@ -279,6 +302,22 @@ class _Training:
             f"epoch {epoch}/{total}: d {metrics['d_loss']:.3f} g {metrics['g_loss']:.3f}"
             f"{value}, {metrics['images_per_second']:.0f} images/s"
         )
+
+    def _copy(self, epoch: int) -> None:
+        """Copies the checkpoint into the sweep's bucket, if it has one, and keeps the one before.
+
+        A bucket that is away is tried again with the next checkpoint.
+        """
+        if not self.storage.remote:
+            return
+        try:
+            self.storage.upload(
+                self.folder / "checkpoint", f"{self.folder.name}/checkpoint_{epoch:06d}"
+            )
+            for old in self.storage.checkpoints(self.folder.name)[:-2]:
+                self.storage.delete(old)
+        except (OSError, UserError) as problem:
+            self.say(f"note: no copy of the checkpoint was written: {problem}")
 
     def _finish(self, state: State) -> None:
         client, run_id = self.log.open()
@@ -405,6 +444,7 @@ def _worker(config: dict[str, Any]) -> Exception | None:
     torch.set_num_threads(options.threads)
     try:
         training = _Training(options, *rest)
+        make_folder(training.folder)  # on this machine
         if parallel.rank() == 0:
             training.log = training._open()
         training.train()

@@ -121,6 +121,15 @@ class Storage:
         with self.filesystem.open_output_stream(f"{self.folder}/{name}") as out:
             out.write(content)
 
+    def upload(self, folder: Path, name: str) -> None:
+        """Copies a local folder into the sweep's folder."""
+        fs.copy_files(
+            str(folder),
+            f"{self.folder}/{name}",
+            source_filesystem=fs.LocalFileSystem(),
+            destination_filesystem=self.filesystem,
+        )
+
     def fetch(self, file: Path) -> None:
         """Brings a file of the sweep's folder here, whole, if it is there.
 

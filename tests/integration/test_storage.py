@@ -263,6 +263,43 @@ def test_a_sweep_outlives_its_machine_where_its_storage_is_a_bucket(clustered, s
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in logged + params
 
 
+@pytest.mark.slow
+def test_a_full_training_outlives_its_machine_too(clustered, store):
+    toy, root = clustered, Path(__file__).parents[2]
+    env = {**os.environ, **toy.env, "MLFLOW_TRACKING_URI": toy.server, "OMP_NUM_THREADS": "1"}
+
+    def start(script, *options):
+        command = [sys.executable, str(root / "sweeps" / script), "--name", toy.name, *options]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, env=env, cwd=toy.folder, text=True, **pipes)
+
+    def run(*command):
+        process = start(*command)
+        out, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, out
+        return out
+
+    sweep = "--data house-numbers --width 0.125 --train-size 600 --labels 100 --draws 1"
+    run("svhn.py", *sweep.split(), "--batch-size", "50", "--epochs", "1", "--num-trials", "1")
+    best = ("best.py", "--svms", "2", "--epochs")
+    under = f"runs/{toy.name}/best-00000/checkpoint_00000"
+    process = start(*best, "50")
+    wait_for(lambda: store.keys(f"{under}4/state.json"), process)
+    process.kill()
+    process.communicate()
+    shutil.rmtree(toy.folder / "runs")
+    damaged = max(key for key in store.keys(under) if "/weights-" in key)
+    store.client().put_object(Bucket=BUCKET, Key=damaged, Body=b"9")
+    epoch = int(damaged.split("/")[3].removeprefix("checkpoint_"))
+    out = run(*best, str(epoch + 1))
+    assert "note: checkpoint" in out and "starts from the beginning" not in out
+    assert f"goes on from epoch {epoch - 1} (sweeps/runs/{toy.name}/best-00000/" in out
+    kept = sorted({key.split("/")[3] for key in store.keys(under)})
+    assert kept == [f"checkpoint_{n:06d}" for n in (epoch, epoch + 1)]
+    workers = run(*best, str(epoch + 2), "--workers", "2")
+    assert f"goes on from epoch {epoch + 1} (sweeps/runs/" in workers
+
+
 def test_a_bucket_that_is_not_there_is_said_in_one_line(clustered, store):
     toy = clustered
     toy.env["ALI_STORAGE_PATH"] = store.uri.replace(BUCKET, "no-such-bucket")

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -31,6 +33,31 @@ def local(tmp_path, database):
     experiment = tracking.experiment_id(client, tmp_path)
     parent = tracking.start_sweep(client, experiment, "s", "val_error", {"epochs": 3})
     return client, tracking.Destination(uri, experiment, "s", parent, "val_error")
+
+
+FIRST = """
+import sys
+from pathlib import Path
+from sweeps import tracking
+folder = Path(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+print(tracking.experiment_id(tracking.connect(tracking.default_uri(folder)), folder))
+"""
+
+
+def test_several_processes_may_be_the_first_to_use_a_database(tmp_path):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-c", FIRST, str(tmp_path)]
+    several = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
+    for process in several:
+        assert process.stdout.readline() == "ready\n"
+    for process in several:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    ended = [process.communicate(timeout=240) for process in several]
+    assert [process.returncode for process in several] == [0, 0, 0], ended
+    assert len({out for out, _ in ended}) == 1, "one experiment"
 
 
 def image():
