@@ -52,7 +52,7 @@ class Storage:
         """
         if "://" not in str(address):
             return cls(fs.LocalFileSystem(), str(Path(address).resolve()), name, remote=False)
-        if urlsplit(str(address)).username is not None:
+        if urlsplit(str(address)).netloc.rpartition("@")[0] not in ("", "anonymous"):
             raise UserError(
                 "--storage-path must not hold keys, which would be logged: "
                 "put them into the environment (AWS_ACCESS_KEY_ID, …) or a role of the machine"
@@ -158,9 +158,13 @@ class Storage:
 
 
 def checkpoints(filesystem: fs.FileSystem, folder: str) -> list[str]:
-    """Checkpoint folders of a trial whose folder is given, oldest first."""
-    found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-    return sorted(info.path for info in found if info.base_name.startswith("checkpoint_"))
+    """Checkpoint folders of a trial whose folder is given, oldest first.
+
+    By the files in them: where a listing is not recursive, Google's has no folders (arrow #35993).
+    """
+    files = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=True))
+    names = {file.path[len(folder) :].strip("/").partition("/")[0] for file in files}
+    return sorted(f"{folder}/{name}" for name in names if name.startswith("checkpoint_"))
 
 
 class _Lease:

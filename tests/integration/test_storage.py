@@ -13,6 +13,7 @@ import boto3
 import pytest
 from harness import EPOCHS, Server, Toy, answers, audit, free_port, wait_for
 from mlflow import MlflowClient
+from pyarrow import fs
 
 from ali.errors import UserError
 from sweeps.storage import LEASE, Mirror, Storage
@@ -28,11 +29,8 @@ class ObjectStore:
         self.address = f"127.0.0.1:{(port := free_port())}"
         self.uri = f"s3://{BUCKET}/runs?scheme=http&endpoint_override={self.address}"
         self.env = {**KEYS, "MLFLOW_S3_ENDPOINT_URL": f"http://{self.address}"}
-        log = folder / "s3.log"
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        with log.open("w") as out:
-            self.process = subprocess.Popen(command, stdout=out, stderr=out)
-        answers(f"http://{self.address}/moto-api/", log)
+        self.process = serve("moto.server", "-H", "127.0.0.1", "-p", str(port), folder=folder)
+        answers(f"http://{self.address}/moto-api/", folder / "moto.server.log")
         self.client().create_bucket(Bucket=BUCKET)
 
     def client(self):
@@ -49,6 +47,11 @@ class ObjectStore:
         return [item["Key"] for page in pages for item in page.get("Contents", ())]
 
 
+def serve(module, *options, folder):
+    with (folder / f"{module}.log").open("w") as out:
+        return subprocess.Popen([sys.executable, "-m", module, *options], stdout=out, stderr=out)
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     made = ObjectStore(tmp_path_factory.mktemp("s3"))
@@ -57,13 +60,25 @@ def store(tmp_path_factory):
     made.process.wait()
 
 
-@pytest.fixture(params=["folder", "s3"])
-def storage(request, tmp_path, store, monkeypatch):
+@pytest.fixture(scope="module")
+def google(tmp_path_factory):
+    """The address of a bucket on a server that speaks Google's protocol."""
+    folder, port, module = tmp_path_factory.mktemp("gs"), str(free_port()), "gcp_storage_emulator"
+    options = ("start", "--in-memory", "--host", "127.0.0.1", "--port", port)
+    process = serve(module, *options, "--default-bucket", BUCKET, folder=folder)
+    answers(f"http://127.0.0.1:{port}/storage/v1/b/{BUCKET}", folder / f"{module}.log")
+    yield f"gs://anonymous@{BUCKET}/runs?scheme=http&endpoint_override=127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(params=["folder", "s3", "gs"])
+def storage(request, tmp_path, store, google, monkeypatch):
     for key, value in KEYS.items():
         monkeypatch.setenv(key, value)
-    address = tmp_path / "runs" if request.param == "folder" else store.uri
+    address = {"folder": tmp_path / "runs", "s3": store.uri, "gs": google}[request.param]
     made = Storage.at(address, tmp_path.name)
-    assert made.remote == (request.param == "s3")
+    assert made.remote == (request.param != "folder")
     made.filesystem.create_dir(made.folder)
     return made
 
@@ -200,6 +215,8 @@ def test_a_driver_that_was_taken_for_dead_ends_when_it_is_back(drive, store, tmp
 def test_addresses_that_are_none_or_hold_a_secret(tmp_path, store):
     with pytest.raises(UserError, match="must not hold keys"):
         Storage.at("s3://key:secret@bucket/runs", "toy")
+    with pytest.raises(UserError, match="must not hold keys"):
+        Storage.at("gs://token@bucket/runs", "toy")
     with pytest.raises(UserError, match=r"--storage-path nfs://server/runs: .*nfs"):
         Storage.at("nfs://server/runs", "toy")
 
@@ -261,6 +278,23 @@ def test_a_sweep_outlives_its_machine_where_its_storage_is_a_bucket(clustered, s
     logged = out + "".join(path.read_text() for path in (toy.runs / toy.name).glob("*.json"))
     params = str([run.data.params for run in toy.parents()])
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in logged + params
+
+
+@pytest.mark.slow
+def test_a_sweep_outlives_its_machine_where_its_storage_is_googles(toy, google):
+    toy.env.update(ALI_STORAGE_PATH=google, TOY_SECONDS="0.4")
+    process = toy.start("--num-trials", "4")
+    wait_for(lambda: toy.epochs().total() >= 6, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    (toy.runs / toy.name / "optuna.journal").unlink()
+    toy.run("--resume")
+    storage = Storage.at(google, toy.name)
+    files = storage.filesystem.get_file_info(fs.FileSelector(storage.folder))
+    states = [info.base_name for info in files if info.base_name.startswith("experiment_state-")]
+    storage.fetch(toy.runs / toy.name / max(states))  # where audit looks
+    ends = audit(toy, 4)
+    assert any(storage.checkpoints(name) for name in ends)
 
 
 @pytest.mark.slow
