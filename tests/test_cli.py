@@ -16,7 +16,7 @@ import scipy.io
 from PIL import Image
 
 from ali import __main__ as commands
-from ali import cli, evaluate
+from ali import cli, evaluate, files
 from ali.config import Config
 from ali.data import Images
 from ali.errors import UserError
@@ -459,11 +459,11 @@ def test_parse_args_puts_options_on_a_default():
 def test_writing_leaves_the_old_file_on_failure(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), cli.writing(path) as partial:
+    with pytest.raises(ZeroDivisionError), files.writing(path) as partial:
         partial.write_text("half")
         1 // 0  # noqa: B018
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(UserError, match="cannot write"), cli.writing(path):
+    with pytest.raises(UserError, match="cannot write"), files.writing(path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
