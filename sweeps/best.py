@@ -179,7 +179,6 @@ class _Training:
         from ray.train.torch import TorchTrainer
 
         workers, threads = self.options.workers, self.options.threads or 1
-        storage = self.storage
         refuse_dead_cluster()
         has = start_ray()
         gpus = int(has.get("GPU", 0))
@@ -197,8 +196,8 @@ class _Training:
             ),
             run_config=train.RunConfig(
                 name="workers",
-                storage_path=f"{storage.folder}/{self.folder.name}",
-                storage_filesystem=storage.filesystem if storage.remote else None,
+                storage_path=f"{self.storage.folder}/{self.folder.name}",
+                storage_filesystem=self.storage.filesystem if self.storage.remote else None,
                 failure_config=train.FailureConfig(max_failures=MAX_FAILURES),
             ),
         )

@@ -136,20 +136,18 @@ class Storage:
         Raises UserError like `read`.
         """
         if (content := self.read(file.name)) is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with writing(file) as partial:
-                partial.write_bytes(content)
+            _replace(file, content)
 
     def catch_up(self, file: Path) -> None:
-        """`fetch` of a file to which lines are added, where the copy there has more of them.
+        """Brings a file to which lines are added here, if there are more of them there.
 
         Raises UserError where each has lines that the other has not.
         """
         there, here = _whole_lines(self.read(file.name)), b""
         if file.exists():
             here = _whole_lines(file.read_bytes())
-        if there.startswith(here):
-            self.fetch(file)
+        if len(there) > len(here) and there.startswith(here):
+            _replace(file, there)
         elif not here.startswith(there):
             raise UserError(
                 f"sweep {self.name!r} has gone on in {file.parent} and, without it, in "
@@ -281,6 +279,12 @@ def _refusing(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{what}: {_line(error)}") from error
+
+
+def _replace(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with writing(file) as partial:
+        partial.write_bytes(content)
 
 
 def _whole_lines(content: bytes | None) -> bytes:
