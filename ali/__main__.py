@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from ali import table1
 from ali.cli import main, make_folder, parse_args, terminable
 from ali.config import (
     D_LOSS,
@@ -26,13 +25,14 @@ from ali.config import (
     DataName,
     Precision,
 )
+from ali.data.files import writing
 from ali.errors import NonFiniteError, UserError
-from ali.files import writing
+from ali.evaluation import table1
 
 if TYPE_CHECKING:
     from ali.data import Dataset
-    from ali.networks import ALI
-    from ali.state import State
+    from ali.models.networks import ALI
+    from ali.training.state import State
 
 PROG = "python -m ali"
 # What the line of an epoch tells, where it was measured; metrics.jsonl has everything
@@ -215,8 +215,8 @@ def train(options: Train) -> None:
 
 def _train(options: Train, folder: Path, config: Config) -> None:
     from ali import data, experiment
-    from ali.state import State
-    from ali.train import device
+    from ali.training.state import State
+    from ali.training.step import device
 
     dataset = data.load(config)
     for note in dataset.notes:
@@ -261,16 +261,17 @@ def _cut_log(path: Path, epoch: int) -> None:
 
 
 def _draw_epoch(state: State, dataset: Dataset, folder: Path) -> None:
-    from ali import evaluate, figures
+    from ali.evaluation import protocol
+    from ali.figures import paper
 
     networks = state.networks
     if state.config.data == "mixture":
-        samples = figures.mixture_panels(networks, state.config)
+        samples = paper.mixture_panels(networks, state.config)
     else:
-        samples = evaluate.samples(networks)
+        samples = protocol.samples(networks)
     _write_png(folder / f"samples-{state.epoch:04d}.png", samples)
     if state.config.data != "mixture" and networks.encoder is not None:
-        shown = evaluate.reconstructions(networks, dataset.valid.x[: figures.SHOWN])
+        shown = protocol.reconstructions(networks, dataset.valid.x[: paper.SHOWN])
         _write_png(folder / f"reconstructions-{state.epoch:04d}.png", shown)
 
 
@@ -307,9 +308,9 @@ def _checkpoint(folder: Path) -> Path:
 
 
 def _load(options: _Trained) -> tuple[ALI, Config]:
-    from ali.networks import compute_dtype
-    from ali.state import load_networks
-    from ali.train import device
+    from ali.models.networks import compute_dtype
+    from ali.training.state import load_networks
+    from ali.training.step import device
 
     networks, config = load_networks(_checkpoint(options.checkpoint), device())
     if options.precision is not None and config.data != "mixture":  # points are always fp32
@@ -332,18 +333,18 @@ def _load_for_images(options: _Trained) -> tuple[ALI, Config]:
 
 def draw(options: Sample | Reconstruct | Interpolate) -> None:
     """Writes the grid that is asked for."""
-    from ali import evaluate
+    from ali.evaluation import protocol
 
     networks, config = _load_for_images(options)
     if isinstance(options, Sample):
-        picture = evaluate.samples(networks, options.count, options.seed)
+        picture = protocol.samples(networks, options.count, options.seed)
     else:
         x = _validation_images(options, networks, config)
         if isinstance(options, Reconstruct):
-            picture = evaluate.reconstructions(networks, x[: options.count], options.seed)
+            picture = protocol.reconstructions(networks, x[: options.count], options.seed)
         else:
             pairs = x[: 2 * options.rows]
-            picture = evaluate.interpolations(
+            picture = protocol.interpolations(
                 networks, pairs, options.rows, options.steps, options.seed
             )
     _write_png(options.output, picture)
@@ -351,44 +352,42 @@ def draw(options: Sample | Reconstruct | Interpolate) -> None:
 
 def figure(options: Figure) -> None:
     """Writes the figure that is asked for."""
-    from ali import figures
+    from ali.figures import paper
 
     networks, config = _load(options)
-    figures.check(options.number, config.data)
+    paper.check(options.number, config.data)
     if options.gan is not None and options.number != 7:
         raise UserError(f"figure {options.number} shows no GAN: leave --gan out")
     if options.number == 7:
         _write_png(options.output, _mixture(options, networks, config))
         return
     data = options.data or config.data
-    figures.check(options.number, data)
+    paper.check(options.number, data)
     x = _validation_images(options, networks, config)
     if options.number == 6:
-        picture = figures.interpolations(networks, x, data, options.seed)
+        picture = paper.interpolations(networks, x, data, options.seed)
     else:
-        picture = figures.samples_and_reconstructions(
-            options.number, networks, x, data, options.seed
-        )
+        picture = paper.samples_and_reconstructions(options.number, networks, x, data, options.seed)
     _write_png(options.output, picture)
 
 
 def _mixture(options: Figure, networks: ALI, config: Config) -> np.ndarray:
     """Fig. 7. Raises UserError where --checkpoint is no ALI, or --gan no GAN on its mixture."""
-    from ali import figures
+    from ali.figures import paper
 
     if options.data is not None or options.data_dir is not None:
         raise UserError("figure 7 draws its own points: leave --data and --data-dir out")
     if config.model != "ali":
         raise UserError("figure 7 takes an ALI as --checkpoint and the GAN as --gan")
     if options.gan is None:
-        return figures.mixture_panels(networks, config, seed=options.seed)
+        return paper.mixture_panels(networks, config, seed=options.seed)
     gan, other = _load(replace(options, checkpoint=options.gan))
     if (other.model, other.data, other.modes) != ("gan", "mixture", config.modes):
         raise UserError(
             f"--gan {options.gan} is of --model {other.model} --data {other.data} --modes "
             f"{other.modes}: it must be of --model gan --data mixture --modes {config.modes}"
         )
-    return figures.mixture_panels(networks, config, gan, options.seed)
+    return paper.mixture_panels(networks, config, gan, options.seed)
 
 
 def _validation_images(options: _Pictures, networks: ALI, config: Config) -> np.ndarray:
@@ -429,15 +428,15 @@ def _write_png(path: Path, picture: np.ndarray) -> None:
 
 def encode(options: Encode) -> None:
     """Writes mu, and features and names where there are any, to options.output."""
-    from ali import evaluate
-    from ali.images import read_images
+    from ali.data.images import read_images
+    from ali.evaluation import protocol
 
     networks, _ = _load_for_images(options)
     networks.sees()
     x, names = read_images(options.input, networks.table.image[1])
-    found = {"mu": evaluate.mu(networks, x)}
+    found = {"mu": protocol.mu(networks, x)}
     if options.features:
-        found["features"] = evaluate.features(networks, x)
+        found["features"] = protocol.features(networks, x)
     if names is not None:
         found["names"] = np.array(names)
     with writing(options.output) as partial, open(partial, "wb") as file:

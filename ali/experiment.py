@@ -9,11 +9,13 @@ from collections.abc import Iterator
 
 import torch
 
-from ali import data, evaluate, parallel, quality, train
+from ali import data, distributed
 from ali.config import EPOCH, MODES_MISSED, SAMPLE_DISTANCE, VAL_ERROR, Config
 from ali.data import Dataset
 from ali.errors import NonFiniteError
-from ali.state import State
+from ali.evaluation import protocol, quality
+from ali.training import step
+from ali.training.state import State
 
 TRAIN_SECONDS = "train_seconds"  # wall time of the epoch's training
 EVAL_SECONDS = "eval_seconds"  # wall time of its evaluation, where there was one
@@ -36,17 +38,17 @@ def run(
     """
     dataset = data.load(config) if dataset is None else dataset
     if state is None:
-        state = State.create(config, dataset.train, device or train.device())
+        state = State.create(config, dataset.train, device or step.device())
     with warnings.catch_warnings():  # the images are mapped read-only, and only read
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         images = torch.from_numpy(dataset.train.x).to(state.device)
     while state.epoch < config.epochs:
         start = time.perf_counter()
-        metrics = train.train_epoch(state, images)
+        metrics = step.train_epoch(state, images)
         metrics |= {EPOCH: state.epoch, TRAIN_SECONDS: time.perf_counter() - start}
         if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
             start = time.perf_counter()
-            metrics |= parallel.first(lambda: evaluated(state, dataset, config))
+            metrics |= distributed.first(lambda: evaluated(state, dataset, config))
             metrics[EVAL_SECONDS] = time.perf_counter() - start
         yield state, metrics
 
@@ -70,7 +72,7 @@ def evaluated(state: State, dataset: Dataset, config: Config) -> dict[str, float
         raise NonFiniteError(state.step, (str(error),)) from error
     if objective(config, dataset) == VAL_ERROR:
         try:
-            metrics[VAL_ERROR] = evaluate.val_error(state.networks, dataset, config)
+            metrics[VAL_ERROR] = protocol.val_error(state.networks, dataset, config)
         except FloatingPointError as error:
             raise NonFiniteError(state.step, (f"features of {VAL_ERROR}",)) from error
     if broken := tuple(name for name, value in metrics.items() if not math.isfinite(value)):

@@ -29,9 +29,11 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
-from ali import data, evaluate, quality, svm, train
+from ali import data
 from ali.config import Config
-from ali.state import State
+from ali.evaluation import protocol, quality, svm
+from ali.training import step
+from ali.training.state import State
 
 T = TypeVar("T")
 LABELS, VALID, TEST, MACHINES, CLASSES = 1000, 10_000, 26_032, 100, 10
@@ -48,7 +50,7 @@ def encoder(config: Config, dataset: data.Dataset) -> State:
     state = State.create(config, dataset.train, "cpu")
     state.networks.train()
     with torch.no_grad():
-        for x in evaluate.chunks(state.networks, dataset.train.x[:2500]):
+        for x in protocol.chunks(state.networks, dataset.train.x[:2500]):
             for _ in range(12):  # 0.95¹² = 0.54 a chunk: the initial statistics fade out
                 state.networks.sees()(x)
     return state
@@ -69,7 +71,7 @@ def main() -> None:
     assert dataset.labelled.y is not None and dataset.valid.y is not None and images.y is not None
 
     def encode(x: np.ndarray) -> np.ndarray:
-        return evaluate.features(networks, x)
+        return protocol.features(networks, x)
 
     rows = [
         data.draw_labelled(
@@ -124,11 +126,11 @@ def main() -> None:
 def in_a_sweep(config: Config, dataset: data.Dataset) -> None:
     state, dataset = encoder(config, dataset), replace(dataset, valid=dataset.valid[:VALID])
     images = torch.from_numpy(np.array(dataset.train.x[: STEPS * BATCH]))
-    train.train_epoch(state, images)  # what the first steps set up
-    steps, _ = seconds(lambda: train.train_epoch(state, images))
+    step.train_epoch(state, images)  # what the first steps set up
+    steps, _ = seconds(lambda: step.train_epoch(state, images))
     epoch = steps / STEPS * TRAIN / BATCH
     print(f"\nan epoch of {TRAIN:,} images trains for {epoch:.0f} s in {config.precision}; of that")
-    for name, measure in (("val_error", evaluate.val_error), ("quality", quality.measure)):
+    for name, measure in (("val_error", protocol.val_error), ("quality", quality.measure)):
         took, _ = seconds(lambda measure=measure: measure(state.networks, dataset, config))
         print(f"{name:14} {took:6.1f} s {took / epoch:8.1%}")
 

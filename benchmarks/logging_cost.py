@@ -19,7 +19,7 @@ import torch
 
 from ali import data, experiment
 from ali.config import VAL_ERROR, Config
-from ali.train import device
+from ali.training.step import device
 from sweeps import tracking
 from sweeps.trainable import ALI, versions
 

@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ali import data, train
+from ali import data
 from ali.config import Config
-from ali.state import State
+from ali.training import step as training
+from ali.training.state import State
 
 
 def trial(config: Config, ready: Barrier, done: Barrier) -> None:
@@ -92,11 +93,11 @@ def main() -> None:
         batching = (time.perf_counter() - start) / steps
         state = State.create(config, dataset.train, "cpu")
         state.networks.train()
-        train.keep_freed_memory()
+        training.keep_freed_memory()
         took = []
         for _ in range(8):
             start = time.perf_counter()
-            train.train_step(state, x)
+            training.train_step(state, x)
             took.append(time.perf_counter() - start)
         step = float(np.median(took))
         print(

@@ -29,9 +29,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ali import data, evaluate, experiment, figures, mixture, quality
+from ali import data, experiment
 from ali.config import EPOCH, MODES_MISSED, NEAR_MODES, RECONSTRUCTION_DISTANCE, Config, Model
-from ali.networks import ALI
+from ali.data import mixture
+from ali.evaluation import protocol, quality
+from ali.figures import paper
+from ali.models.networks import ALI
 
 BY_ONE = "modes_by_one"  # modes that at least one sample falls in
 Seen = list[dict[str, float]]  # the metrics of each evaluation
@@ -97,8 +100,8 @@ def train(config: Config) -> tuple[Seen, ALI]:
 
 def by_one(networks: ALI, modes: int) -> int:
     """Modes with at least one sample, of the same samples that MODES_MISSED is counted on."""
-    with evaluate.evaluating(networks):
-        z = networks.decoder.prior(quality.POINTS, evaluate.normal(quality.SEED, networks))
+    with protocol.evaluating(networks):
+        z = networks.decoder.prior(quality.POINTS, protocol.normal(quality.SEED, networks))
         points = networks.decoder(*z).flatten(1).numpy()
     return int((mixture.counts(points, modes) > 0).sum())
 
@@ -145,7 +148,7 @@ def main() -> None:
             for at_once in zip(*(seen for seen, _ in its), strict=True):
                 print(f"{name:12}", _line(config, at_once), flush=True)
     if options.picture:
-        picture = figures.mixture_panels(networks["ALI"], runs[0], networks["GAN"])
+        picture = paper.mixture_panels(networks["ALI"], runs[0], networks["GAN"])
         Image.fromarray(picture).save(options.picture)
 
 

@@ -24,13 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ali import train
 from ali.config import Config, DataName
 from ali.data import Images
-from ali.networks import ALI, Chain, compute_dtype
-from ali.objective import losses
-from ali.state import State
-from ali.tables import (
+from ali.models.networks import ALI, Chain, compute_dtype
+from ali.models.tables import (
     CONV,
     LEAKY,
     LINEAR,
@@ -42,6 +39,9 @@ from ali.tables import (
     out_size,
     printed,
 )
+from ali.training import step as training
+from ali.training.losses import losses
+from ali.training.state import State
 
 
 class PixelBias(nn.Module):
@@ -157,7 +157,7 @@ def our_step(config: Config, x: Tensor) -> Callable[[], None]:
     state = train_state(config, x.device)
 
     def step() -> None:
-        train.train_step(state, x)
+        training.train_step(state, x)
 
     return step
 
@@ -218,7 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", default="svhn", choices=get_args(DataName), help="whose table")
     parser.add_argument("--peer", type=Path, nargs="*", default=[], help="folders of public codes")
-    parser.add_argument("--device", default=str(train.device()), help="cpu or cuda")
+    parser.add_argument("--device", default=str(training.device()), help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--batch-size", type=int, default=100, help="images a step")
     parser.add_argument("--width", type=float, default=1.0, help="multiplier of the feature maps")
@@ -231,7 +231,7 @@ def main() -> None:
     x = torch.rand(options.batch_size, *printed(config).image, device=device)
     x = x.contiguous(memory_format=torch.channels_last)
     if device.type == "cpu":
-        train.keep_freed_memory()
+        training.keep_freed_memory()
 
     fp32, bf16 = torch.float32, torch.bfloat16
     variants = {

@@ -17,15 +17,15 @@ from multiprocessing.connection import Connection
 import torch
 from step import our_step
 
-from ali import train
 from ali.config import Config
-from ali.tables import printed
+from ali.models.tables import printed
+from ali.training import step as training
 
 
 def serve(config: Config, threads: int, pipe: Connection) -> None:
     """Steps for as many seconds as the pipe asks for, and says how many images a second it was."""
     torch.set_num_threads(threads)
-    train.keep_freed_memory()
+    training.keep_freed_memory()
     step = our_step(config, torch.rand(config.batch_size, *printed(config).image))
     step()
     pipe.send(0.0)

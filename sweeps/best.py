@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
-from ali import parallel
+from ali import distributed
 from ali.cli import make_folder, parse_args
 from ali.config import (
     SAMPLE_DIVERSITY,
@@ -31,7 +31,7 @@ from ali.config import (
     Config,
 )
 from ali.errors import NonFiniteError, UserError
-from ali.table1 import TABLE_1
+from ali.evaluation.table1 import TABLE_1
 from sweeps import tracking
 from sweeps.report import collapsed
 from sweeps.storage import Storage, storage_address
@@ -40,7 +40,7 @@ from sweeps.sweep import NODE_CPU, only_driver, output_folder, refuse_dead_clust
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-    from ali.state import State
+    from ali.training.state import State
 
 LOG = "training.log"  # in the training's folder: what several workers say
 MAX_FAILURES = 10  # workers or machines lost in one training before it gives up
@@ -102,7 +102,7 @@ def train_best(options: Options) -> int:
     data_dir = options.data_dir and options.data_dir.resolve()
     changes: dict[str, Any] = {"epochs": options.epochs, "data_dir": data_dir}
     config = config.replace(**{k: v for k, v in changes.items() if v is not None})
-    parallel.check(config.batch_size, options.workers)
+    distributed.check(config.batch_size, options.workers)
     if options.threads:
         torch.set_num_threads(options.threads)
     # A stop between two epochs, whichever signal asks for it, loses nothing.
@@ -220,9 +220,9 @@ class _Training:
 
     def say(self, line: str) -> None:
         """Prints a line, once; of several workers the first writes it to the log instead."""
-        if parallel.workers() == 1:
+        if distributed.workers() == 1:
             print(line, flush=True)
-        elif parallel.rank() == 0:
+        elif distributed.rank() == 0:
             with (self.folder / LOG).open("a") as file:
                 print(line, file=file)
 
@@ -262,8 +262,8 @@ class _Training:
 
     def _load(self, candidates: list[tuple[Storage, str, str]]) -> tuple[State, str] | None:
         """The first that is whole and not past the last epoch, if there is one, and its folder."""
-        from ali.state import State
-        from ali.train import device
+        from ali.training.state import State
+        from ali.training.step import device
 
         for storage, folder, inner in candidates:
             try:
@@ -282,7 +282,7 @@ class _Training:
 
         state = start = self._begin()
         for state, metrics in run(self.config, dataset=self.dataset, state=start):
-            parallel.first(partial(self._keep, state, metrics))
+            distributed.first(partial(self._keep, state, metrics))
         assert state is not None
         return state
 
@@ -339,7 +339,7 @@ class _Training:
 
     def _test(self, state: State) -> dict[str, float]:
         """What the test split says, by metric: of §4.4's protocol, or without labels of quality."""
-        from ali import evaluate, quality
+        from ali.evaluation import protocol, quality
 
         networks, config, size = state.networks, self.config, len(self.test)
         if self.to.objective != VAL_ERROR:
@@ -348,7 +348,7 @@ class _Training:
             found = quality.measure(networks, dataset, config)
             return {f"test_{name}": value for name, value in found.items()}
         print(f"testing with {self.options.svms} SVMs on {size} test images")
-        errors = evaluate.test_errors(
+        errors = protocol.test_errors(
             networks, self.dataset, self.test, config, draws=self.options.svms
         )
         std = errors.std(ddof=1 if len(errors) > 1 else 0)
@@ -444,10 +444,10 @@ def _worker(config: dict[str, Any]) -> Exception | None:
     try:
         training = _Training(options, *rest)
         make_folder(training.folder)  # on this machine
-        if parallel.rank() == 0:
+        if distributed.rank() == 0:
             training.log = training._open()
         training.train()
-        if parallel.rank() == 0:
+        if distributed.rank() == 0:
             training.log.courier.close()
     except (UserError, NonFiniteError) as error:
         return error

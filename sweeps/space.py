@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 
 from ali.config import Config
-from ali.tables import LEAKY, Rows, printed
+from ali.models.tables import LEAKY, Rows, printed
 
 Range = tuple[float, float]
 

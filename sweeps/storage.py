@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 from pyarrow import ArrowInvalid, fs
 
+from ali.data.files import writing
 from ali.errors import UserError
-from ali.files import writing
 
 log = logging.getLogger(__name__)
 

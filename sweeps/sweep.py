@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from ali.cli import make_folder, parse_args
 from ali.config import EPOCH, Common, Config
+from ali.data.files import writing
 from ali.errors import UserError
-from ali.files import writing
 from sweeps import tracking
 from sweeps.space import Point, Space, paper
 from sweeps.storage import Mirror, Storage, storage_address

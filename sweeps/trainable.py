@@ -231,24 +231,26 @@ def _run(config: Config, state: Any) -> Iterator[tuple[Any, Metrics]]:
 
 
 def _load(folder: Path, config: Config) -> Any:
-    from ali.state import State
-    from ali.train import device
+    from ali.training.state import State
+    from ali.training.step import device
 
     return State.load(folder, device(), config)
 
 
 def _pictures(state: Any, config: Config) -> dict[str, Any]:
-    from ali import data, evaluate, figures
+    from ali import data
+    from ali.evaluation import protocol
+    from ali.figures import paper
 
     if config.data == "mixture":
-        return {SAMPLES: figures.mixture_panels(state.networks, config)}
-    pictures = {SAMPLES: evaluate.samples(state.networks)}
+        return {SAMPLES: paper.mixture_panels(state.networks, config)}
+    pictures = {SAMPLES: protocol.samples(state.networks)}
     if state.networks.encoder is None:
         return pictures
     valid = data.load(config).valid.x
     return pictures | {
-        RECONSTRUCTIONS: evaluate.reconstructions(state.networks, valid[:50]),
-        INTERPOLATIONS: evaluate.interpolations(state.networks, valid[-16:]),
+        RECONSTRUCTIONS: protocol.reconstructions(state.networks, valid[:50]),
+        INTERPOLATIONS: protocol.interpolations(state.networks, valid[-16:]),
     }
 
 
@@ -266,22 +268,23 @@ def _objective(config: Config) -> str:
 
 
 def _baselines(config: Config) -> dict[str, float]:
-    from ali import data, evaluate
+    from ali import data
+    from ali.evaluation import protocol
     from ali.experiment import objective
-    from ali.state import State
-    from ali.train import device
+    from ali.training.state import State
+    from ali.training.step import device
 
     dataset = data.load(config)
     if objective(config, dataset) != VAL_ERROR:
         return {}
     networks = State.create(config, dataset.train, device()).networks
     errors = {
-        tracking.RAW_PIXEL_ERROR: evaluate.raw_pixel_error(dataset, config),
-        tracking.UNTRAINED_ERROR: evaluate.val_error(networks, dataset, config),
+        tracking.RAW_PIXEL_ERROR: protocol.raw_pixel_error(dataset, config),
+        tracking.UNTRAINED_ERROR: protocol.val_error(networks, dataset, config),
     }
-    evaluate.see(networks, dataset.train.x)
+    protocol.see(networks, dataset.train.x)
     return errors | {
-        tracking.UNTRAINED_BN_ERROR: evaluate.val_error(networks, dataset, config),
+        tracking.UNTRAINED_BN_ERROR: protocol.val_error(networks, dataset, config),
     }
 
 

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ali import baselines, evaluate, svm
 from ali.config import Config
 from ali.data import Dataset, Images, draw_labelled
+from ali.evaluation import baselines, protocol, svm
 
 CONFIG = Config(labels=40, draws=2)
 
@@ -112,7 +112,7 @@ def test_nearest_neighbours_equal_a_search_by_hand(dataset, test_split):
     flat = [i.x.reshape(len(i), -1) / 255 for i in (dataset.labelled, dataset.valid, test_split)]
 
     def peer(draw, k, x, y):
-        rng = np.random.default_rng([evaluate.DRAWS_SEED, draw])
+        rng = np.random.default_rng([protocol.DRAWS_SEED, draw])
         rows = draw_labelled(dataset.labelled.y, CONFIG.labels, rng)
         near = ((x[:, None] - flat[0][rows]) ** 2).sum(2).argsort(1, kind="stable")[:, :k]
         votes = dataset.labelled.y[rows][near]
@@ -130,7 +130,7 @@ def test_nearest_neighbours_equal_a_search_by_hand(dataset, test_split):
 def test_raw_pixels_equal_val_error_on_its_own_images(dataset):
     """On the validation set as test, the draws' mean is ali.evaluate's raw_pixel_error."""
     errors = baselines.raw_pixel_errors(dataset, dataset.valid, CONFIG, draws=2)
-    assert errors.mean() == pytest.approx(evaluate.raw_pixel_error(dataset, CONFIG), abs=0.004)
+    assert errors.mean() == pytest.approx(protocol.raw_pixel_error(dataset, CONFIG), abs=0.004)
 
 
 def test_nothing_is_chosen_on_test(dataset, test_split):

@@ -16,14 +16,15 @@ import scipy.io
 from PIL import Image
 
 from ali import __main__ as commands
-from ali import cli, evaluate, files
+from ali import cli
 from ali.config import Config
-from ali.data import Images
+from ali.data import Images, files
+from ali.data.images import read_images
 from ali.errors import UserError
-from ali.images import read_images
-from ali.networks import build
-from ali.state import State
-from ali.tables import printed
+from ali.evaluation import protocol
+from ali.models.networks import build
+from ali.models.tables import printed
+from ali.training.state import State
 
 TINY = ["--width", "0.1", "--batch-size", "20", "--labels", "20", "--draws", "1"]
 TINY += ["--precision", "fp32", "--threads", "1"]
@@ -191,7 +192,7 @@ def test_help_gives_the_features_of_each_table():
     for data in ("svhn", "cifar10", "celeba", "tiny-imagenet"):
         networks = build(Config(data=data))
         _, size, _ = networks.table.image
-        count = evaluate.features(networks, np.zeros((1, size, size, 3), np.uint8)).shape[1]
+        count = protocol.features(networks, np.zeros((1, size, size, 3), np.uint8)).shape[1]
         assert f"{count} for" in told, (data, count)
 
 

@@ -16,9 +16,10 @@ import pytest
 import scipy.io
 import torch
 
-from ali import cache as cache_module
-from ali import data, files, house_numbers, matlab, sources
+from ali import data
 from ali.config import Config
+from ali.data import cache as cache_module
+from ali.data import files, house_numbers, matlab, sources
 from ali.errors import UserError
 
 REAL = Path(os.environ.get("ALI_TEST_DATA", Path(__file__).parents[1] / "../shared/data")) / "svhn"
@@ -136,7 +137,8 @@ def test_test_split_is_never_read_by_load(few, cache, tmp_path):
 
 LOAD_IN_A_PROCESS = """
 import sys, time, hashlib, pathlib
-from ali import data, sources
+from ali import data
+from ali.data import sources
 from ali.config import Config
 sources.HOUSE_NUMBERS_SMALL = {"train": 1500, "test": 300}
 here = pathlib.Path(sys.argv[1])

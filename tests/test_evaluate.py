@@ -7,11 +7,11 @@ import pytest
 import torch
 from sklearn.svm import LinearSVC
 
-from ali import evaluate, svm
 from ali.config import Config
 from ali.data import Dataset, Images, draw_labelled
 from ali.errors import UserError
-from ali.networks import build
+from ali.evaluation import protocol, svm
+from ali.models.networks import build
 
 CONFIG = Config(width=0.1, labels=60, draws=2, precision="fp32")
 
@@ -55,47 +55,47 @@ def test_an_encoder_that_has_seen_the_data_normalises_it(dataset):
     networks = build(CONFIG).eval()
     weights = {name: weight.clone() for name, weight in networks.named_parameters()}
     x = dataset.train.x[:200]
-    assert evaluate.features(networks, x).std() < 0.1
-    evaluate.see(networks, x)
+    assert protocol.features(networks, x).std() < 0.1
+    protocol.see(networks, x)
     assert not networks.training
     assert all(torch.equal(w, weights[name]) for name, w in networks.named_parameters())
-    hidden = evaluate.features(networks, x)[:, : -evaluate.mu(networks, x).shape[1]]
+    hidden = protocol.features(networks, x)[:, : -protocol.mu(networks, x).shape[1]]
     assert abs(hidden.mean()) < 0.05 and abs(hidden.std() - 1) < 0.05
 
 
 def test_features_are_those_of_running_statistics(networks, dataset):
     x = dataset.valid.x[:7]
     before = bits(networks)
-    got = evaluate.features(networks, x)
+    got = protocol.features(networks, x)
     assert got.shape[0] == 7 and got.dtype == np.float32
     # one image at a time gives the same: no statistics of the batch are in it
-    np.testing.assert_allclose(evaluate.features(networks, x[3:4]), got[3:4], atol=1e-5)
-    np.testing.assert_allclose(got[:, -256:], evaluate.mu(networks, x), atol=1e-5)
+    np.testing.assert_allclose(protocol.features(networks, x[3:4]), got[3:4], atol=1e-5)
+    np.testing.assert_allclose(got[:, -256:], protocol.mu(networks, x), atol=1e-5)
     assert networks.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in bits(networks).items())
 
 
 def test_chunks_do_not_show(networks, dataset, monkeypatch):
     x = dataset.valid.x[:25]
-    whole = evaluate.features(networks, x)
-    monkeypatch.setattr(evaluate, "CHUNK", 10)
-    np.testing.assert_allclose(evaluate.features(networks, x), whole, atol=1e-5)
+    whole = protocol.features(networks, x)
+    monkeypatch.setattr(protocol, "CHUNK", 10)
+    np.testing.assert_allclose(protocol.features(networks, x), whole, atol=1e-5)
 
 
 def test_raw_pixel_error_equals_the_protocol_done_with_sklearn(dataset):
     """C from the first draw, then the mean over draws at that C, with LinearSVC throughout."""
 
     def peer(draw, c):
-        rng = np.random.default_rng([evaluate.DRAWS_SEED, draw])
+        rng = np.random.default_rng([protocol.DRAWS_SEED, draw])
         rows = draw_labelled(dataset.labelled.y, CONFIG.labels, rng)
         machine = LinearSVC(C=c, dual=True, tol=1e-6, max_iter=20_000, random_state=0)
         machine.fit(dataset.labelled.x[rows].reshape(len(rows), -1) / 255, dataset.labelled.y[rows])
         valid = dataset.valid.x.reshape(len(dataset.valid.x), -1) / 255
         return (machine.predict(valid) != dataset.valid.y).mean()
 
-    got = evaluate.raw_pixel_error(dataset, CONFIG)
-    encode = evaluate._pixels
-    c, error = evaluate._pick_c(encode, encode(dataset.valid.x), dataset, CONFIG)
+    got = protocol.raw_pixel_error(dataset, CONFIG)
+    encode = protocol._pixels
+    c, error = protocol._pick_c(encode, encode(dataset.valid.x), dataset, CONFIG)
     assert error == pytest.approx(peer(0, c), abs=0.004)  # one image of 300
     near = svm.GRID[np.abs(np.log(svm.GRID / c)) < 2]
     assert min(peer(0, other) for other in near) >= error - 0.004
@@ -104,30 +104,30 @@ def test_raw_pixel_error_equals_the_protocol_done_with_sklearn(dataset):
 
 
 def test_val_error_reads_labels_and_is_the_same_for_every_seed(networks, dataset):
-    error = evaluate.val_error(networks, dataset, CONFIG)
-    assert error == evaluate.val_error(networks, dataset, CONFIG.replace(seed=9))
+    error = protocol.val_error(networks, dataset, CONFIG)
+    assert error == protocol.val_error(networks, dataset, CONFIG.replace(seed=9))
     assert error < 0.85  # chance: 0.9
     shuffled = np.random.default_rng(0).permutation(dataset.labelled.y)
     wrong = dataclasses.replace(dataset, labelled=Images(dataset.labelled.x, shuffled))
-    assert evaluate.val_error(networks, wrong, CONFIG) > error
+    assert protocol.val_error(networks, wrong, CONFIG) > error
 
 
 def test_val_error_encodes_what_it_needs(networks, dataset, monkeypatch):
     """The validation set once and the drawn labelled images, not the pool."""
     seen = []
-    whole = evaluate.features
-    monkeypatch.setattr(evaluate, "features", lambda n, x: seen.append(len(x)) or whole(n, x))
-    evaluate.val_error(networks, dataset, CONFIG)
+    whole = protocol.features
+    monkeypatch.setattr(protocol, "features", lambda n, x: seen.append(len(x)) or whole(n, x))
+    protocol.val_error(networks, dataset, CONFIG)
     assert sorted(seen) == [60, 60, 300]
 
 
 def test_test_errors(networks, dataset):
     """On the validation set as test, the first draws' mean is val_error: the same C and draws."""
-    errors = evaluate.test_errors(networks, dataset, dataset.valid, CONFIG, draws=4)
+    errors = protocol.test_errors(networks, dataset, dataset.valid, CONFIG, draws=4)
     assert errors.shape == (4,)
     assert len(set(errors)) > 1
     assert errors[:2].mean() == pytest.approx(
-        evaluate.val_error(networks, dataset, CONFIG), abs=0.004
+        protocol.val_error(networks, dataset, CONFIG), abs=0.004
     )
 
 
@@ -135,7 +135,7 @@ def test_non_finite_features(dataset):
     broken = build(CONFIG)
     broken.encoder.layers.rows[-1].bias.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError):
-        evaluate.val_error(broken, dataset, CONFIG)
+        protocol.val_error(broken, dataset, CONFIG)
 
 
 # Pictures
@@ -147,7 +147,7 @@ def tile(picture, row, column):
 
 def test_reconstructions_pair_source_and_result(networks, dataset):
     x = dataset.valid.x[:18]
-    picture = evaluate.reconstructions(networks, x, seed=1)
+    picture = protocol.reconstructions(networks, x, seed=1)
     assert picture.dtype == np.uint8 and picture.shape == (2 + 34 * 6, 2 + 34 * 6, 3)
     for i in range(18):
         row, column = divmod(2 * i, 6)
@@ -157,16 +157,16 @@ def test_reconstructions_pair_source_and_result(networks, dataset):
 
 def test_interpolations_end_at_their_images(networks, dataset):
     x = dataset.valid.x[:6]
-    picture = evaluate.interpolations(networks, x, rows=3, steps=5, seed=2)
+    picture = protocol.interpolations(networks, x, rows=3, steps=5, seed=2)
     assert picture.shape == (2 + 34 * 3, 2 + 34 * 7, 3)
     for row in range(3):
         np.testing.assert_array_equal(tile(picture, row, 0), x[row])
         np.testing.assert_array_equal(tile(picture, row, 6), x[3 + row])
     # the ends of a line are the reconstructions by the same draw of ẑ
-    pairs = evaluate.reconstructions(networks, x, seed=2)
+    pairs = protocol.reconstructions(networks, x, seed=2)
     first = tile(picture, 0, 1).astype(int) - tile(pairs, 0, 1)
     assert abs(first).max() <= 1
-    alike = evaluate.interpolations(networks, np.repeat(x[:1], 2, 0), 1, 5, seed=2)
+    alike = protocol.interpolations(networks, np.repeat(x[:1], 2, 0), 1, 5, seed=2)
     assert alike.shape == (2 + 34, 2 + 34 * 7, 3)
 
 
@@ -174,9 +174,9 @@ def test_pictures_depend_on_their_seed_alone(networks, dataset):
     x = dataset.valid.x[:8]
     before, state = bits(networks), torch.get_rng_state()
     for draw in (
-        lambda seed: evaluate.samples(networks, 9, seed),
-        lambda seed: evaluate.reconstructions(networks, x, seed),
-        lambda seed: evaluate.interpolations(networks, x, seed=seed),
+        lambda seed: protocol.samples(networks, 9, seed),
+        lambda seed: protocol.reconstructions(networks, x, seed),
+        lambda seed: protocol.interpolations(networks, x, seed=seed),
     ):
         first = draw(0)
         torch.rand(3)
@@ -190,12 +190,12 @@ def test_pictures_depend_on_their_seed_alone(networks, dataset):
 
 
 def test_samples_fill_a_square(networks):
-    assert evaluate.samples(networks, 100).shape == (342, 342, 3)
+    assert protocol.samples(networks, 100).shape == (342, 342, 3)
 
 
 def test_interpolation_needs_a_pair(networks, dataset):
     with pytest.raises(UserError, match="two images"):
-        evaluate.interpolations(networks, dataset.valid.x[:1])
+        protocol.interpolations(networks, dataset.valid.x[:1])
 
 
 @pytest.mark.parametrize(("count", "columns"), [(7, 3), (12, 4), (2, 5)])
@@ -205,4 +205,4 @@ def test_a_grid_is_torchvisions(count, columns):
     images = torch.rand(count, 3, 6, 5)
     grid = make_grid(images, nrow=columns, padding=2, pad_value=1.0)
     expected = grid.mul(255).round().byte().permute(1, 2, 0).numpy()
-    np.testing.assert_array_equal(evaluate._grid(images, columns), expected)
+    np.testing.assert_array_equal(protocol._grid(images, columns), expected)

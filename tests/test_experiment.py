@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ali import evaluate, experiment, mixture, quality
+from ali import experiment
 from ali.config import (
     CODE_USE,
     D_LOSS,
@@ -23,9 +23,10 @@ from ali.config import (
     VAL_ERROR,
     Config,
 )
-from ali.data import Dataset, Images
+from ali.data import Dataset, Images, mixture
 from ali.errors import NonFiniteError
-from ali.state import State
+from ali.evaluation import protocol, quality
+from ali.training.state import State
 
 CONFIG = Config(width=0.1, labels=20, draws=1, batch_size=20, epochs=3, precision="fp32")
 CPU = torch.device("cpu")
@@ -122,9 +123,9 @@ def test_training_is_the_same_whatever_is_evaluated(dataset):
         config = CONFIG.replace(eval_every=eval_every)
         for state, _ in experiment.run(config, dataset, device=CPU):
             if pictures:
-                evaluate.samples(state.networks, 4)
-                evaluate.reconstructions(state.networks, dataset.valid.x[:4])
-                evaluate.interpolations(state.networks, dataset.valid.x[:4])
+                protocol.samples(state.networks, 4)
+                protocol.reconstructions(state.networks, dataset.valid.x[:4])
+                protocol.interpolations(state.networks, dataset.valid.x[:4])
         return state
 
     one, other = final(1, True), final(100, False)
@@ -145,7 +146,7 @@ def test_features_that_overflow_are_a_divergence(dataset, monkeypatch):
     def overflow(networks, x):
         raise FloatingPointError("features are not finite")
 
-    monkeypatch.setattr(evaluate, "features", overflow)
+    monkeypatch.setattr(protocol, "features", overflow)
     with pytest.raises(NonFiniteError) as caught:
         list(experiment.run(CONFIG, dataset, device=CPU))
     assert caught.value.step == 3

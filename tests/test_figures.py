@@ -6,12 +6,13 @@ import torch
 from PIL import Image
 
 from ali import __main__ as commands
-from ali import evaluate, figures, mixture, quality
 from ali.config import MODES_MISSED, Config
-from ali.data import Images
+from ali.data import Images, mixture
 from ali.errors import UserError
-from ali.networks import build
-from ali.state import State
+from ali.evaluation import protocol, quality
+from ali.figures import paper
+from ali.models.networks import build
+from ali.training.state import State
 
 TINY = {"width": 0.05, "precision": "fp32", "batch_size": 2, "labels": 2, "balanced": False}
 MIXTURE = Config(data="mixture", width=0.1, precision="fp32")
@@ -69,7 +70,7 @@ def tile(picture, size, row, column):
 def test_sources_keep_to_odd_columns_at_any_count(n, size):
     networks = alive(build(Config(data="cifar10" if size == 32 else "celeba", **TINY)))
     x = noise(n, size)
-    picture = evaluate.reconstructions(networks, x)
+    picture = protocol.reconstructions(networks, x)
     columns = (picture.shape[1] - 2) // (size + 2)
     assert columns % 2 == 0
     for i in range(n):
@@ -84,12 +85,12 @@ def test_sources_keep_to_odd_columns_at_any_count(n, size):
 def test_figure_holds_both_grids_as_evaluate_draws_them(number, data):
     networks = alive(build(Config(data=data, **TINY)))
     x = noise(60, SIZES[data])
-    picture = figures.samples_and_reconstructions(number, networks, x, data, seed=3)
-    samples = evaluate.samples(networks, 100, seed=3)
-    pairs = evaluate.reconstructions(networks, x[:50], seed=3)
+    picture = paper.samples_and_reconstructions(number, networks, x, data, seed=3)
+    samples = protocol.samples(networks, 100, seed=3)
+    pairs = protocol.reconstructions(networks, x[:50], seed=3)
     height, width = samples.shape[:2]
     assert pairs.shape == samples.shape
-    margin = figures.MARGIN
+    margin = paper.MARGIN
     np.testing.assert_array_equal(picture[:height, margin : margin + width], samples)
     right = 3 * margin + width
     np.testing.assert_array_equal(picture[:height, right : right + width], pairs)
@@ -100,12 +101,12 @@ def test_figure_holds_both_grids_as_evaluate_draws_them(number, data):
 
 
 def test_caption_wider_than_its_picture_is_not_cut():
-    picture = figures._captioned(np.zeros((10, 10, 3), np.uint8), "a line of some length")
+    picture = paper._captioned(np.zeros((10, 10, 3), np.uint8), "a line of some length")
     assert picture.shape[1] > 100
     text = picture[10:]
     columns = np.flatnonzero((text < 128).any(axis=(0, 2)))
-    assert columns[0] >= figures.MARGIN - 2
-    assert picture.shape[1] - columns[-1] >= figures.MARGIN - 2
+    assert columns[0] >= paper.MARGIN - 2
+    assert picture.shape[1] - columns[-1] >= paper.MARGIN - 2
     left = picture[:10] == 0
     assert left.sum() == 300  # the picture, whole, over it
 
@@ -113,7 +114,7 @@ def test_caption_wider_than_its_picture_is_not_cut():
 def test_interpolations_show_the_images_themselves_at_the_ends():
     networks = alive(build(Config(data="celeba", **TINY)))
     x = noise(16, 64)
-    picture = figures.interpolations(networks, x, "celeba")
+    picture = paper.interpolations(networks, x, "celeba")
     for row in range(8):
         np.testing.assert_array_equal(tile(picture, 64, row, 0), x[row])
         np.testing.assert_array_equal(tile(picture, 64, row, 11), x[8 + row])
@@ -134,7 +135,7 @@ def test_interpolations_show_the_images_themselves_at_the_ends():
 )
 def test_wrong_data_set_names_the_right_figure(number, data, says):
     with pytest.raises(UserError, match=f"figure {number} .* {data}: .*{says}"):
-        figures.check(number, data)
+        paper.check(number, data)
 
 
 # Fig. 7
@@ -146,8 +147,8 @@ def test_panels_count_what_the_metric_counts(monkeypatch):
 
     networks = alive(build(MIXTURE))
     seen = []
-    monkeypatch.setattr(figures, "_plot", lambda rows, colours: seen.extend(rows))
-    figures.mixture_panels(networks, MIXTURE)
+    monkeypatch.setattr(paper, "_plot", lambda rows, colours: seen.extend(rows))
+    paper.mixture_panels(networks, MIXTURE)
     small = MIXTURE.replace(train_size=1000, labels=9)
     missed = quality.measure(networks, data.load(small), small)[MODES_MISSED]
     above, below = seen
@@ -160,8 +161,8 @@ def test_panels_count_what_the_metric_counts(monkeypatch):
 def test_panels_colour_points_by_the_mode_they_come_from(monkeypatch):
     networks = alive(build(MIXTURE))
     seen = []
-    monkeypatch.setattr(figures, "_plot", lambda rows, colours: seen.extend(rows))
-    figures.mixture_panels(networks, MIXTURE)
+    monkeypatch.setattr(paper, "_plot", lambda rows, colours: seen.extend(rows))
+    paper.mixture_panels(networks, MIXTURE)
     (data, x_hat, drawn), (_, codes, prior) = seen
     np.testing.assert_array_equal(mixture.nearest(data.points, 9)[0], data.mode)
     assert data.mode is x_hat.mode is codes.mode
@@ -178,12 +179,12 @@ def test_panels_of_each_model():
     gan = build(MIXTURE.replace(model="gan"))
     levels = MIXTURE.replace(levels=2)
     pictures = {
-        "ali": figures.mixture_panels(build(MIXTURE), MIXTURE),
-        "both": figures.mixture_panels(build(MIXTURE), MIXTURE, gan),
-        "gan": figures.mixture_panels(gan, MIXTURE.replace(model="gan")),
-        "levels": figures.mixture_panels(build(levels), levels),
+        "ali": paper.mixture_panels(build(MIXTURE), MIXTURE),
+        "both": paper.mixture_panels(build(MIXTURE), MIXTURE, gan),
+        "gan": paper.mixture_panels(gan, MIXTURE.replace(model="gan")),
+        "levels": paper.mixture_panels(build(levels), levels),
     }
-    side = round(figures.PANEL * figures.DPI)
+    side = round(paper.PANEL * paper.DPI)
     shapes = {name: (p.shape[0] // side, p.shape[1] // side) for name, p in pictures.items()}
     assert shapes == {"ali": (2, 3), "both": (2, 4), "gan": (2, 2), "levels": (3, 3)}
     assert all(p.dtype == np.uint8 and p.shape[2] == 3 for p in pictures.values())
@@ -193,9 +194,9 @@ def test_panels_of_each_model():
 
 @pytest.mark.parametrize("modes", [9, 25])
 def test_colours_tell_modes_apart(modes):
-    colours = figures._colours(modes)
+    colours = paper._colours(modes)
     assert len(colours) == modes + 1
-    np.testing.assert_array_equal(colours[-1], figures.GREY)
+    np.testing.assert_array_equal(colours[-1], paper.GREY)
     apart = np.linalg.norm(colours[:, None] - colours, axis=-1)[~np.eye(modes + 1, dtype=bool)]
     assert apart.min() > 0.1
 
@@ -211,7 +212,7 @@ def figure(number, folder, output, *options):
 @pytest.mark.parametrize("number", [2, 3, 4, 5, 6])
 def test_each_figure_on_a_checkpoint_of_its_data_set(tmp_path, monkeypatch, number):
     """The files of a data set are read in test_sources; here its images are made up."""
-    data = figures.DATA.get(number, "celeba")
+    data = paper.DATA.get(number, "celeba")
     folder = saved(tmp_path / "checkpoint", Config(data=data, **TINY))
     asked = []
 
@@ -224,7 +225,7 @@ def test_each_figure_on_a_checkpoint_of_its_data_set(tmp_path, monkeypatch, numb
     assert asked == [data]
     picture = np.asarray(Image.open(tmp_path / "figure.png"))
     x = noise(60, SIZES[data])
-    start = 0 if number == 6 else 3 * figures.MARGIN + 2 + 10 * (SIZES[data] + 2)
+    start = 0 if number == 6 else 3 * paper.MARGIN + 2 + 10 * (SIZES[data] + 2)
     np.testing.assert_array_equal(tile(picture[:, start:], SIZES[data], 0, 0), x[0])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "figure.png"]
 

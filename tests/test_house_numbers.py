@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from sklearn.svm import LinearSVC
 from torch import nn
 
-from ali import data, house_numbers
+from ali import data
 from ali.config import Config
+from ali.data import house_numbers
 
 
 def pictures(split, n):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ali import layers
+from ali.models import layers
 
 BF16, FP32 = torch.bfloat16, torch.float32
 TOLERANCE = {FP32: 1e-5, BF16: 3e-2}

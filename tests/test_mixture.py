@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ali import mixture
+from ali.data import mixture
 
 
 @pytest.mark.parametrize("modes, side", [(9, {-2, 0, 2}), (25, {-4, -2, 0, 2, 4})])

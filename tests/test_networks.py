@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ali import layers
 from ali.config import Config
 from ali.errors import UserError
-from ali.networks import Layer, build, compute_dtype
+from ali.models import layers
+from ali.models.networks import Layer, build, compute_dtype
 
 STEP = Path(__file__).parent.parent / "benchmarks" / "step.py"
 spec = importlib.util.spec_from_file_location("benchmarks_step", STEP)
@@ -137,7 +137,7 @@ def test_dropout_is_in_the_discriminator_alone_and_only_in_training():
 @pytest.mark.parametrize("part", ["x", "z", "xz"])
 def test_every_layer_of_the_discriminator_drops_its_input(part, monkeypatch):
     """The masks drawn have the shapes of the inputs, pixels, z and the logit layer included."""
-    from ali import layers
+    from ali.models import layers
 
     rates = {f"dropout_{name}": 0.5 if name == part else 0.0 for name in ("x", "z", "xz")}
     drawn: list[tuple[int, ...]] = []

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ali.objective import losses
+from ali.training.losses import losses
 
 logits = st.lists(st.floats(-50, 50), min_size=4, max_size=4).map(
     lambda v: torch.tensor(v, dtype=torch.float32)

@@ -8,13 +8,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ali import parallel, train
+from ali import distributed
 from ali.config import Config
 from ali.data import Images, to_unit
 from ali.errors import NonFiniteError, UserError
-from ali.networks import Layer
-from ali.quality import frechet_distance
-from ali.state import State
+from ali.evaluation.quality import frechet_distance
+from ali.models.networks import Layer
+from ali.training import step
+from ali.training.state import State
 
 CONFIG = Config(width=0.125, batch_size=8, precision="fp32", bn_z=True, bn_xz=True, levels=2)
 
@@ -34,7 +35,7 @@ def begin(config):
 
 def epochs(state, n):
     x = torch.from_numpy(images().x)
-    return [train.train_epoch(state, x) for _ in range(n)]
+    return [step.train_epoch(state, x) for _ in range(n)]
 
 
 def together(work, *arguments, workers=2):
@@ -74,7 +75,7 @@ def tensors(state):
 def first_moments(config):
     """Adam's first moments after a step, by weight: (1 − β₁) times its gradients."""
     state = begin(config)
-    train.train_step(state, parallel.own(to_unit(torch.from_numpy(images().x[:8]))))
+    step.train_step(state, distributed.own(to_unit(torch.from_numpy(images().x[:8]))))
     names = {weight: name for name, weight in state.networks.named_parameters()}
     return {
         names[weight]: moments["exp_avg"].numpy()
@@ -87,7 +88,7 @@ def trained(folder):
     """Tensors and losses after two epochs; worker 0 saves them."""
     state = begin(CONFIG)
     losses = [(m["d_loss"], m["g_loss"]) for m in epochs(state, 2)]
-    if parallel.rank() == 0:
+    if distributed.rank() == 0:
         state.save(folder)
     return tensors(state), losses
 
@@ -152,9 +153,9 @@ def test_two_workers_train_as_one_and_one_goes_on_from_there(pair, folder):
 def diverges():
     state = begin(CONFIG)
     x = torch.from_numpy(images().x)
-    if parallel.rank() == 1:  # its rows alone are bad
+    if distributed.rank() == 1:  # its rows alone are bad
         state.networks.decoder.layers.rows[0].weight.data.fill_(float("nan"))
-    train.train_epoch(state, x)
+    step.train_epoch(state, x)
 
 
 def one_epoch():
@@ -163,14 +164,14 @@ def one_epoch():
 
 def evaluates():
     def evaluate():
-        assert parallel.rank() == 0
+        assert distributed.rank() == 0
         raise FloatingPointError("bad samples")
 
     with pytest.raises(FloatingPointError, match="bad samples"):
-        parallel.first(evaluate)
+        distributed.first(evaluate)
     features = np.random.default_rng(0).normal(size=(8, 2))
-    parallel.first(lambda: frechet_distance(features, features))  # torchmetrics must not wait
-    return parallel.first(lambda: f"of {parallel.rank()}")
+    distributed.first(lambda: frechet_distance(features, features))  # torchmetrics must not wait
+    return distributed.first(lambda: f"of {distributed.rank()}")
 
 
 def test_a_failure_in_one_worker_ends_all(pair):

@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from ali.config import EPOCH, SAMPLE_DISTANCE, VAL_ERROR, Config
-from ali.tables import configured, printed
+from ali.models.tables import configured, printed
 from sweeps.search import Asha, Study, StudySearch, outlive_trials, read, snapshot_rarely
 from sweeps.space import Space, brief, paper, suggest
 from sweeps.tracking import COMPLETED, CONFIG, DIVERGED, END, STOPPED

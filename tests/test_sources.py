@@ -15,19 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ali import (
-    cifar,
-    data,
-    evaluate,
-    experiment,
-    files,
-    image_folders,
-    mixture,
-    pictures,
-    sources,
-)
+from ali import data, experiment
 from ali.config import VAL_ERROR, Config
+from ali.data import cifar10, files, image_folders, mixture, pictures, sources
 from ali.errors import UserError
+from ali.evaluation import protocol
 
 REAL = Path(os.environ.get("ALI_TEST_DATA", Path(__file__).parents[1] / "../shared/data"))
 
@@ -133,7 +125,7 @@ def test_second_load_reads_the_cache(tmp_path, monkeypatch):
     put_cifar(tmp_path / "files")
     settings = config("cifar10", tmp_path / "files")
     first = data.load(settings)
-    monkeypatch.setattr(cifar, "read", None)  # reading again would fail
+    monkeypatch.setattr(cifar10, "read", None)  # reading again would fail
     again = data.load(settings)
     assert again.fingerprint == first.fingerprint and again.notes == first.notes
     assert isinstance(again.train.x, np.memmap) and not again.train.x.flags.writeable
@@ -164,7 +156,7 @@ def test_python_2_batches_are_read_as_numpy_reads_them(tmp_path):
     assert (pickle.loads(raw, encoding="bytes")[b"data"] == one["data"]).all()
     (tmp_path / "batch").write_bytes(raw)
     blocks = []
-    assert cifar.read(tmp_path / "batch", blocks.append).tolist() == one["labels"]
+    assert cifar10.read(tmp_path / "batch", blocks.append).tolist() == one["labels"]
     assert (np.concatenate(blocks) == images_of([one])).all()
 
 
@@ -175,7 +167,7 @@ def test_python_3_batches_of_any_protocol(tmp_path, protocol, order):
     stored = {"data": np.asarray(one["data"], order=order), "labels": one["labels"]}
     path = put_batch(tmp_path, "batch", stored, protocol)
     blocks = []
-    assert cifar.read(path, blocks.append).tolist() == one["labels"]
+    assert cifar10.read(path, blocks.append).tolist() == one["labels"]
     assert (np.concatenate(blocks) == images_of([one])).all()
 
 
@@ -346,7 +338,7 @@ def test_val_error_of_an_attribute(tmp_path):
     for i in range(0, 40, 2):
         put(folder / "img_align_celeba" / f"{i + 1:06}.jpg", (0, 200, 200), (178, 218))
     asked = config("celeba", folder, attribute="Smiling")
-    assert evaluate.raw_pixel_error(data.load(asked), asked) == 0
+    assert protocol.raw_pixel_error(data.load(asked), asked) == 0
 
 
 def test_bad_attributes(tmp_path, cache):

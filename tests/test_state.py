@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from ali import state as state_module
-from ali import train
 from ali.config import Config
 from ali.data import Images
 from ali.errors import UserError
-from ali.state import State, load_networks
+from ali.training import state as state_module
+from ali.training import step
+from ali.training.state import State, load_networks
 
 SMALL = Config(width=0.125, batch_size=8, precision="fp32", epochs=4)
 
@@ -31,7 +31,7 @@ def images() -> Images:
 def trained(config: Config = SMALL, epochs: int = 1) -> State:
     state = State.create(config, images(), "cpu")
     for _ in range(epochs):
-        train.train_epoch(state, torch.from_numpy(images().x))
+        step.train_epoch(state, torch.from_numpy(images().x))
     return state
 
 
@@ -65,13 +65,13 @@ def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 CONTINUE = """
 import sys, torch
-from ali import train
-from ali.state import State
+from ali.training import step
+from ali.training.state import State
 sys.path.insert(0, sys.argv[3])
 from test_state import images
 state = State.load(sys.argv[1], "cpu")
 while state.epoch < state.config.epochs:
-    train.train_epoch(state, torch.from_numpy(images().x))
+    step.train_epoch(state, torch.from_numpy(images().x))
 state.save(sys.argv[2])
 """
 
@@ -109,7 +109,7 @@ def test_an_untrained_state_saves_too(tmp_path):
     state.save(tmp_path / "new")
     again = State.load(tmp_path / "new", "cpu")
     x = torch.from_numpy(images().x)
-    assert train.train_epoch(again, x)["d_loss"] == train.train_epoch(state, x)["d_loss"]
+    assert step.train_epoch(again, x)["d_loss"] == step.train_epoch(state, x)["d_loss"]
 
 
 def test_images_of_another_size_are_the_users_mistake():
@@ -127,7 +127,7 @@ def test_the_decoder_starts_at_the_mean_of_the_images():
 def test_there_is_no_pickle_and_no_litter(folder):
     state = State.load(folder, "cpu")
     for _ in range(2):
-        train.train_epoch(state, torch.from_numpy(images().x))
+        step.train_epoch(state, torch.from_numpy(images().x))
         state.save(folder)
     names = sorted(path.name for path in folder.iterdir())
     assert [name.split("-")[0] for name in names] == ["optimizer", "state.json", "weights"]
@@ -242,7 +242,7 @@ import os, random, signal, sys, time
 sys.path.insert(0, sys.argv[2])
 import torch
 torch.set_num_threads(1)  # no thread pool, so that fork is safe
-from ali.state import State
+from ali.training.state import State
 from test_state import trained, SMALL
 
 def mark(state):  # a checkpoint whose parts belong together, and to its step

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
 
-from ali import svm
 from ali.errors import UserError
+from ali.evaluation import svm
 
 
 def clusters(n, d, classes=4, noise=3.0, seed=0, scale=1.0):

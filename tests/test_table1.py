@@ -8,9 +8,10 @@ import pytest
 import scipy.io
 
 from ali import __main__ as commands
-from ali import baselines, data, evaluate, experiment, table1
+from ali import data, experiment
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
+from ali.evaluation import baselines, protocol, table1
 
 CROPS = Path("/work/shared/data/svhn")
 TINY = ["--width", "0.1", "--batch-size", "20", "--labels", "20", "--draws", "2"]
@@ -113,7 +114,7 @@ def test_networks_trained_here_go_on_where_they_were_stopped(command, tmp_path, 
     config = Config.from_dict(json.loads((folder / "state.json").read_text())["config"])
     dataset = data.load(config), data.load_test(config)
     *_, (state, _) = experiment.run(config.replace(epochs=2), dataset[0])
-    errors = evaluate.test_errors(state.networks, *dataset, config, draws=2)
+    errors = protocol.test_errors(state.networks, *dataset, config, draws=2)
     want = f"{100 * errors.mean():.2f} % (± {100 * errors.std(ddof=1):.2f} %)"
     assert line(out, "ALI")[2] == want
 

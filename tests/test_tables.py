@@ -8,7 +8,7 @@ import pytest
 
 from ali.config import Config, DataName
 from ali.errors import UserError
-from ali.tables import (
+from ali.models.tables import (
     LEAKY,
     MAP,
     MAXOUT,

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ali import layers, train
 from ali.config import D_LOSS, G_LOSS, IMAGES_PER_SECOND, Config
 from ali.data import Images
 from ali.errors import NonFiniteError, UserError
-from ali.networks import Layer
-from ali.objective import losses
-from ali.state import State
+from ali.models import layers
+from ali.models.networks import Layer
+from ali.training import step as training
+from ali.training.losses import losses
+from ali.training.state import State
 
 STEP = Path(__file__).parent.parent / "benchmarks" / "step.py"
 spec = importlib.util.spec_from_file_location("benchmarks_step", STEP)
@@ -80,8 +81,8 @@ def test_gradients_equal_two_separate_graphs(bn_z, monkeypatch):
     reference_g = torch.autograd.grad(loss_g, plain.generator_parameters())
 
     taken: list[tuple[Tensor, ...]] = []
-    monkeypatch.setattr(train, "_update", lambda optimizer, theta, g: taken.append(g))
-    ours = train.train_step(state, x)
+    monkeypatch.setattr(training, "_update", lambda optimizer, theta, g: taken.append(g))
+    ours = training.train_step(state, x)
     assert [a.item() for a in ours] == pytest.approx([loss_d.item(), loss_g.item()], rel=1e-5)
     for found, reference in zip(taken, (reference_d, reference_g), strict=True):
         for a, b in zip(found, reference, strict=True):
@@ -92,8 +93,8 @@ def test_gradients_equal_two_separate_graphs(bn_z, monkeypatch):
 def test_both_gradients_are_taken_before_either_update(monkeypatch):
     state = fresh(NO_DROPOUT)
     before, seen = weights(state), []
-    monkeypatch.setattr(train, "_update", lambda *_: seen.append(weights(state)))
-    train.train_step(state, batch())
+    monkeypatch.setattr(training, "_update", lambda *_: seen.append(weights(state)))
+    training.train_step(state, batch())
     names = list(state.networks.state_dict())
     for name, old, *new in zip(names, before, *seen, strict=True):
         if "running" not in name:
@@ -115,7 +116,7 @@ def test_the_update_is_adam(precision, monkeypatch):
     for optimizer, (_, lr, *betas) in plain.items():
         theta = [copies[names[w]] for w in optimizer.param_groups[0]["params"]]
         reference[optimizer] = torch.optim.Adam(theta, lr, betas=tuple(betas), foreach=False)
-    update = train._update
+    update = training._update
 
     def spy(optimizer, theta, gradients):
         for weight, gradient in zip(theta, gradients, strict=True):
@@ -123,9 +124,9 @@ def test_the_update_is_adam(precision, monkeypatch):
         reference[optimizer].step()
         update(optimizer, theta, gradients)
 
-    monkeypatch.setattr(train, "_update", spy)
+    monkeypatch.setattr(training, "_update", spy)
     for _ in range(3):
-        train.train_step(state, batch())
+        training.train_step(state, batch())
     for weight, name in names.items():
         assert torch.allclose(weight, copies[name], rtol=1e-5, atol=1e-7), name
         assert weight.grad is None
@@ -135,7 +136,7 @@ def test_running_statistics_come_from_the_mixed_batch():
     state = fresh(NO_DROPOUT)
     x, (epsilon, z) = batch(), noise(state, 8)
     plain = step.Plain(state.networks).train()
-    train.train_step(state, x)
+    training.train_step(state, x)
     with torch.no_grad():
         mu, log_sigma = plain.encode(x)
         z_hat, x_tilde = mu + log_sigma.exp() * epsilon, plain.decode(z)
@@ -160,7 +161,7 @@ def test_a_step_drops_inputs_of_every_layer_of_the_discriminator(monkeypatch):
         return draw(like, p, generator)
 
     monkeypatch.setattr(layers, "dropout_multiplier", spy)
-    train.train_step(state, batch())
+    training.train_step(state, batch())
     # x and x̃ apart, then the other inputs of D(x); so for z; the three inputs of D(x, z)
     assert drawn == [(m, 0.2) for m in (8, 8, 16, 16, 16, 16, 8, 8, 16, 16, 16, 16)]
 
@@ -171,18 +172,18 @@ def test_the_seed_determines_every_bit(precision):
     runs = []
     for _ in range(2):
         state = State.create(SMALL.replace(precision=precision), images(), "cpu")
-        metrics = [train.train_epoch(state, x) for _ in range(2)]
+        metrics = [training.train_epoch(state, x) for _ in range(2)]
         torch.manual_seed(len(runs))  # the global generator plays no part
         runs.append((weights(state), [(m[D_LOSS], m[G_LOSS]) for m in metrics]))
     assert runs[0][1] == runs[1][1]
     assert all(torch.equal(a, b) for a, b in zip(runs[0][0], runs[1][0], strict=True))
     other = State.create(SMALL.replace(precision=precision, seed=1), images(), "cpu")
-    assert train.train_epoch(other, x)[D_LOSS] != runs[0][1][0][0]
+    assert training.train_epoch(other, x)[D_LOSS] != runs[0][1][0][0]
 
 
 def test_an_epoch_reports_and_counts():
     state = fresh()
-    metrics = train.train_epoch(state, torch.from_numpy(images(43).x))
+    metrics = training.train_epoch(state, torch.from_numpy(images(43).x))
     assert (state.epoch, state.step) == (1, 5)  # 43 // 8: the short batch is dropped
     assert metrics.keys() == {D_LOSS, G_LOSS, IMAGES_PER_SECOND}
     assert metrics[IMAGES_PER_SECOND] > 0
@@ -192,27 +193,27 @@ def test_the_discriminator_learns_to_tell_noise_from_constant_images():
     """Its loss falls below 2 log 2, the value of an undecided one, once it is trained faster."""
     state = State.create(SMALL.replace(lr_d=1e-3, lr_g=1e-6), images(), "cpu")
     x = torch.from_numpy(images().x)
-    first = train.train_epoch(state, x)[D_LOSS]
+    first = training.train_epoch(state, x)[D_LOSS]
     for _ in range(4):
-        last = train.train_epoch(state, x)[D_LOSS]
+        last = training.train_epoch(state, x)[D_LOSS]
     assert last < 0.8 * first
 
 
 def test_a_non_finite_loss_is_raised_with_its_step_and_names():
     state = fresh()
     x = torch.from_numpy(images().x)
-    train.train_epoch(state, x)
+    training.train_epoch(state, x)
     with torch.no_grad():
         state.networks.decoder.layers.rows[2].weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(NonFiniteError) as caught:
-        train.train_epoch(state, x)
+        training.train_epoch(state, x)
     assert caught.value.step == 5
     assert {D_LOSS, G_LOSS, "decoder.layers.2.weight"} <= set(caught.value.what)
     assert state.epoch == 1
 
 
 def test_a_non_finite_weight_is_raised_at_the_end_of_the_epoch(monkeypatch):
-    state, done = fresh(), train.train_step
+    state, done = fresh(), training.train_step
 
     def poisoned(state, x):
         result = done(state, x)
@@ -221,15 +222,15 @@ def test_a_non_finite_weight_is_raised_at_the_end_of_the_epoch(monkeypatch):
                 state.networks.encoder.layers.rows[0].gamma[0] = float("inf")
         return result
 
-    monkeypatch.setattr(train, "train_step", poisoned)
+    monkeypatch.setattr(training, "train_step", poisoned)
     with pytest.raises(NonFiniteError) as caught:
-        train.train_epoch(state, torch.from_numpy(images().x))
+        training.train_epoch(state, torch.from_numpy(images().x))
     assert (caught.value.step, caught.value.what) == (5, ("encoder.layers.0.gamma",))
 
 
 def test_too_few_images_for_a_batch_are_the_users_mistake():
     with pytest.raises(UserError, match="--batch-size"):
-        train.train_epoch(fresh(), torch.from_numpy(images(7).x))
+        training.train_epoch(fresh(), torch.from_numpy(images(7).x))
 
 
 @cuda
@@ -237,23 +238,23 @@ def test_too_few_images_for_a_batch_are_the_users_mistake():
 def test_cuda_never_waits_for_the_host_within_an_epoch(precision):
     state = fresh(SMALL.replace(precision=precision), "cuda")
     x = torch.rand(8, 3, 32, 32, device="cuda")
-    train.train_step(state, x)
+    training.train_step(state, x)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train.train_step(state, x)
+        training.train_step(state, x)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert not train.non_finite(state)
+    assert not training.non_finite(state)
 
 
 @cuda
 def test_cuda_gradients_are_the_cpus(monkeypatch):
     taken: list[tuple[Tensor, ...]] = []
-    monkeypatch.setattr(train, "_update", lambda optimizer, theta, g: taken.append(g))
+    monkeypatch.setattr(training, "_update", lambda optimizer, theta, g: taken.append(g))
     monkeypatch.setattr(
         torch, "randn", lambda shape, generator, device: torch.ones(shape, device=device) / 2
     )
     for device in ("cpu", "cuda"):
-        train.train_step(fresh(NO_DROPOUT, device), batch().to(device))
+        training.train_step(fresh(NO_DROPOUT, device), batch().to(device))
     for cpu, gpu in zip(taken[0] + taken[1], taken[2] + taken[3], strict=True):
         assert (cpu - gpu.cpu()).norm() <= 2e-2 * cpu.norm() + 1e-9

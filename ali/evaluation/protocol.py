@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ali import svm
 from ali.config import Config
 from ali.data import Dataset, Images, draw_labelled, to_unit
 from ali.errors import UserError
-from ali.layers import BN_MOMENTUM
-from ali.networks import ALI, Normal
+from ali.evaluation import svm
+from ali.models.layers import BN_MOMENTUM
+from ali.models.networks import ALI, Normal
 
 # Labelled draw number i is the same in every trial, whatever its seed: trials are compared on the
 # same labels, which takes the draws' part out of the difference between two val_errors.

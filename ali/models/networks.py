@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ali import layers, parallel
+from ali import distributed
 from ali.config import Config, Precision
 from ali.errors import UserError
-from ali.tables import (
+from ali.models import layers
+from ali.models.tables import (
     CONV,
     LEAKY,
     LINEAR,
@@ -71,9 +72,9 @@ class Layer(nn.Module):
 
     def normalise(self, h: Tensor) -> Tensor:
         """Batch norm, or the bias a pixel, of `operation`'s output: what the nonlinearity gets."""
-        if self.row.bn and self.training and parallel.workers() > 1:
+        if self.row.bn and self.training and distributed.workers() > 1:
             statistics = self.running_mean, self.running_var
-            return parallel.batch_norm(
+            return distributed.batch_norm(
                 h, *statistics, self.gamma, self.beta, layers.BN_MOMENTUM, layers.BN_EPS
             )
         if self.row.bn:
@@ -104,7 +105,7 @@ class Chain(nn.Sequential):
         super().__init__(*built)
         self.rows, self.slope, self.pieces, self.out_maps = built, slope, pieces, in_maps
 
-    def forward(self, *parts: Tensor, generator: parallel.Source | None = None) -> Tensor:
+    def forward(self, *parts: Tensor, generator: distributed.Source | None = None) -> Tensor:
         """The output for the parts' concatenation along the batch; shares its statistics.
 
         The first operation runs on each part apart, so that no gradient is computed of a part
@@ -114,7 +115,7 @@ class Chain(nn.Sequential):
         return self.ends(*parts, generator=generator)[1]
 
     def ends(
-        self, *parts: Tensor, generator: parallel.Source | None = None
+        self, *parts: Tensor, generator: distributed.Source | None = None
     ) -> tuple[Tensor | None, Tensor]:
         """What the last row gets (None where it is the only one), and the output."""
         if not self.rows:
@@ -130,7 +131,7 @@ class Chain(nn.Sequential):
         return last, self.activation(self.rows[-1].normalise(h), self.rows[-1].row)
 
     def activation(
-        self, h: Tensor, row: Row, p: float = 0.0, rng: parallel.Source | None = None
+        self, h: Tensor, row: Row, p: float = 0.0, rng: distributed.Source | None = None
     ) -> Tensor:
         """The row's nonlinearity (of the sigmoid the argument), then dropout."""
         if row.nonlinearity == LEAKY:
@@ -243,13 +244,13 @@ class Discriminator(nn.Module):
         self.dtype = dtype
 
     def forward(
-        self, x: Tensor, z: Tensor | None, generator: parallel.Source | None = None
+        self, x: Tensor, z: Tensor | None, generator: distributed.Source | None = None
     ) -> Tensor:
         """x (B, C, H, W), z (B, L·z) → logit (B,) fp32; dropout as in `both`."""
         return self.both((x,), () if z is None else (z,), generator)
 
     def both(
-        self, x: Sequence[Tensor], z: Sequence[Tensor], generator: parallel.Source | None = None
+        self, x: Sequence[Tensor], z: Sequence[Tensor], generator: distributed.Source | None = None
     ) -> Tensor:
         """Logits (ΣB,) fp32 of several batches, concatenated: one pass, shared batch norm.
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ali import pictures
+from ali.data import pictures
 from ali.errors import UserError
-from ali.pictures import SUFFIXES
+from ali.data.pictures import SUFFIXES
 
 
 def read_images(path: Path, size: int) -> tuple[np.ndarray, list[str] | None]:

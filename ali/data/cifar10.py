@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ali.cache import BLOCK, Sink
+from ali.data.cache import BLOCK, Sink
 from ali.errors import UserError
 
 

@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from ali import data, parallel
+from ali import data, distributed
 from ali.config import D_LOSS, G_LOSS, IMAGES_PER_SECOND
 from ali.errors import NonFiniteError, UserError
-from ali.objective import losses
-from ali.state import State
+from ali.training.losses import losses
+from ali.training.state import State
 
 
 def device() -> torch.device:
@@ -27,13 +27,13 @@ def train_step(state: State, x: Tensor) -> tuple[Tensor, Tensor]:
     Of several workers each gets its own M images. Returns (L_d, L_g) in nats, before the updates,
     detached fp32 scalars on the device.
     """
-    networks, rng = state.networks, parallel.source(state.generator, len(x))
+    networks, rng = state.networks, distributed.source(state.generator, len(x))
 
     def normal(shape: tuple[int, ...]) -> Tensor:
         def of(rows: int, generator: torch.Generator) -> Tensor:
             return torch.randn((rows, *shape[1:]), generator=generator, device=x.device)
 
-        return parallel.draw(rng, shape[0], of)
+        return distributed.draw(rng, shape[0], of)
 
     pairs: tuple[Tensor, ...] = ()  # a GAN's discriminator sees no z
     z_hat = networks.encoder.sample(x, normal) if networks.encoder is not None else ()  # ~ q(z | x)
@@ -50,7 +50,7 @@ def train_step(state: State, x: Tensor) -> tuple[Tensor, Tensor]:
     theta_d, theta_g = _weights(state.optimizer_d), _weights(state.optimizer_g)
     gradients_d = torch.autograd.grad(loss_d, theta_d, retain_graph=True)
     gradients_g = torch.autograd.grad(loss_g, theta_g)
-    loss_d, loss_g, *gradients = parallel.mean(
+    loss_d, loss_g, *gradients = distributed.mean(
         [loss_d.detach(), loss_g.detach(), *gradients_d, *gradients_g]
     )
     _update(state.optimizer_d, theta_d, gradients[: len(theta_d)])
@@ -73,7 +73,7 @@ def train_epoch(state: State, images: Tensor) -> dict[str, float]:
             f"{len(images)} training images do not fill a batch of {state.config.batch_size}: "
             "lower --batch-size"
         )
-    parallel.check(state.config.batch_size, parallel.workers())
+    distributed.check(state.config.batch_size, distributed.workers())
     start, first = time.perf_counter(), state.step
     state.networks.train()
     if images.device.type == "cpu":
@@ -81,7 +81,7 @@ def train_epoch(state: State, images: Tensor) -> dict[str, float]:
     seen = torch.empty(steps, 2, device=images.device)  # L_d, L_g of each step
     with _repeatable():
         for i, x in enumerate(data.batches(images, state.config.batch_size, state.generator)):
-            seen[i, 0], seen[i, 1] = train_step(state, parallel.own(x))
+            seen[i, 0], seen[i, 1] = train_step(state, distributed.own(x))
             if images.device.type == "cpu":  # elsewhere this would wait for the device
                 _check(seen[i : i + 1], first + i, state)
     _check(seen, first, state)

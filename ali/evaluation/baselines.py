@@ -26,10 +26,10 @@ from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-from ali import svm
 from ali.config import Config
 from ali.data import Dataset, Images, draw_labelled
-from ali.evaluate import DRAWS_SEED
+from ali.evaluation import svm
+from ali.evaluation.protocol import DRAWS_SEED
 
 NEIGHBOURS = (1, 2, 4, 8, 16, 32, 64)  # the k to choose from
 COMPONENTS = 256  # principal components that the transductive SVM sees

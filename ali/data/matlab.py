@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ali.cache import BLOCK, Sink
+from ali.data.cache import BLOCK, Sink
 from ali.errors import UserError
 
 

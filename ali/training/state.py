@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ali.config import Config
 from ali.errors import UserError
-from ali.networks import ALI, build, compute_dtype
-from ali.tables import printed
+from ali.models.networks import ALI, build, compute_dtype
+from ali.models.tables import printed
 
 if TYPE_CHECKING:
     from ali.data import Images

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ali.cli import make_folder, terminable
 from ali.config import EPOCH, Config, Model, Precision
+from ali.data.files import writing
 from ali.errors import NonFiniteError, UserError
-from ali.files import writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,7 +129,8 @@ class _Table:
     """The data, and what has been measured on it."""
 
     def __init__(self, options: Table1) -> None:
-        from ali import data, sources
+        from ali import data
+        from ali.data import sources
 
         self.options = options
         shared = ("data", "data_dir", "train_size", "labels", "balanced")
@@ -165,7 +166,7 @@ class _Table:
 
     def rows(self) -> list[Row]:
         """All rows, the paper's first; measured one after the other."""
-        from ali import baselines
+        from ali.evaluation import baselines
 
         unlabelled = self.options.unlabelled
         measured: dict[str, Measured | str] = {
@@ -190,9 +191,9 @@ class _Table:
         return self._known(row, settings, measure)
 
     def _networks(self, row: str, model: Model) -> Measured | str:
-        from ali import evaluate
-        from ali.state import load_networks
-        from ali.train import device
+        from ali.evaluation import protocol
+        from ali.training.state import load_networks
+        from ali.training.step import device
 
         try:
             folder = self.given[model] or self._trained(model)
@@ -207,7 +208,7 @@ class _Table:
             manifest = json.loads((folder / "state.json").read_text())
 
             def measure() -> Measured:
-                found = evaluate.test_errors(
+                found = protocol.test_errors(
                     networks, self.dataset, self.test, self.config, self.options.draws
                 )
                 return _result(
@@ -226,8 +227,8 @@ class _Table:
     def _trained(self, model: Model) -> Path | None:
         """Checkpoint of a model trained to --epochs, from where it was stopped."""
         from ali import experiment
-        from ali.state import CHANGEABLE, State
-        from ali.train import device
+        from ali.training.state import CHANGEABLE, State
+        from ali.training.step import device
 
         epochs = self.options.epochs
         if not epochs:

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ali import evaluate, mixture, quality
 from ali.config import Config
+from ali.data import mixture
 from ali.errors import UserError
-from ali.networks import ALI
+from ali.evaluation import protocol, quality
+from ali.models.networks import ALI
 
 SHOWN = 50  # images reconstructed: a grid as large as that of 100 samples
 PANEL, DPI = 2.6, 100  # inches a side, pixels an inch
@@ -68,9 +69,9 @@ def samples_and_reconstructions(
     check(number, data)
     name = NAMES.get(data, data)
     both = [
-        _captioned(evaluate.samples(networks, seed=seed), f"(a) {name} samples."),
+        _captioned(protocol.samples(networks, seed=seed), f"(a) {name} samples."),
         _captioned(
-            evaluate.reconstructions(networks, x[:SHOWN], seed), f"(b) {name} reconstructions."
+            protocol.reconstructions(networks, x[:SHOWN], seed), f"(b) {name} reconstructions."
         ),
     ]
     instead = f", in place of {NAMES[STANDS_FOR[data]]}" if data in STANDS_FOR else ""
@@ -88,7 +89,7 @@ def interpolations(networks: ALI, x: np.ndarray, data: str, seed: int = 0) -> np
     """
     check(6, data)
     return _captioned(
-        evaluate.interpolations(networks, x, seed=seed),
+        protocol.interpolations(networks, x, seed=seed),
         f"Figure 6: Latent space interpolations on {NAMES.get(data, data)}.",
         "Left and right: validation images.",
         "Between: decoded from ẑ₁ to ẑ₂.",
@@ -124,10 +125,10 @@ def mixture_panels(
     above: list[_Panel | None] = [_Panel("Data", x, mode, reach)]
     codes: list[list[_Panel | None]] = [[None] for _ in range(networks.levels)]
     name = "GAN" if networks.encoder is None else "ALI"
-    with evaluate.evaluating(networks):
+    with protocol.evaluating(networks):
         if networks.encoder is not None:
-            images = torch.cat(list(evaluate.chunks(networks, x[:, None, None])))
-            z_hat = networks.encoder.sample(images, evaluate.normal(seed, networks))
+            images = torch.cat(list(protocol.chunks(networks, x[:, None, None])))
+            z_hat = networks.encoder.sample(images, protocol.normal(seed, networks))
             x_hat = _plane(networks.decoder(*z_hat))
             above.append(_Panel("ALI reconstructions", x_hat, mode, reach))
             titles = _titles("ALI encodings ẑ", z_hat)
@@ -146,8 +147,8 @@ def _samples(
     networks: ALI, name: str, modes: int, reach: float, seed: int
 ) -> tuple[tuple[Tensor, ...], _Panel]:
     """z₁ … z_L from the prior, and the panel of their samples."""
-    with evaluate.evaluating(networks):
-        z = networks.decoder.prior(quality.POINTS, evaluate.normal(seed, networks))
+    with protocol.evaluating(networks):
+        z = networks.decoder.prior(quality.POINTS, protocol.normal(seed, networks))
         x_tilde = _plane(networks.decoder(*z))
     mode, distance = mixture.nearest(x_tilde, modes)
     near = distance <= mixture.NEAR

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ali import sources
-from ali.cache import AT_SCALE, VALID_FRACTION, Images
+from ali.data import sources
+from ali.data.cache import AT_SCALE, VALID_FRACTION, Images
 from ali.config import Config
 from ali.errors import UserError
 

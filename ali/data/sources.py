@@ -13,8 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ali import cifar, files, house_numbers, image_folders, matlab, mixture
-from ali.cache import VALID_FRACTION, Images, Sink, Source, Split, cached
+from ali.data import cifar10
+from ali.data import files
+from ali.data import house_numbers
+from ali.data import image_folders
+from ali.data import matlab
+from ali.data import mixture
+from ali.data.cache import VALID_FRACTION, Images, Sink, Source, Split, cached
 from ali.config import Config
 from ali.errors import UserError
 
@@ -138,7 +143,7 @@ def _cifar10_split(folder: Path, split: str) -> Split:
     paths = [folder / name for name in names if name == names[0] or (folder / name).exists()]
 
     def build(sink: Sink) -> tuple[np.ndarray, tuple[str, ...]]:
-        y = np.concatenate([cifar.read(path, sink) for path in paths])
+        y = np.concatenate([cifar10.read(path, sink) for path in paths])
         _, official = _cifar10_official()
         others = [path.name for path in paths if files.md5_of(path) != official[path.name]]
         missing = [name for name in names if folder / name not in paths]

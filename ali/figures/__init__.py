@@ -1,0 +1,1 @@
+"""Pictures: grids of images, and the figures of the paper."""

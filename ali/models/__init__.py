@@ -1,0 +1,1 @@
+"""The networks of the paper: its tables, their layers, encoder, decoder and discriminator."""

@@ -1,0 +1,1 @@
+"""Algorithm 1: losses, a step, and the state that it changes."""
