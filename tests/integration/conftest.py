@@ -1,13 +1,7 @@
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from harness import Toy
-
 from sweeps import tracking
+from tests.integration.harness import Toy
 
 
 @pytest.fixture(scope="session")

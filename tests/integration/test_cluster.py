@@ -11,9 +11,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from harness import TOY, answers, audit, free_port
 from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from tests.integration.harness import TOY, answers, audit, free_port
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 CLOUDS = ("gpu.yaml", "gpu-gcp.yaml", "gpu-azure.yaml")

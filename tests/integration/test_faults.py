@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from harness import EPOCHS, TOY, Toy, audit, wait_for
 from mlflow import MlflowClient
 
 from sweeps.status import status
+from tests.integration.harness import EPOCHS, TOY, Toy, audit, wait_for
 
 STATUS = TOY.parents[2] / "sweeps" / "status.py"
 

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import error_line, refused
+
+from tests.integration.harness import error_line, refused
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 SVHN = SWEEPS / "svhn.py"

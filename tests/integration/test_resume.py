@@ -6,7 +6,8 @@ import signal
 import time
 
 import pytest
-from harness import EPOCHS, Toy, audit, wait_for
+
+from tests.integration.harness import EPOCHS, Toy, audit, wait_for
 
 TRIALS = 8
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import boto3
 import pytest
-from harness import EPOCHS, Server, Toy, answers, audit, free_port, wait_for
 from mlflow import MlflowClient
 from pyarrow import fs
 
 from ali.errors import UserError
 from sweeps.storage import LEASE, Mirror, Storage
+from tests.integration.harness import EPOCHS, Server, Toy, answers, audit, free_port, wait_for
 
 BUCKET = "sweeps"
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hush-hush"}

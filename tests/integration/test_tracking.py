@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import Server
 from mlflow import MlflowClient
 
 from ali.errors import UserError
 from sweeps import tracking
+from tests.integration.harness import Server
 
 
 @pytest.fixture

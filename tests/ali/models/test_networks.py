@@ -12,8 +12,9 @@ from ali.config import Config
 from ali.errors import UserError
 from ali.models import layers
 from ali.models.networks import Layer, build, compute_dtype
+from tests.paths import BENCHMARKS
 
-STEP = Path(__file__).parent.parent / "benchmarks" / "step.py"
+STEP = BENCHMARKS / "step.py"
 spec = importlib.util.spec_from_file_location("benchmarks_step", STEP)
 assert spec is not None and spec.loader is not None
 step = importlib.util.module_from_spec(spec)

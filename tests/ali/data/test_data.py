@@ -21,8 +21,9 @@ from ali.config import Config
 from ali.data import cache as cache_module
 from ali.data import files, house_numbers, matlab, sources
 from ali.errors import UserError
+from tests.paths import REAL_DATA
 
-REAL = Path(os.environ.get("ALI_TEST_DATA", Path(__file__).parents[1] / "../shared/data")) / "svhn"
+REAL = REAL_DATA / "svhn"
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,9 @@ from ali.config import VAL_ERROR, Config
 from ali.data import cifar10, files, image_folders, mixture, pictures, sources
 from ali.errors import UserError
 from ali.evaluation import protocol
+from tests.paths import REAL_DATA
 
-REAL = Path(os.environ.get("ALI_TEST_DATA", Path(__file__).parents[1] / "../shared/data"))
+REAL = REAL_DATA
 
 
 @pytest.fixture(autouse=True)

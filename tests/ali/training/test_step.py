@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +18,9 @@ from ali.models.networks import Layer
 from ali.training import step as training
 from ali.training.losses import losses
 from ali.training.state import State
+from tests.paths import BENCHMARKS
 
-STEP = Path(__file__).parent.parent / "benchmarks" / "step.py"
+STEP = BENCHMARKS / "step.py"
 spec = importlib.util.spec_from_file_location("benchmarks_step", STEP)
 assert spec is not None and spec.loader is not None
 step = importlib.util.module_from_spec(spec)

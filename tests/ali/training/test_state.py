@@ -20,6 +20,7 @@ from ali.errors import UserError
 from ali.training import state as state_module
 from ali.training import step
 from ali.training.state import State, load_networks
+from tests.paths import ROOT
 
 SMALL = Config(width=0.125, batch_size=8, precision="fp32", epochs=4)
 
@@ -68,7 +69,7 @@ import sys, torch
 from ali.training import step
 from ali.training.state import State
 sys.path.insert(0, sys.argv[3])
-from test_state import images
+from tests.ali.training.test_state import images
 state = State.load(sys.argv[1], "cpu")
 while state.epoch < state.config.epochs:
     step.train_epoch(state, torch.from_numpy(images().x))
@@ -82,7 +83,7 @@ def test_resuming_in_a_new_process_changes_no_bit(precision, tmp_path):
     whole = trained(config, epochs=4)
     whole.save(tmp_path / "whole")
     trained(config, epochs=2).save(tmp_path / "half")
-    done = run(CONTINUE, tmp_path / "half", tmp_path / "resumed", Path(__file__).parent)
+    done = run(CONTINUE, tmp_path / "half", tmp_path / "resumed", ROOT)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
     assert contents(tmp_path / "half") != contents(tmp_path / "whole")
@@ -243,7 +244,7 @@ sys.path.insert(0, sys.argv[2])
 import torch
 torch.set_num_threads(1)  # no thread pool, so that fork is safe
 from ali.training.state import State
-from test_state import trained, SMALL
+from tests.ali.training.test_state import trained, SMALL
 
 def mark(state):  # a checkpoint whose parts belong together, and to its step
     with torch.no_grad():
@@ -283,7 +284,7 @@ print(killed_inside, last, len(os.listdir(folder)))
 @pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     """24 SIGKILLs at random moments of a process that does nothing but save."""
-    done = run(KILLS, tmp_path / "checkpoint", Path(__file__).parent)
+    done = run(KILLS, tmp_path / "checkpoint", ROOT)
     assert done.returncode == 0, done.stderr
     killed_inside, last, files = map(int, done.stdout.split())
     assert killed_inside >= 5, "the kills have to fall inside of saves to show anything"
