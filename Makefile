@@ -49,7 +49,7 @@ test: lint  ## lint, types and all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 testbed: $(VENV)/installed-test  ## a sweep over three hosts played by this machine, as root (ARGS=--kill-host)
-	@$(BIN)/python cluster/testbed/testbed.py $(ARGS)
+	@$(BIN)/python tests/testbed/testbed.py $(ARGS)
 
 bench: $(VENV)/installed  ## the benchmarks
 	for name in step trials evaluation memory sweep driver logging_cost; do $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from ali.cli import main, make_folder, parse_args, terminable
-from ali.config import (
+from ali.cli import main, parse_args, terminable
+from ali.config import Config, DataName, Precision
+from ali.errors import NonFiniteError, UserError
+from ali.evaluation import table1
+from ali.files import atomic_write, make_folder
+from ali.metrics import (
     D_LOSS,
     EPOCH,
     G_LOSS,
@@ -21,13 +25,7 @@ from ali.config import (
     MODES_MISSED,
     SAMPLE_DISTANCE,
     VAL_ERROR,
-    Config,
-    DataName,
-    Precision,
 )
-from ali.data.files import writing
-from ali.errors import NonFiniteError, UserError
-from ali.evaluation import table1
 
 if TYPE_CHECKING:
     from ali.data import Dataset
@@ -226,7 +224,7 @@ def _train(options: Train, folder: Path, config: Config) -> None:
     else:  # a new run, or one that was stopped in its first epoch
         state = State.create(config, dataset.train, device())
         make_folder(folder)
-    with writing(folder / "config.json") as path:
+    with atomic_write(folder / "config.json") as path:
         path.write_text(json.dumps(config.to_dict(), indent=1) + "\n")
     _cut_log(folder / "metrics.jsonl", state.epoch)
     if state.epoch >= config.epochs:
@@ -256,7 +254,7 @@ def _cut_log(path: Path, epoch: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             break
-    with writing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("".join(kept))
 
 
@@ -422,7 +420,7 @@ def _validation_images(options: _Pictures, networks: ALI, config: Config) -> np.
 def _write_png(path: Path, picture: np.ndarray) -> None:
     from PIL import Image
 
-    with writing(path) as partial:
+    with atomic_write(path) as partial:
         Image.fromarray(picture).save(partial, format="PNG")
 
 
@@ -439,7 +437,7 @@ def encode(options: Encode) -> None:
         found["features"] = protocol.features(networks, x)
     if names is not None:
         found["names"] = np.array(names)
-    with writing(options.output) as partial, open(partial, "wb") as file:
+    with atomic_write(options.output) as partial, open(partial, "wb") as file:
         np.savez(file, allow_pickle=False, **found)
 
 

@@ -1,4 +1,4 @@
-"""What one experiment is: a frozen dataclass, to and from a plain dict; and the metric names."""
+"""What one experiment is: a frozen dataclass, to and from a plain dict."""
 
 from __future__ import annotations
 
@@ -8,22 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from ali.errors import UserError
-
-# Metric names, as logged to MLflow and reported to Ray Tune.
-VAL_ERROR = "val_error"  # fraction in [0, 1], validation split: the objective with labels
-SAMPLE_DISTANCE = "sample_distance"  # of samples from the data: the objective without labels
-SAMPLE_DIVERSITY = "sample_diversity"  # 0: samples all alike; 1: as different as the data
-CODE_USE = "code_use"  # share of what tells images apart that reconstructions get from ẑ
-PRIOR_GAP = "prior_gap"  # nats a dimension between the encodings of the data and the prior
-MODES_MISSED = "modes_missed"  # of the mixture: the objective there
-NEAR_MODES = "near_modes"  # share of the mixture's samples within 3σ of a mode
-RECONSTRUCTION_DISTANCE = "reconstruction_distance"  # mean ‖x − G_x(ẑ)‖ on the mixture
-TEST_ERROR_MEAN = "test_error_mean"  # fraction, mean over draws of the labelled set
-TEST_ERROR_STD = "test_error_std"
-D_LOSS = "d_loss"  # nats, mean of an epoch
-G_LOSS = "g_loss"
-IMAGES_PER_SECOND = "images_per_second"  # training images a second, evaluation left out
-EPOCH = "epoch"  # epochs done
 
 Precision = Literal["auto", "fp32", "bf16"]
 Model = Literal["ali", "gan"]

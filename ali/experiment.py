@@ -10,15 +10,13 @@ from collections.abc import Iterator
 import torch
 
 from ali import data, distributed
-from ali.config import EPOCH, MODES_MISSED, SAMPLE_DISTANCE, VAL_ERROR, Config
+from ali.config import Config
 from ali.data import Dataset
 from ali.errors import NonFiniteError
 from ali.evaluation import protocol, quality
+from ali.metrics import EPOCH, EVAL_SECONDS, MODES_MISSED, SAMPLE_DISTANCE, TRAIN_SECONDS, VAL_ERROR
 from ali.training import step
 from ali.training.state import State
-
-TRAIN_SECONDS = "train_seconds"  # wall time of the epoch's training
-EVAL_SECONDS = "eval_seconds"  # wall time of its evaluation, where there was one
 
 
 def run(

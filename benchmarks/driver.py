@@ -26,7 +26,8 @@ from typing import Any
 import optuna
 from ray import tune
 
-from ali.config import D_LOSS, EPOCH, G_LOSS, VAL_ERROR, Config
+from ali.config import Config
+from ali.metrics import D_LOSS, EPOCH, G_LOSS, VAL_ERROR
 from sweeps import sweep as sweeps
 from sweeps.space import Space, suggest
 from sweeps.trainable import Experiment

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from ali import data, experiment
-from ali.config import VAL_ERROR, Config
+from ali.config import Config
+from ali.metrics import VAL_ERROR
 from ali.training.step import device
 from sweeps import tracking
 from sweeps.trainable import ALI, versions

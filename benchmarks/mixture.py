@@ -30,10 +30,11 @@ import torch
 from PIL import Image
 
 from ali import data, experiment
-from ali.config import EPOCH, MODES_MISSED, NEAR_MODES, RECONSTRUCTION_DISTANCE, Config, Model
+from ali.config import Config, Model
 from ali.data import mixture
 from ali.evaluation import protocol, quality
 from ali.figures import paper
+from ali.metrics import EPOCH, MODES_MISSED, NEAR_MODES, RECONSTRUCTION_DISTANCE
 from ali.models.networks import ALI
 
 BY_ONE = "modes_by_one"  # modes that at least one sample falls in

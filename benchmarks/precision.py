@@ -20,7 +20,8 @@ import torch
 from scipy.stats import ttest_ind
 
 from ali import data, experiment
-from ali.config import CODE_USE, SAMPLE_DISTANCE, VAL_ERROR, Config
+from ali.config import Config
+from ali.metrics import CODE_USE, SAMPLE_DISTANCE, VAL_ERROR
 from sweeps.space import Space, brief, suggest
 
 MEASURES = (VAL_ERROR, SAMPLE_DISTANCE, CODE_USE)

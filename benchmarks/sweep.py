@@ -27,7 +27,8 @@ from pathlib import Path
 
 from driver import State
 
-from ali.config import D_LOSS, EPOCH, G_LOSS, VAL_ERROR, Config
+from ali.config import Config
+from ali.metrics import D_LOSS, EPOCH, G_LOSS, VAL_ERROR
 from sweeps import sweep as sweeps
 from sweeps import tracking
 from sweeps.trainable import Experiment

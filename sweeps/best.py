@@ -22,16 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ali import distributed
-from ali.cli import make_folder, parse_args
-from ali.config import (
-    SAMPLE_DIVERSITY,
-    TEST_ERROR_MEAN,
-    TEST_ERROR_STD,
-    VAL_ERROR,
-    Config,
-)
+from ali.cli import parse_args
+from ali.config import Config
 from ali.errors import NonFiniteError, UserError
 from ali.evaluation.table1 import TABLE_1
+from ali.files import make_folder
+from ali.metrics import SAMPLE_DIVERSITY, TEST_ERROR_MEAN, TEST_ERROR_STD, VAL_ERROR
 from sweeps import tracking
 from sweeps.report import collapsed
 from sweeps.storage import Storage, storage_address

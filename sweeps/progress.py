@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune.result import TIME_THIS_ITER_S
 
-from ali.config import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND
+from ali.metrics import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND
 from sweeps import tracking
 from sweeps.search import Study
 from sweeps.storage import Mirror

@@ -18,8 +18,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ali.config import EPOCH, NEAR_MODES, SAMPLE_DISTANCE, SAMPLE_DIVERSITY
 from ali.errors import UserError
+from ali.metrics import EPOCH, NEAR_MODES, SAMPLE_DISTANCE, SAMPLE_DIVERSITY
 from sweeps import tracking
 from sweeps.sweep import JOURNAL, OPTIONS, Options, output_folder
 

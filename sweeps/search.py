@@ -30,7 +30,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.schedulers.async_hyperband import _Bracket
 from ray.tune.search import SearchAlgorithm
 
-from ali.config import EPOCH
+from ali.metrics import EPOCH
 from sweeps.space import AS_PRINTED, Point
 from sweeps.storage import checkpoints
 from sweeps.tracking import COMPLETED, CONFIG, END, FAILED, HISTORY, OUT_OF_MEMORY, REASON, STOPPED

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ali.cli import main, parse_args
-from ali.config import EPOCH
 from ali.errors import UserError
+from ali.metrics import EPOCH
 from sweeps import tracking
 from sweeps.report import WIDTH
 from sweeps.sweep import output_folder

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 from pyarrow import ArrowInvalid, fs
 
-from ali.data.files import writing
 from ali.errors import UserError
+from ali.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -283,7 +283,7 @@ def _refusing(what: str) -> Iterator[None]:
 
 def _replace(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with writing(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_bytes(content)
 
 

@@ -18,10 +18,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ali.cli import make_folder, parse_args
-from ali.config import EPOCH, Common, Config
-from ali.data.files import writing
+from ali.cli import parse_args
+from ali.config import Common, Config
 from ali.errors import UserError
+from ali.files import atomic_write, make_folder
+from ali.metrics import EPOCH
 from sweeps import tracking
 from sweeps.space import Point, Space, paper
 from sweeps.storage import Mirror, Storage, storage_address
@@ -162,7 +163,7 @@ class Options(Common):
 
     def save(self) -> None:
         """Writes them where a resume finds them, all or nothing: UserError where that fails."""
-        with writing(self.folder / OPTIONS) as path:
+        with atomic_write(self.folder / OPTIONS) as path:
             path.write_text(json.dumps(self.to_dict(), indent=1))
 
     @classmethod

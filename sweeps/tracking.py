@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from ali.config import EPOCH, VAL_ERROR
 from ali.errors import UserError
+from ali.metrics import EPOCH, VAL_ERROR
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,8 +37,6 @@ OBJECTIVE = "objective"  # the metric that the sweep minimises; val_error where 
 END, REASON = "end_state", "end_reason"
 HISTORY = "history"  # in a restored trial's first result: (epoch, objective) of those before it
 PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
-# Image keys
-SAMPLES, RECONSTRUCTIONS, INTERPOLATIONS = "samples", "reconstructions", "interpolations"
 # Metrics of the sweep's own run: val_error's protocol without training
 RAW_PIXEL_ERROR, UNTRAINED_ERROR = "raw_pixel_error", "untrained_error"
 UNTRAINED_BN_ERROR = "untrained_bn_error"  # once batch norm has the statistics of the data

@@ -19,8 +19,9 @@ import torch
 from ray import tune
 from ray.tune.result import DONE
 
-from ali.config import EPOCH, VAL_ERROR, Config
+from ali.config import Config
 from ali.errors import NonFiniteError, UserError
+from ali.metrics import EPOCH, INTERPOLATIONS, RECONSTRUCTIONS, SAMPLES, VAL_ERROR
 from sweeps import tracking
 from sweeps.storage import checkpoints
 from sweeps.tracking import (
@@ -29,11 +30,8 @@ from sweeps.tracking import (
     END,
     FAILED,
     HISTORY,
-    INTERPOLATIONS,
     OUT_OF_MEMORY,
     REASON,
-    RECONSTRUCTIONS,
-    SAMPLES,
     Courier,
     Destination,
     TrialRun,

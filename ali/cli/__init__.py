@@ -12,13 +12,13 @@ import os
 import re
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from ali import environment
 from ali.errors import UserError
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ def parse_args(
             raise
     # tyro has printed a box. Once more with room for unbroken lines, to make a sentence of it.
     box = io.StringIO()
-    wide, quiet = _environment(COLUMNS="10000"), contextlib.redirect_stderr(box)
+    wide, quiet = environment.temporarily(COLUMNS="10000"), contextlib.redirect_stderr(box)
     with wide, quiet, contextlib.suppress(SystemExit):
         tyro.cli(options, **arguments)
     name = prog or Path(sys.argv[0]).name
@@ -112,21 +112,6 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def make_folder(path: Path) -> Path:
-    """Creates the output folder and its parents, and checks that it takes files.
-
-    Raises UserError where it does not.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as probe:  # a full disk takes the name, not the bytes
-            probe.write(b"x")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot write to {path}: {reason}; choose another --output-dir") from error
-    return path
-
-
 def _fail(message: str, code: int) -> int:
     print("error:" if code == 2 else "stopped:", " ".join(message.split()), file=sys.stderr)
     return code
@@ -139,17 +124,3 @@ def _sentence(box: str) -> str:
     sections = [" ".join(section.split()) for section in re.split(r"^─+$", inside, flags=re.M)]
     told = [s for s in sections if s and not s.startswith(("Argument helptext", "For full help"))]
     return "; ".join(told) or " ".join(plain.split())
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

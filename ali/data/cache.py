@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from ali import environment
 from ali.errors import UserError
 
 AT_SCALE = 40_000  # train images from which a fixed number is held out for validation
@@ -86,7 +87,7 @@ def cached(name: str, build: Build) -> Split:
     name: of two processes that build it at once, the second finds the name taken and uses the
     first's.
     """
-    root = Path(os.environ.get("ALI_CACHE") or Path.home() / ".cache" / "ali-sweeps")
+    root = environment.cache_dir()
     folder = root / name
     try:
         if not folder.exists():

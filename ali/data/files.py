@@ -54,24 +54,6 @@ def download(url: str, md5: str, folder: Path, otherwise: str, unpack: bool = Fa
         ) from error
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which becomes `path` when the block ends without an error.
-
-    Raises UserError where the file cannot be written; nothing is left behind then.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot write {path}: {reason}; choose another place") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-
-
 def identity(version: str, paths: list[Path], expected: str) -> str:
     """16 hex digits of the files' places, sizes and times, which stand for the contents: a start
     need not hash 1.3 GB again."""

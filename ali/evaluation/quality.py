@@ -18,7 +18,11 @@ import torch.nn.functional as F
 from scipy.spatial.distance import cdist, pdist
 from torch import Tensor, nn
 
-from ali.config import (
+from ali.config import Config
+from ali.data import Dataset, mixture
+from ali.errors import UserError
+from ali.evaluation import protocol
+from ali.metrics import (
     CODE_USE,
     MODES_MISSED,
     NEAR_MODES,
@@ -26,11 +30,7 @@ from ali.config import (
     RECONSTRUCTION_DISTANCE,
     SAMPLE_DISTANCE,
     SAMPLE_DIVERSITY,
-    Config,
 )
-from ali.data import Dataset, mixture
-from ali.errors import UserError
-from ali.evaluation import protocol
 from ali.models.networks import ALI
 
 FID = "fid"  # Fréchet distance on Inception features, where these can be had

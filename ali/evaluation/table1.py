@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ali.cli import make_folder, terminable
-from ali.config import EPOCH, Config, Model, Precision
-from ali.data.files import writing
+from ali.cli import terminable
+from ali.config import Config, Model, Precision
 from ali.errors import NonFiniteError, UserError
+from ali.files import atomic_write, make_folder
+from ali.metrics import EPOCH
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,7 +122,7 @@ def run(options: Table1) -> None:
             for name, published, result in rows
         ]
         content = {"title": table.title, "notes": table.notes, "rows": told}
-        with writing(options.output) as path:
+        with atomic_write(options.output) as path:
             path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -257,7 +258,7 @@ class _Table:
             return Measured(**known)
         print(f"measuring {row}: {self.options.draws} draws", flush=True)
         found = measure()
-        with writing(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(json.dumps(_read(path) | {key: asdict(found)}, indent=1) + "\n")
         return found
 
@@ -290,7 +291,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _seconds(log: Path, epochs: int) -> float | None:
     """Wall time of training up to an epoch, if all of its epochs are in the log of the run."""
-    from ali.experiment import TRAIN_SECONDS
+    from ali.metrics import TRAIN_SECONDS
 
     seconds: dict[int, float] = {}
     for line in log.read_text().splitlines() if log.exists() else []:

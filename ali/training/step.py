@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ali import data, distributed
-from ali.config import D_LOSS, G_LOSS, IMAGES_PER_SECOND
 from ali.errors import NonFiniteError, UserError
+from ali.metrics import D_LOSS, G_LOSS, IMAGES_PER_SECOND
 from ali.training.losses import losses
 from ali.training.state import State
 

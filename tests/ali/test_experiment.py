@@ -8,10 +8,15 @@ import pytest
 import torch
 
 from ali import experiment
-from ali.config import (
+from ali.config import Config
+from ali.data import Dataset, Images, mixture
+from ali.errors import NonFiniteError
+from ali.evaluation import protocol, quality
+from ali.metrics import (
     CODE_USE,
     D_LOSS,
     EPOCH,
+    EVAL_SECONDS,
     G_LOSS,
     IMAGES_PER_SECOND,
     MODES_MISSED,
@@ -20,17 +25,14 @@ from ali.config import (
     RECONSTRUCTION_DISTANCE,
     SAMPLE_DISTANCE,
     SAMPLE_DIVERSITY,
+    TRAIN_SECONDS,
     VAL_ERROR,
-    Config,
 )
-from ali.data import Dataset, Images, mixture
-from ali.errors import NonFiniteError
-from ali.evaluation import protocol, quality
 from ali.training.state import State
 
 CONFIG = Config(width=0.1, labels=20, draws=1, batch_size=20, epochs=3, precision="fp32")
 CPU = torch.device("cpu")
-TRAINED = {EPOCH, D_LOSS, G_LOSS, IMAGES_PER_SECOND, experiment.TRAIN_SECONDS}
+TRAINED = {EPOCH, D_LOSS, G_LOSS, IMAGES_PER_SECOND, TRAIN_SECONDS}
 OF_SAMPLES = {SAMPLE_DISTANCE, SAMPLE_DIVERSITY}
 
 
@@ -62,18 +64,18 @@ def test_yields_each_epoch(dataset):
     seen = [(state.epoch, m) for state, m in experiment.run(CONFIG, dataset, device=CPU)]
     assert [epoch for epoch, _ in seen] == [1, 2, 3]
     for epoch, metrics in seen:
-        measured = OF_SAMPLES | {CODE_USE, PRIOR_GAP, VAL_ERROR, experiment.EVAL_SECONDS}
+        measured = OF_SAMPLES | {CODE_USE, PRIOR_GAP, VAL_ERROR, EVAL_SECONDS}
         assert set(metrics) == TRAINED | measured
         assert metrics[EPOCH] == epoch
         assert 0 <= metrics[VAL_ERROR] <= 1
-        assert metrics[experiment.TRAIN_SECONDS] > 0 < metrics[experiment.EVAL_SECONDS]
+        assert metrics[TRAIN_SECONDS] > 0 < metrics[EVAL_SECONDS]
 
 
 def test_evaluates_at_its_cadence_and_last(dataset):
     config = CONFIG.replace(eval_every=2)
     seen = [set(metrics) for _, metrics in experiment.run(config, dataset, device=CPU)]
     assert seen[0] == TRAINED
-    assert all({VAL_ERROR, SAMPLE_DISTANCE, experiment.EVAL_SECONDS} <= names for names in seen[1:])
+    assert all({VAL_ERROR, SAMPLE_DISTANCE, EVAL_SECONDS} <= names for names in seen[1:])
 
 
 def unlabelled(dataset):
@@ -94,7 +96,7 @@ def last(config, dataset):
 
 def test_a_gan_on_labelled_images_has_val_error_and_no_code(dataset):
     config = CONFIG.replace(model="gan")
-    assert set(last(config, dataset)) - TRAINED == OF_SAMPLES | {VAL_ERROR, experiment.EVAL_SECONDS}
+    assert set(last(config, dataset)) - TRAINED == OF_SAMPLES | {VAL_ERROR, EVAL_SECONDS}
     assert experiment.objective(config, dataset) == VAL_ERROR
 
 
@@ -102,7 +104,7 @@ def test_without_labels_samples_are_the_objective(dataset):
     config, images = CONFIG.replace(data="folder"), unlabelled(dataset)
     metrics = last(config, images)
     assert experiment.objective(config, images) == SAMPLE_DISTANCE
-    measured = OF_SAMPLES | {CODE_USE, PRIOR_GAP, experiment.EVAL_SECONDS}
+    measured = OF_SAMPLES | {CODE_USE, PRIOR_GAP, EVAL_SECONDS}
     assert set(metrics) - TRAINED == measured
 
 
@@ -112,7 +114,7 @@ def test_on_the_mixture_modes_are_the_objective(model):
     metrics = last(config, points())
     assert experiment.objective(config, points()) == MODES_MISSED
     of_code = {CODE_USE, PRIOR_GAP, RECONSTRUCTION_DISTANCE} if model == "ali" else set()
-    measured = {MODES_MISSED, NEAR_MODES, experiment.EVAL_SECONDS} | of_code
+    measured = {MODES_MISSED, NEAR_MODES, EVAL_SECONDS} | of_code
     assert set(metrics) - TRAINED == measured
 
 

@@ -460,11 +460,11 @@ def test_parse_args_puts_options_on_a_default():
 def test_writing_leaves_the_old_file_on_failure(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), files.writing(path) as partial:
+    with pytest.raises(ZeroDivisionError), files.atomic_write(path) as partial:
         partial.write_text("half")
         1 // 0  # noqa: B018
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(UserError, match="cannot write"), files.writing(path):
+    with pytest.raises(UserError, match="cannot write"), files.atomic_write(path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -477,7 +477,7 @@ def test_terminable_puts_the_handler_back():
 
 
 def test_make_folder(tmp_path):
-    assert cli.make_folder(tmp_path / "a" / "b").is_dir()
+    assert files.make_folder(tmp_path / "a" / "b").is_dir()
     Path(tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
-        cli.make_folder(tmp_path / "file" / "x")
+        files.make_folder(tmp_path / "file" / "x")

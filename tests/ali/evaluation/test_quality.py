@@ -11,7 +11,11 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.functional import gaussian_blur
 
-from ali.config import (
+from ali.config import Config
+from ali.data import Dataset, Images, house_numbers, mixture
+from ali.errors import UserError
+from ali.evaluation import protocol, quality
+from ali.metrics import (
     CODE_USE,
     MODES_MISSED,
     NEAR_MODES,
@@ -19,11 +23,7 @@ from ali.config import (
     RECONSTRUCTION_DISTANCE,
     SAMPLE_DISTANCE,
     SAMPLE_DIVERSITY,
-    Config,
 )
-from ali.data import Dataset, Images, house_numbers, mixture
-from ali.errors import UserError
-from ali.evaluation import protocol, quality
 from ali.models import networks
 
 N = 300  # images in each half of the pictures

@@ -6,11 +6,12 @@ import torch
 from PIL import Image
 
 from ali import __main__ as commands
-from ali.config import MODES_MISSED, Config
+from ali.config import Config
 from ali.data import Images, mixture
 from ali.errors import UserError
 from ali.evaluation import protocol, quality
 from ali.figures import paper
+from ali.metrics import MODES_MISSED
 from ali.models.networks import build
 from ali.training.state import State
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ali.config import D_LOSS, G_LOSS, IMAGES_PER_SECOND, Config
+from ali.config import Config
 from ali.data import Images
 from ali.errors import NonFiniteError, UserError
+from ali.metrics import D_LOSS, G_LOSS, IMAGES_PER_SECOND
 from ali.models import layers
 from ali.models.networks import Layer
 from ali.training import step as training

@@ -13,7 +13,8 @@ from ray.tune.execution.experiment_state import _ExperimentCheckpointManager
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
-from ali.config import EPOCH, SAMPLE_DISTANCE, VAL_ERROR, Config
+from ali.config import Config
+from ali.metrics import EPOCH, SAMPLE_DISTANCE, VAL_ERROR
 from ali.models.tables import configured, printed
 from sweeps.search import Asha, Study, StudySearch, outlive_trials, read, snapshot_rarely
 from sweeps.space import Space, brief, paper, suggest

@@ -22,7 +22,8 @@ from harness import EPOCHS, MLFLOW_STATUS, Toy
 from mlflow import MlflowClient
 from toy_sweep import value
 
-from ali.config import VAL_ERROR, Config
+from ali.config import Config
+from ali.metrics import VAL_ERROR
 from sweeps import tracking
 
 USUAL = (tracking.COMPLETED, tracking.STOPPED)  # ends of a trial that nothing went wrong with
