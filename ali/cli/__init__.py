@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -81,6 +82,18 @@ def main(function: Callable[[], int | None]) -> NoReturn:
         where = f" {error.filename}" if error.filename else ""
         code = _fail(f"cannot write{where}: {error.strerror}; {_MENDABLE[error.errno]}", 2)
     sys.exit(code)
+
+
+def command(*arguments: object) -> str:
+    """A command that runs when pasted into a fresh shell where this process was started.
+
+    It names the interpreter that is running, which a fresh shell need not have on its PATH.
+    """
+    interpreter, here = Path(sys.executable), Path.cwd()
+    if interpreter.is_relative_to(here):
+        interpreter = interpreter.relative_to(here)
+    first = str(interpreter) if os.sep in str(interpreter) else f".{os.sep}{interpreter}"
+    return shlex.join([first, *map(str, arguments)])
 
 
 _MENDABLE = {
