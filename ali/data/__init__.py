@@ -11,39 +11,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ali.data import sources
-from ali.data.cache import AT_SCALE, VALID_FRACTION, Images
 from ali.config import Config
+from ali.data import sources
+from ali.data.cache import AT_SCALE, VALID_FRACTION
+from ali.data.labelled import check_draw, draw_labelled, labelled_draw, pixel_features
+from ali.data.splits import Dataset, Images
 from ali.errors import UserError
 
-
-@dataclass(frozen=True)
-class Dataset:
-    """What one experiment trains and selects on; never the test split.
-
-    Attributes:
-        name: as in Config.data.
-        train: unlabelled training images.
-        labelled: the pool that labelled draws come from; without labels where there are none.
-        valid: held-out images, labelled if the pool is.
-        classes: number of classes; 0 without labels.
-        fingerprint: 16 hex digits over the contents of the three.
-        notes: what the user should know about the data, a line each.
-    """
-
-    name: str
-    train: Images
-    labelled: Images
-    valid: Images
-    classes: int
-    fingerprint: str
-    notes: tuple[str, ...] = ()
+__all__ = [
+    "Dataset",
+    "Images",
+    "batches",
+    "draw_labelled",
+    "labelled_draw",
+    "load",
+    "load_test",
+    "pixel_features",
+    "to_unit",
+]
 
 
 def load(config: Config) -> Dataset:
@@ -65,7 +54,7 @@ def load(config: Config) -> Dataset:
     if size < config.batch_size:
         raise UserError(f"--batch-size {config.batch_size} is more than the {size} training images")
     if labelled.y is not None:
-        _check_draw(labelled.y, config.labels, config.balanced, source.classes)
+        check_draw(labelled.y, config.labels, config.balanced, source.classes)
     parts: tuple[object, ...] = (
         train.fingerprint,
         extra.fingerprint if extra else None,
@@ -97,36 +86,7 @@ def load_test(config: Config) -> Images:
     return sources.SOURCES[config.data](config, ("test",)).splits["test"].images
 
 
-# Labelled draws and batches
-
-
-def draw_labelled(
-    y: np.ndarray, n: int, rng: np.random.Generator, balanced: bool = True, classes: int = 10
-) -> np.ndarray:
-    """Indices int64 (n,), distinct and in random order, of n labelled images (§4.4).
-
-    Balanced: ⌊n / classes⌋ of each class, and one more of as many random classes as the remainder
-    asks for; otherwise uniformly at random. Raises UserError where `y` has too few.
-    """
-    _check_draw(y, n, balanced, classes)
-    if not balanced:
-        return rng.permutation(len(y))[:n]
-    counts = np.full(classes, n // classes)
-    counts[rng.permutation(classes)[: n % classes]] += 1
-    chosen = [rng.permutation(np.flatnonzero(y == c))[:count] for c, count in enumerate(counts)]
-    return rng.permutation(np.concatenate(chosen))
-
-
-def _check_draw(y: np.ndarray, n: int, balanced: bool, classes: int) -> None:
-    """Raises UserError where `y` has too few for a draw of `n`."""
-    if n > len(y):
-        raise UserError(f"--labels {n}: the labelled pool has {len(y)} images")
-    counts = np.bincount(y, minlength=classes)
-    if balanced and counts.min() < -(-n // classes):
-        raise UserError(
-            f"--labels {n}: a balanced draw takes {-(-n // classes)} of each class, but the pool "
-            f"has {counts.min()} of class {counts.argmin()}; ask for fewer, or use --no-balanced"
-        )
+# Batches
 
 
 def to_unit(x: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -21,32 +20,13 @@ from typing import BinaryIO
 import numpy as np
 
 from ali import environment
+from ali.data.splits import Images
 from ali.errors import UserError
 
 AT_SCALE = 40_000  # train images from which a fixed number is held out for validation
 VALID_FRACTION = 1 / 5  # of a smaller train split
 TEST_FRACTION = 1 / 10  # of data without a test split
 BLOCK = 4096  # small images decoded at once: 12 MiB of 32×32
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images in memory order, and their labels if known.
-
-    Attributes:
-        x: uint8 (N, H, W, C), usually a read-only map of a cached file; or points of the plane,
-            fp32 (N, 1, 1, 2).
-        y: int64 (N,), classes from 0; or None.
-    """
-
-    x: np.ndarray
-    y: np.ndarray | None
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, rows: slice) -> Images:
-        return Images(self.x[rows], None if self.y is None else self.y[rows])
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ali.data import files
-from ali.data import pictures
-from ali.data.cache import TEST_FRACTION, VALID_FRACTION, Images, Source, Split
 from ali.config import Config
+from ali.data import files, pictures
+from ali.data.cache import TEST_FRACTION, VALID_FRACTION, Images, Source, Split
 from ali.errors import UserError
 
 

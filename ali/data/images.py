@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ali.data import pictures
-from ali.errors import UserError
 from ali.data.pictures import SUFFIXES
+from ali.errors import UserError
 
 
 def read_images(path: Path, size: int) -> tuple[np.ndarray, list[str] | None]:

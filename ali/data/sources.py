@@ -13,14 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ali.data import cifar10
-from ali.data import files
-from ali.data import house_numbers
-from ali.data import image_folders
-from ali.data import matlab
-from ali.data import mixture
-from ali.data.cache import VALID_FRACTION, Images, Sink, Source, Split, cached
 from ali.config import Config
+from ali.data import cifar10, files, house_numbers, image_folders, matlab, mixture
+from ali.data.cache import VALID_FRACTION, Images, Sink, Source, Split, cached
 from ali.errors import UserError
 
 HOUSE_NUMBERS_SMALL = {"train": 20_000, "test": 10_000}  # images made unless more are asked for

@@ -27,9 +27,9 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 from ali.config import Config
-from ali.data import Dataset, Images, draw_labelled
+from ali.data import Dataset, Images, labelled_draw, pixel_features
+from ali.data.labelled import DRAWS_SEED
 from ali.evaluation import svm
-from ali.evaluation.protocol import DRAWS_SEED
 
 NEIGHBOURS = (1, 2, 4, 8, 16, 32, 64)  # the k to choose from
 COMPONENTS = 256  # principal components that the transductive SVM sees
@@ -54,20 +54,20 @@ def nearest_neighbour_errors(
         return KNeighborsClassifier(k, algorithm="brute").fit(x, y).predict
 
     ks = [k for k in NEIGHBOURS if k <= config.labels]
-    k = ks[_best([machine(0, k) for k in ks], _pixels, dataset.valid)]
-    return _errors([machine(draw, k) for draw in range(draws)], _pixels, test)
+    k = ks[_best([machine(0, k) for k in ks], pixel_features, dataset.valid)]
+    return _errors([machine(draw, k) for draw in range(draws)], pixel_features, test)
 
 
 def raw_pixel_errors(
     dataset: Dataset, test: Images, config: Config, draws: int = 100
 ) -> np.ndarray:
     """Test error (draws,), fractions, of the L2-SVM on pixels."""
-    c = svm.GRID[_plain_c(dataset, config, _pixels)]
+    c = svm.GRID[_plain_c(dataset, config, pixel_features)]
 
     def machine(draw: int) -> Classify:
         return _classifier(svm.fit(*_drawn(dataset, config, draw), [c]))
 
-    return _errors([machine(draw) for draw in range(draws)], _pixels, test)
+    return _errors([machine(draw) for draw in range(draws)], pixel_features, test)
 
 
 def transductive_svm_errors(
@@ -82,12 +82,12 @@ def transductive_svm_errors(
     rng = np.random.default_rng(DRAWS_SEED)
     count = min(unlabelled, len(dataset.train))
     chosen = np.sort(rng.permutation(len(dataset.train))[:count])
-    pixels = _pixels(dataset.train.x[chosen])
+    pixels = pixel_features(dataset.train.x[chosen])
     components = min(COMPONENTS, *pixels.shape)
     pca = PCA(components, svd_solver="randomized", random_state=0).fit(pixels)
 
     def encode(x: np.ndarray) -> np.ndarray:
-        return pca.transform(_pixels(x))
+        return pca.transform(pixel_features(x))
 
     x_unlabelled = encode(dataset.train.x[chosen])
 
@@ -178,19 +178,11 @@ def _plain_c(dataset: Dataset, config: Config, encode: Encode) -> int:
 
 
 def _drawn(
-    dataset: Dataset, config: Config, draw: int, encode: Encode | None = None
+    dataset: Dataset, config: Config, draw: int, encode: Encode = pixel_features
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features and labels of labelled draw number `draw`, the one that ali.evaluate draws."""
-    pool = dataset.labelled
-    assert pool.y is not None
-    rng = np.random.default_rng([DRAWS_SEED, draw])
-    rows = draw_labelled(pool.y, config.labels, rng, config.balanced, dataset.classes)
-    return (encode or _pixels)(pool.x[rows]), pool.y[rows]
-
-
-def _pixels(x: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W, C) → fp32 (N, H·W·C) in [0, 1]."""
-    return x.reshape(len(x), -1).astype(np.float32) / 255
+    """Features (config.labels, D) and labels (config.labels,) of labelled draw number `draw`."""
+    x, y = labelled_draw(dataset, config, draw)
+    return encode(x), y
 
 
 def _classifier(machines: svm.Machines) -> Classify:

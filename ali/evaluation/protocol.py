@@ -11,15 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ali.config import Config
-from ali.data import Dataset, Images, draw_labelled, to_unit
+from ali.data import Dataset, Images, labelled_draw, pixel_features, to_unit
 from ali.errors import UserError
 from ali.evaluation import svm
 from ali.models.layers import BN_MOMENTUM
 from ali.models.networks import ALI, Normal
 
-# Labelled draw number i is the same in every trial, whatever its seed: trials are compared on the
-# same labels, which takes the draws' part out of the difference between two val_errors.
-DRAWS_SEED = 160600704
 CHUNK = 500  # images encoded at once
 
 Encode = Callable[[np.ndarray], np.ndarray]  # uint8 (N, H, W, C) → features (N, D) fp32
@@ -77,7 +74,7 @@ def see(networks: ALI, x: np.ndarray, batches: int = 50) -> None:
 
 def raw_pixel_error(dataset: Dataset, config: Config) -> float:
     """As `val_error`, with the pixels in [0, 1] as features: what an encoder has to beat."""
-    return _val_error(_pixels, dataset, config)
+    return _val_error(pixel_features, dataset, config)
 
 
 def test_errors(
@@ -128,19 +125,12 @@ def _fit(
     encode: Encode, dataset: Dataset, config: Config, draw: int, cs: Sequence[float] | np.ndarray
 ) -> svm.Machines:
     """Machines for labelled draw number `draw`."""
-    pool = dataset.labelled
-    assert pool.y is not None
-    rng = np.random.default_rng([DRAWS_SEED, draw])
-    rows = draw_labelled(pool.y, config.labels, rng, config.balanced, dataset.classes)
-    return svm.fit(encode(pool.x[rows]), pool.y[rows], cs)
+    x, y = labelled_draw(dataset, config, draw)
+    return svm.fit(encode(x), y, cs)
 
 
 def _encoder(networks: ALI) -> Encode:
     return lambda x: features(networks, x)
-
-
-def _pixels(x: np.ndarray) -> np.ndarray:
-    return to_unit(torch.from_numpy(np.array(x))).flatten(1).numpy()
 
 
 # Pictures: each a grid as uint8 (H', W', 3), determined by the networks and its arguments

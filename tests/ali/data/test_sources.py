@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from ali import data, experiment
-from ali.metrics import VAL_ERROR
 from ali.config import Config
 from ali.data import cifar10, files, image_folders, mixture, pictures, sources
 from ali.errors import UserError
 from ali.evaluation import protocol
+from ali.metrics import VAL_ERROR
 from tests.paths import REAL_DATA
 
 REAL = REAL_DATA

@@ -7,6 +7,7 @@ import pytest
 
 from ali.config import Config
 from ali.data import Dataset, Images, draw_labelled
+from ali.data.labelled import DRAWS_SEED
 from ali.evaluation import baselines, protocol, svm
 
 CONFIG = Config(labels=40, draws=2)
@@ -112,7 +113,7 @@ def test_nearest_neighbours_equal_a_search_by_hand(dataset, test_split):
     flat = [i.x.reshape(len(i), -1) / 255 for i in (dataset.labelled, dataset.valid, test_split)]
 
     def peer(draw, k, x, y):
-        rng = np.random.default_rng([protocol.DRAWS_SEED, draw])
+        rng = np.random.default_rng([DRAWS_SEED, draw])
         rows = draw_labelled(dataset.labelled.y, CONFIG.labels, rng)
         near = ((x[:, None] - flat[0][rows]) ** 2).sum(2).argsort(1, kind="stable")[:, :k]
         votes = dataset.labelled.y[rows][near]

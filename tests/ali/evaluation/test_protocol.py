@@ -8,7 +8,8 @@ import torch
 from sklearn.svm import LinearSVC
 
 from ali.config import Config
-from ali.data import Dataset, Images, draw_labelled
+from ali.data import Dataset, Images, draw_labelled, pixel_features
+from ali.data.labelled import DRAWS_SEED
 from ali.errors import UserError
 from ali.evaluation import protocol, svm
 from ali.models.networks import build
@@ -86,7 +87,7 @@ def test_raw_pixel_error_equals_the_protocol_done_with_sklearn(dataset):
     """C from the first draw, then the mean over draws at that C, with LinearSVC throughout."""
 
     def peer(draw, c):
-        rng = np.random.default_rng([protocol.DRAWS_SEED, draw])
+        rng = np.random.default_rng([DRAWS_SEED, draw])
         rows = draw_labelled(dataset.labelled.y, CONFIG.labels, rng)
         machine = LinearSVC(C=c, dual=True, tol=1e-6, max_iter=20_000, random_state=0)
         machine.fit(dataset.labelled.x[rows].reshape(len(rows), -1) / 255, dataset.labelled.y[rows])
@@ -94,7 +95,7 @@ def test_raw_pixel_error_equals_the_protocol_done_with_sklearn(dataset):
         return (machine.predict(valid) != dataset.valid.y).mean()
 
     got = protocol.raw_pixel_error(dataset, CONFIG)
-    encode = protocol._pixels
+    encode = pixel_features
     c, error = protocol._pick_c(encode, encode(dataset.valid.x), dataset, CONFIG)
     assert error == pytest.approx(peer(0, c), abs=0.004)  # one image of 300
     near = svm.GRID[np.abs(np.log(svm.GRID / c)) < 2]

@@ -1,0 +1,67 @@
+"""Labelled draws: the few labelled images that a classifier is fitted to (§4.4)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ali.config import Config
+from ali.data.splits import Dataset
+from ali.errors import UserError
+
+# Labelled draw number i is the same in every trial, whatever the trial's seed: all trials are
+# compared on the same labels, so the choice of labels adds nothing to the difference of two errors.
+DRAWS_SEED = 160600704
+
+
+def labelled_draw(dataset: Dataset, config: Config, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labelled draw number `number` of config.labels images, the same for every config.seed.
+
+    Returns:
+        x: uint8 (config.labels, H, W, C).
+        y: int64 (config.labels,), classes from 0.
+
+    Raises UserError if the labelled pool has too few images.
+    """
+    pool = dataset.labelled
+    assert pool.y is not None
+    rng = np.random.default_rng([DRAWS_SEED, number])
+    rows = draw_labelled(pool.y, config.labels, rng, config.balanced, dataset.classes)
+    return pool.x[rows], pool.y[rows]
+
+
+def draw_labelled(
+    y: np.ndarray, n: int, rng: np.random.Generator, balanced: bool = True, classes: int = 10
+) -> np.ndarray:
+    """Indices int64 (n,) of n labelled images, distinct and in random order (§4.4).
+
+    Balanced: ⌊n / classes⌋ of each class, and the remainder one each from random classes;
+    otherwise uniformly at random. Raises UserError if `y` has too few.
+    """
+    check_draw(y, n, balanced, classes)
+    if not balanced:
+        return rng.permutation(len(y))[:n]
+    counts = np.full(classes, n // classes)
+    counts[rng.permutation(classes)[: n % classes]] += 1
+    chosen = [rng.permutation(np.flatnonzero(y == c))[:count] for c, count in enumerate(counts)]
+    return rng.permutation(np.concatenate(chosen))
+
+
+def check_draw(y: np.ndarray, n: int, balanced: bool, classes: int) -> None:
+    """Raises UserError if a draw of `n` from labels `y` (N,) is impossible."""
+    if n > len(y):
+        raise UserError(f"--labels {n}: the labelled pool has {len(y)} images")
+    counts = np.bincount(y, minlength=classes)
+    if balanced and counts.min() < -(-n // classes):
+        raise UserError(
+            f"--labels {n}: a balanced draw takes {-(-n // classes)} of each class, but the pool "
+            f"has {counts.min()} of class {counts.argmin()}; ask for fewer, or use --no-balanced"
+        )
+
+
+def pixel_features(x: np.ndarray) -> np.ndarray:
+    """Pixels as features: uint8 (N, H, W, C) → fp32 (N, H·W·C) in [0, 1].
+
+    Points in the plane, fp32 (N, 1, 1, 2), keep their values.
+    """
+    flat = x.reshape(len(x), -1)
+    return flat if flat.dtype == np.float32 else flat.astype(np.float32) / 255
