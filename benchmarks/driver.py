@@ -28,9 +28,9 @@ from ray import tune
 
 from ali.config import Config
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, VAL_ERROR
-from sweeps import sweep as sweeps
-from sweeps.space import Space, suggest
-from sweeps.trainable import Experiment
+from sweeps.engine import driver as sweeps
+from sweeps.engine.space import Space, suggest
+from sweeps.engine.trial import Experiment
 
 SIDES = ("bare", "ours")
 CONCURRENT = 2
@@ -138,7 +138,7 @@ def run(config: Config, state: State | None) -> Iterator[tuple[State, dict[str, 
 
 
 def ours(trials: int, results: int, folder: Path) -> Clock:
-    from sweeps import progress, search
+    from sweeps.engine import progress, search
 
     clock = Clock()
     search.Study.ask = timed(search.Study.ask)  # type: ignore[method-assign]

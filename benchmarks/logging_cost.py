@@ -21,8 +21,8 @@ from ali import data, experiment
 from ali.config import Config
 from ali.metrics import VAL_ERROR
 from ali.training.step import device
-from sweeps import tracking
-from sweeps.trainable import ALI, versions
+from sweeps.engine import tracking
+from sweeps.engine.trial import ALI, versions
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from scipy.stats import ttest_ind
 from ali import data, experiment
 from ali.config import Config
 from ali.metrics import CODE_USE, SAMPLE_DISTANCE, VAL_ERROR
-from sweeps.space import Space, brief, suggest
+from sweeps.engine.space import Space, brief, suggest
 
 MEASURES = (VAL_ERROR, SAMPLE_DISTANCE, CODE_USE)
 

@@ -29,9 +29,9 @@ from driver import State
 
 from ali.config import Config
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, VAL_ERROR
-from sweeps import sweep as sweeps
-from sweeps import tracking
-from sweeps.trainable import Experiment
+from sweeps.engine import driver as sweeps
+from sweeps.engine import tracking
+from sweeps.engine.trial import Experiment
 
 EPOCHS = 6
 BARE = (

@@ -14,7 +14,7 @@ sample_diversity in the report. This file also runs as a lone copy where the pro
 """
 
 from ali.cli import main
-from sweeps.sweep import Options, Sweep, launch, parse
+from sweeps.engine.driver import Options, Sweep, launch, parse
 
 
 def sweep() -> int:

@@ -12,7 +12,7 @@ where the project is installed.
 """
 
 from ali.cli import main
-from sweeps.sweep import Options, Sweep, launch, parse
+from sweeps.engine.driver import Options, Sweep, launch, parse
 
 
 def sweep() -> int:

@@ -13,8 +13,8 @@ This file also runs as a lone copy where the project is installed.
 
 from ali.cli import main
 from ali.config import Config
-from sweeps.space import Point, Space, paper
-from sweeps.sweep import Options, Sweep, launch, parse
+from sweeps.engine.driver import Options, Sweep, launch, parse
+from sweeps.engine.space import Point, Space, paper
 
 
 def quick(base: Config) -> Point:

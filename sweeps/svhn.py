@@ -9,8 +9,8 @@ also runs as a lone copy where the project is installed.
 """
 
 from ali.cli import main
-from sweeps.space import brief, paper
-from sweeps.sweep import Options, Sweep, launch, parse
+from sweeps.engine.driver import Options, Sweep, launch, parse
+from sweeps.engine.space import brief, paper
 
 
 def sweep() -> int:

@@ -24,7 +24,7 @@ from toy_sweep import value
 
 from ali.config import Config
 from ali.metrics import VAL_ERROR
-from sweeps import tracking
+from sweeps.engine import tracking
 
 USUAL = (tracking.COMPLETED, tracking.STOPPED)  # ends of a trial that nothing went wrong with
 

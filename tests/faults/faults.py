@@ -40,8 +40,8 @@ from fault_audit import USUAL, Count, count
 from harness import Toy
 from testbed import DESK, SHARED, Host, Testbed
 
-from sweeps import tracking
-from sweeps.tracking import DIVERGED, OUT_OF_MEMORY
+from sweeps.engine import tracking
+from sweeps.engine.tracking import DIVERGED, OUT_OF_MEMORY
 
 ALONE = ("--max-concurrent", "1")  # a search that replays exactly
 PATIENCE = 900  # seconds for what should happen within a minute: the machine may be busy

@@ -1,6 +1,6 @@
 import pytest
 
-from sweeps import tracking
+from sweeps.engine import tracking
 from tests.integration.harness import Toy
 
 

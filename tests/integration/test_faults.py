@@ -9,7 +9,7 @@ import sys
 import pytest
 from mlflow import MlflowClient
 
-from sweeps.status import status
+from sweeps.engine.status import status
 from tests.integration.harness import EPOCHS, TOY, Toy, audit, wait_for
 
 STATUS = TOY.parents[2] / "sweeps" / "status.py"

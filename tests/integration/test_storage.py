@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from pyarrow import fs
 
 from ali.errors import UserError
-from sweeps.storage import LEASE, Mirror, Storage
+from sweeps.engine.storage import LEASE, Mirror, Storage
 from tests.integration.harness import EPOCHS, Server, Toy, answers, audit, free_port, wait_for
 
 BUCKET = "sweeps"
@@ -145,7 +145,7 @@ def test_the_mirror_follows_a_growing_file_and_is_complete_at_its_end(storage, t
 DRIVER = """
 import sys
 from pathlib import Path
-from sweeps import storage
+from sweeps.engine import storage
 storage.MIRROR_SECONDS, storage.LEASE_SECONDS = 0.5, 3
 address, name, journal = sys.argv[1:]
 with storage.Mirror(storage.Storage.at(address, name), "the sweep", Path(journal)):

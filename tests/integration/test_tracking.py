@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from ali.errors import UserError
-from sweeps import tracking
+from sweeps.engine import tracking
 from tests.integration.harness import Server
 
 
@@ -38,7 +38,7 @@ def local(tmp_path, database):
 FIRST = """
 import sys
 from pathlib import Path
-from sweeps import tracking
+from sweeps.engine import tracking
 folder = Path(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

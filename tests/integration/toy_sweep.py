@@ -18,9 +18,9 @@ import numpy as np
 
 from ali.cli import main
 from ali.errors import NonFiniteError, UserError
-from sweeps.space import brief, paper
-from sweeps.sweep import Options, Sweep, launch, parse
-from sweeps.trainable import Experiment
+from sweeps.engine.driver import Options, Sweep, launch, parse
+from sweeps.engine.space import brief, paper
+from sweeps.engine.trial import Experiment
 
 _HELD: list = []
 

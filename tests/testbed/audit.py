@@ -13,8 +13,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from sweeps import search, tracking
-from sweeps.sweep import JOURNAL
+from sweeps.engine import search, tracking
+from sweeps.engine.driver import JOURNAL
 
 OPTUNA = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}  # MLflow's word for it
 

@@ -16,9 +16,9 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ali.config import Config
 from ali.metrics import EPOCH, SAMPLE_DISTANCE, VAL_ERROR
 from ali.models.tables import configured, printed
-from sweeps.search import Asha, Study, StudySearch, outlive_trials, read, snapshot_rarely
-from sweeps.space import Space, brief, paper, suggest
-from sweeps.tracking import COMPLETED, CONFIG, DIVERGED, END, STOPPED
+from sweeps.engine.search import Asha, Study, StudySearch, outlive_trials, read, snapshot_rarely
+from sweeps.engine.space import Space, brief, paper, suggest
+from sweeps.engine.tracking import COMPLETED, CONFIG, DIVERGED, END, STOPPED
 
 
 def point(trial):

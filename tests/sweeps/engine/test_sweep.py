@@ -14,8 +14,8 @@ from rich.console import Console
 
 from ali.config import Config
 from ali.errors import UserError
-from sweeps import report
-from sweeps.sweep import NODE_CPU, Options, Share, allot, parse
+from sweeps.engine import reporting
+from sweeps.engine.driver import NODE_CPU, Options, Share, allot, parse
 
 
 def options(**more):
@@ -111,8 +111,8 @@ def test_the_table_of_best_trials_is_not_cut():
     params["bn_x"] = ",".join(["True"] * 5)
     metrics = dict.fromkeys(("sample_distance", "sample_diversity", "val_error"), 0.123456)
     data = SimpleNamespace(params=params, metrics=metrics, tags={"trial_id": "00000"})
-    table = report._best(options(), [SimpleNamespace(data=data)], "val_error")
-    console = Console(file=io.StringIO(), width=report.WIDTH, color_system=None)
+    table = reporting._best(options(), [SimpleNamespace(data=data)], "val_error")
+    console = Console(file=io.StringIO(), width=reporting.WIDTH, color_system=None)
     console.print(table)
     shown = console.file.getvalue()
     assert "…" not in shown and "diversity" in shown and "1.0e-4/1.0e-4" in shown

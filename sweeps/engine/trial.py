@@ -22,9 +22,9 @@ from ray.tune.result import DONE
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
 from ali.metrics import EPOCH, INTERPOLATIONS, RECONSTRUCTIONS, SAMPLES, VAL_ERROR
-from sweeps import tracking
-from sweeps.storage import checkpoints
-from sweeps.tracking import (
+from sweeps.engine import tracking
+from sweeps.engine.storage import checkpoints
+from sweeps.engine.tracking import (
     CONFIG,
     DIVERGED,
     END,

@@ -13,10 +13,10 @@ from ray import tune
 from ray.tune.result import TIME_THIS_ITER_S
 
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND
-from sweeps import tracking
-from sweeps.search import Study
-from sweeps.storage import Mirror
-from sweeps.sweep import Options, Share, prune
+from sweeps.engine import tracking
+from sweeps.engine.driver import Options, Share, prune
+from sweeps.engine.search import Study
+from sweeps.engine.storage import Mirror
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

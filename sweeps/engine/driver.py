@@ -23,9 +23,9 @@ from ali.config import Common, Config
 from ali.errors import UserError
 from ali.files import atomic_write, make_folder
 from ali.metrics import EPOCH
-from sweeps import tracking
-from sweeps.space import Point, Space, paper
-from sweeps.storage import Mirror, Storage, storage_address
+from sweeps.engine import tracking
+from sweeps.engine.space import Point, Space, paper
+from sweeps.engine.storage import Mirror, Storage, storage_address
 
 if TYPE_CHECKING:
     import optuna
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from optuna.trial import FrozenTrial
 
-    from sweeps.search import Study
-    from sweeps.trainable import Experiment
+    from sweeps.engine.search import Study
+    from sweeps.engine.trial import Experiment
 
 JOURNAL, OPTIONS, LOCK = "optuna.journal", "sweep.json", "driver.lock"
 
@@ -292,7 +292,7 @@ def _refuse_other_sweep(options: Options, objective: str, known: Run | None) -> 
 
 
 def _ali() -> Experiment:
-    from sweeps.trainable import ALI
+    from sweeps.engine.trial import ALI
 
     return ALI
 
@@ -349,7 +349,7 @@ class _Driver:
 
     def _sweep(self, stop: _Stop) -> bool:
         """Runs the sweep to its end (True), or until it is interrupted (False)."""
-        from sweeps.search import Study
+        from sweeps.engine.search import Study
 
         options = self.options
         options.save()
@@ -368,7 +368,7 @@ class _Driver:
         return done
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        from sweeps.space import suggest
+        from sweeps.engine.space import suggest
 
         point = suggest(trial, self.space, self.base)
         return Config.from_dict(
@@ -379,9 +379,9 @@ class _Driver:
         """Trains until the sweep is complete (True) or interrupted (False)."""
         from ray import tune
 
-        from sweeps.progress import Progress, Watch
-        from sweeps.search import Asha, StudySearch, outlive_trials, snapshot_rarely
-        from sweeps.trainable import AliTrial, Setting
+        from sweeps.engine.progress import Progress, Watch
+        from sweeps.engine.search import Asha, StudySearch, outlive_trials, snapshot_rarely
+        from sweeps.engine.trial import AliTrial, Setting
 
         options, share = self.options, self.share
         tenth = max(1, options.epochs // 10)
@@ -442,7 +442,7 @@ class _Driver:
                 )
 
     def _complete(self, study: Study, to: tracking.Destination) -> None:
-        from sweeps.report import report
+        from sweeps.engine.reporting import report
 
         tracking.end_run(self.client, to.parent_run_id, tracking.COMPLETED, "all trials ended")
         if self.experiment.baselines is not None:
@@ -528,7 +528,7 @@ def start_ray() -> dict[str, float]:
     address = os.environ.get("RAY_ADDRESS")
     if (os.cpu_count() or 1) <= PRELOADING_CORES:  # what trials need, while the driver prepares
         os.environ.setdefault(
-            "RAY_preload_python_modules", "sweeps.trainable,ali.experiment,mlflow"
+            "RAY_preload_python_modules", "sweeps.engine.trial,ali.experiment,mlflow"
         )
     terminate = signal.getsignal(signal.SIGTERM)
     try:
@@ -661,7 +661,7 @@ def reconcile(client: MlflowClient, to: tracking.Destination, study: Study) -> N
 
     Between the two writes a driver can be killed, and a server can be away.
     """
-    from sweeps.search import trial_id
+    from sweeps.engine.search import trial_id
 
     runs: dict[str, Any] = {}
     for run in tracking.find_runs(client, to.experiment, sweep=to.sweep, kind=tracking.KIND_TRIAL):
@@ -688,7 +688,7 @@ def prune(storage: Storage, trials: list[FrozenTrial], keep: int) -> list[Frozen
     """
     from optuna.trial import TrialState
 
-    from sweeps.search import trial_id
+    from sweeps.engine.search import trial_id
 
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     best = sorted(complete, key=lambda t: (t.value, t.number))[:keep]

@@ -31,9 +31,18 @@ from ray.tune.schedulers.async_hyperband import _Bracket
 from ray.tune.search import SearchAlgorithm
 
 from ali.metrics import EPOCH
-from sweeps.space import AS_PRINTED, Point
-from sweeps.storage import checkpoints
-from sweeps.tracking import COMPLETED, CONFIG, END, FAILED, HISTORY, OUT_OF_MEMORY, REASON, STOPPED
+from sweeps.engine.space import AS_PRINTED, Point
+from sweeps.engine.storage import checkpoints
+from sweeps.engine.tracking import (
+    COMPLETED,
+    CONFIG,
+    END,
+    FAILED,
+    HISTORY,
+    OUT_OF_MEMORY,
+    REASON,
+    STOPPED,
+)
 
 log = logging.getLogger(__name__)
 

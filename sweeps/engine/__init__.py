@@ -1,0 +1,1 @@
+"""What runs a sweep: the study, Tune's scheduler and search, trials, tracking, storage."""
