@@ -299,18 +299,13 @@ def _progress(done: int, epochs: int) -> Iterator[Any]:
 # sample, reconstruct, interpolate, figure, encode
 
 
-def _checkpoint(folder: Path) -> Path:
-    """The folder itself, or where it is a run of `train`, its checkpoint."""
-    run = not (folder / "state.json").exists() and (folder / "checkpoint").is_dir()
-    return folder / "checkpoint" if run else folder
-
-
 def _load(options: _Trained) -> tuple[ALI, Config]:
     from ali.models.networks import compute_dtype
+    from ali.training.checkpoint import find_checkpoint
     from ali.training.state import load_networks
     from ali.training.step import device
 
-    networks, config = load_networks(_checkpoint(options.checkpoint), device())
+    networks, config = load_networks(find_checkpoint(options.checkpoint), device())
     if options.precision is not None and config.data != "mixture":  # points are always fp32
         dtype = compute_dtype(options.precision, device())
         for part in (networks.encoder, networks.decoder):

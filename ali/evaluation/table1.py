@@ -132,6 +132,7 @@ class _Table:
     def __init__(self, options: Table1) -> None:
         from ali import data
         from ali.data import sources
+        from ali.training.checkpoint import find_checkpoint
 
         self.options = options
         shared = ("data", "data_dir", "train_size", "labels", "balanced")
@@ -140,7 +141,8 @@ class _Table:
             **{name: getattr(options, name) for name in shared + trained},
             epochs=max(1, options.epochs),
         )
-        self.given = {"ali": _given("ali", options.ali), "gan": _given("gan", options.gan)}
+        given = {"ali": options.ali, "gan": options.gan}  # before hours of work: are they there?
+        self.given = {model: path and find_checkpoint(path) for model, path in given.items()}
         self.dataset = data.load(self.config)
         self.test = data.load_test(self.config)
         assert self.test.y is not None
@@ -193,6 +195,7 @@ class _Table:
 
     def _networks(self, row: str, model: Model) -> Measured | str:
         from ali.evaluation import protocol
+        from ali.training import checkpoint
         from ali.training.state import load_networks
         from ali.training.step import device
 
@@ -206,7 +209,7 @@ class _Table:
             if networks.table.image[1:] != self.test.x.shape[1:3]:
                 size = "×".join(map(str, networks.table.image[1:]))
                 raise UserError(f"--{model} {folder} takes images of {size} pixels: not these")
-            manifest = json.loads((folder / "state.json").read_text())
+            manifest = checkpoint.read_manifest(folder)
 
             def measure() -> Measured:
                 found = protocol.test_errors(
@@ -214,12 +217,12 @@ class _Table:
                 )
                 return _result(
                     found,
-                    seconds=_seconds(folder.parent / "metrics.jsonl", manifest["epoch"]),
-                    epochs=manifest["epoch"],
-                    images=manifest["step"] * config.batch_size,
+                    seconds=_seconds(folder.parent / "metrics.jsonl", manifest.epoch),
+                    epochs=manifest.epoch,
+                    images=manifest.step * config.batch_size,
                 )
 
-            return self._known(row, {"weights": manifest["files"]["weights"]["sha256"]}, measure)
+            return self._known(row, {"weights": manifest.checksum(checkpoint.WEIGHTS)}, measure)
         except NonFiniteError as error:
             return f"training diverged ({error})"
         except FloatingPointError:
@@ -228,14 +231,14 @@ class _Table:
     def _trained(self, model: Model) -> Path | None:
         """Checkpoint of a model trained to --epochs, from where it was stopped."""
         from ali import experiment
-        from ali.training.state import CHANGEABLE, State
+        from ali.training.state import RESUMABLE_CHANGES, State
         from ali.training.step import device
 
         epochs = self.options.epochs
         if not epochs:
             return None
         config = self.config.replace(model=model, eval_every=epochs)
-        fixed = {k: v for k, v in config.to_dict().items() if k not in CHANGEABLE}
+        fixed = {k: v for k, v in config.to_dict().items() if k not in RESUMABLE_CHANGES}
         run = self.options.output_dir / f"{model}-{_key(fixed | {'on': self.dataset.fingerprint})}"
         folder = run / "checkpoint"
         begun = (folder / "state.json").exists()
@@ -261,16 +264,6 @@ class _Table:
         with atomic_write(path) as partial:
             partial.write_text(json.dumps(_read(path) | {key: asdict(found)}, indent=1) + "\n")
         return found
-
-
-def _given(model: str, path: Path | None) -> Path | None:
-    """The folder of the checkpoint itself. Raises UserError where there is none."""
-    if path is None:
-        return None
-    for folder in (path, path / "checkpoint"):
-        if (folder / "state.json").exists():
-            return folder
-    raise UserError(f"--{model} {path}: there is no checkpoint, nor a run of `train` with one")
 
 
 def _key(settings: dict[str, Any]) -> str:

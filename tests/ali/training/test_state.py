@@ -1,75 +1,24 @@
-"""Checkpoints: exact across processes, whole whatever kills the writer, checked on reading."""
+"""States: exact across processes, rebuilt from their own checkpoint."""
 
 from __future__ import annotations
-
-import errno
-import json
-import os
-import resource
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ali.config import Config
 from ali.data import Images
 from ali.errors import UserError
-from ali.training import state as state_module
 from ali.training import step
 from ali.training.state import State, load_networks
+from tests.ali.training.states import SMALL, contents, images, run, trained
 from tests.paths import ROOT
-
-SMALL = Config(width=0.125, batch_size=8, precision="fp32", epochs=4)
-
-
-def images() -> Images:
-    return Images(np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8), None)
-
-
-def trained(config: Config = SMALL, epochs: int = 1) -> State:
-    state = State.create(config, images(), "cpu")
-    for _ in range(epochs):
-        step.train_epoch(state, torch.from_numpy(images().x))
-    return state
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> Path:
-    """A checkpoint that tests copy before they change it."""
-    folder = tmp_path_factory.mktemp("saved") / "checkpoint"
-    trained().save(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(saved, tmp_path) -> Path:
-    copied = tmp_path / "checkpoint"
-    copied.mkdir()
-    for path in saved.iterdir():
-        (copied / path.name).write_bytes(path.read_bytes())
-    return copied
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Python code in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-
 
 CONTINUE = """
 import sys, torch
 from ali.training import step
 from ali.training.state import State
 sys.path.insert(0, sys.argv[3])
-from tests.ali.training.test_state import images
+from tests.ali.training.states import images
 state = State.load(sys.argv[1], "cpu")
 while state.epoch < state.config.epochs:
     step.train_epoch(state, torch.from_numpy(images().x))
@@ -150,142 +99,3 @@ def test_networks_load_without_the_optimiser(folder):
     assert not any(module.training for module in networks.modules())
     with pytest.raises(UserError, match="lacks optimizer-"):
         State.load(folder, "cpu")
-
-
-# Damage -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("group", ["weights", "optimizer"])
-@pytest.mark.parametrize(
-    ("damage", "said"), [("flip", "damaged"), ("truncate", "damaged"), ("remove", "lacks")]
-)
-def test_damaged_tensors_are_refused(folder, group, damage, said):
-    (path,) = folder.glob(f"{group}-*")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    if damage == "remove":
-        path.unlink()
-    else:
-        path.write_bytes(content if damage == "flip" else content[:-100])
-    with pytest.raises(UserError, match=said) as caught:
-        State.load(folder, "cpu")
-    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("{", "damaged"),
-        ("[]", "not a checkpoint"),
-        ('{"format": 1}', "not a checkpoint"),
-        (None, "no checkpoint"),
-    ],
-)
-def test_a_broken_manifest_is_refused(folder, text, said):
-    path = folder / "state.json"
-    path.unlink() if text is None else path.write_text(text)
-    for read in (lambda: State.load(folder, "cpu"), lambda: load_networks(folder)):
-        with pytest.raises(UserError, match=said):
-            read()
-
-
-def test_another_format_is_refused(folder):
-    path = folder / "state.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    with pytest.raises(UserError, match="format 99"):
-        State.load(folder, "cpu")
-
-
-# Failing writes -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("call", range(4))
-def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(folder, monkeypatch, call):
-    """fsync reports the full disk at each of the writes before the commit in turn."""
-    before, calls = contents(folder), []
-
-    def full(descriptor):
-        calls.append(descriptor)
-        if len(calls) == call + 1:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    state = trained(epochs=2)
-    monkeypatch.setattr(state_module.os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device"):
-        state.save(folder)
-    assert contents(folder) == before
-    monkeypatch.undo()
-    state.save(folder)
-    assert State.load(folder, "cpu").epoch == 2
-
-
-def test_a_write_that_ends_half_way_leaves_the_old_checkpoint(folder):
-    """A real short write: the process may not make files over 100 kB."""
-    before, state = contents(folder), trained(epochs=2)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(UserError, match="cannot save the checkpoint"):
-            state.save(folder)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert contents(folder) == before
-
-
-def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot save the checkpoint"):
-        State.create(SMALL, images(), "cpu").save(tmp_path / "file" / "checkpoint")
-
-
-KILLS = """
-import os, random, signal, sys, time
-sys.path.insert(0, sys.argv[2])
-import torch
-torch.set_num_threads(1)  # no thread pool, so that fork is safe
-from ali.training.state import State
-from tests.ali.training.test_state import trained, SMALL
-
-def mark(state):  # a checkpoint whose parts belong together, and to its step
-    with torch.no_grad():
-        for tensor in state.networks.state_dict().values():
-            tensor.fill_(state.step)
-        for optimizer in (state.optimizer_d, state.optimizer_g):
-            for entry in optimizer.state.values():
-                entry["exp_avg"].fill_(state.step)
-
-folder, chance, last, killed_inside = sys.argv[1], random.Random(0), 0, 0
-state = trained(SMALL.replace(width=0.25))
-for _ in range(24):
-    if not (child := os.fork()):
-        while True:
-            state.step += 1
-            mark(state)
-            state.save(folder)
-    while last == 0 and not os.path.exists(folder + "/state.json"):
-        time.sleep(0.001)
-    time.sleep(chance.uniform(0, 0.2))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    killed_inside += len(os.listdir(folder)) != 3
-    state = State.load(folder, "cpu")
-    assert state.step >= max(last, 1), (state.step, last)
-    last = state.step
-    for tensor in state.networks.state_dict().values():
-        assert (tensor == last).all()
-    for optimizer in (state.optimizer_d, state.optimizer_g):
-        assert all((entry["exp_avg"] == last).all() for entry in optimizer.state.values())
-state.step += 1
-state.save(folder)
-print(killed_inside, last, len(os.listdir(folder)))
-"""
-
-
-@pytest.mark.slow
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
-    """24 SIGKILLs at random moments of a process that does nothing but save."""
-    done = run(KILLS, tmp_path / "checkpoint", ROOT)
-    assert done.returncode == 0, done.stderr
-    killed_inside, last, files = map(int, done.stdout.split())
-    assert killed_inside >= 5, "the kills have to fall inside of saves to show anything"
-    assert last > 5 and files == 3

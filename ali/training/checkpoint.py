@@ -1,0 +1,197 @@
+"""The files of a checkpoint: one layout, one finder; a kill at any moment leaves a whole one.
+
+A checkpoint is a folder with `state.json` (the manifest), `weights-*.safetensors` and
+`optimizer-*.safetensors`. Any damaged byte in them is found on reading: the manifest holds the
+checksums of the other two and one of itself. Files of any other name in the folder are left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from ali.config import Config
+from ali.errors import UserError
+
+FORMAT = 2  # 1: without a checksum of the manifest itself; still read
+MANIFEST = "state.json"
+WEIGHTS, OPTIMIZER = "weights", "optimizer"  # groups of tensors, a file each
+PARTIAL = ".partial"  # ends the name of a file that is being written
+CHECKSUM = "sha256"
+_OURS = re.compile(rf"(({WEIGHTS}|{OPTIMIZER})-\w+\.safetensors|{re.escape(MANIFEST)})(\.partial)?")
+_KEYS = {"format", "config", "epoch", "step", "generator", "files"}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What state.json holds.
+
+    Attributes:
+        epoch, step: how many are done.
+        generator: kind of device and state of the random generator.
+        files: by group of tensors, the name and the SHA-256 of its file.
+    """
+
+    config: Config
+    epoch: int
+    step: int
+    generator: dict[str, str]
+    files: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def checksum(self, group: str) -> str:
+        """The SHA-256 of a group's tensors: the same weights, the same checksum."""
+        return self.files[group][CHECKSUM]
+
+    def to_json(self) -> bytes:
+        """The content of state.json; its checksum is over all other bytes."""
+        plain = {"format": FORMAT, "config": self.config.to_dict(), "epoch": self.epoch}
+        plain |= {"step": self.step, "generator": self.generator, "files": self.files}
+        unsigned = json.dumps({**plain, CHECKSUM: ""}, indent=1).encode()
+        return json.dumps({**plain, CHECKSUM: _digest(unsigned)}, indent=1).encode()
+
+
+def find_checkpoint(path: Path | str) -> Path:
+    """The folder of the checkpoint that `path` leads to.
+
+    `path` is a checkpoint, a run of `python -m ali train` or a full training of sweeps/best.py
+    (its `checkpoint`), or a trial of a sweep (the newest of its `checkpoint_<number>`). Trials
+    keep a checkpoint's files in `state` where an older version wrote them. Raises UserError where
+    there is none.
+    """
+    path = Path(path)
+    numbered = [folder for folder in path.glob("checkpoint_*") if folder.name[11:].isdigit()]
+    newest_first = sorted(numbered, key=lambda folder: int(folder.name[11:]), reverse=True)
+    for folder in (path, path / "checkpoint", path / "state"):
+        if (folder / MANIFEST).is_file():
+            return folder
+    for trial_checkpoint in newest_first:
+        for folder in (trial_checkpoint, trial_checkpoint / "state"):
+            if (folder / MANIFEST).is_file():
+                return folder
+    raise UserError(
+        f"no checkpoint in {path}: neither it nor a folder checkpoint, state or "
+        f"checkpoint_<number> in it has a {MANIFEST}; give the folder of a checkpoint, of a run "
+        "of `train` or of a trial"
+    )
+
+
+def write(folder: Path, manifest: Manifest, groups: dict[str, dict[str, Tensor]]) -> None:
+    """Writes each group of tensors under a new name; replacing state.json then is the commit.
+
+    state.json names the tensor files that belong to it, and os.replace is atomic: a reader finds
+    either the old set or the new one. Names come from the content, so no file changes its content.
+    Only after the commit are older files deleted. Raises UserError where the folder cannot be
+    written or the disk is full; the old checkpoint is then untouched and nothing is left behind.
+    """
+    written: list[Path] = []
+    files: dict[str, dict[str, str]] = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for group, named in groups.items():
+            content = safetensors.torch.save(
+                {name: t.cpu().contiguous() for name, t in named.items()}
+            )
+            digest = _digest(content)
+            name = f"{group}-{digest[:16]}.safetensors"
+            files[group] = {"name": name, CHECKSUM: digest}
+            if not (folder / name).exists():
+                written.append(folder / name)
+            _write_file(folder / name, content)
+        _sync_folder(folder)
+        _write_file(folder / MANIFEST, replace(manifest, files=files).to_json())
+    except OSError as error:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot save the checkpoint in {folder}: {error.strerror or error}; "
+            "free space or choose another folder"
+        ) from error
+    _sync_folder(folder)
+    kept = {MANIFEST, *(entry["name"] for entry in files.values())}
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name) and path.name not in kept:
+            path.unlink(missing_ok=True)
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """Raises UserError where there is no checkpoint in `folder` or its manifest is damaged."""
+    path = Path(folder) / MANIFEST
+    try:
+        content = path.read_bytes()
+        plain = json.loads(content.decode())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"no checkpoint in {folder}: there is no {MANIFEST}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise _damaged(folder, f"{MANIFEST} is not JSON") from error
+    if not isinstance(plain, dict) or not plain.keys() >= _KEYS:
+        raise UserError(f"{path} is not a checkpoint of this program")
+    if plain["format"] not in (1, FORMAT):
+        raise UserError(
+            f"checkpoint {path} has format {plain['format']!r}; this version reads 1 and {FORMAT}: "
+            "update this program"
+        )
+    if plain["format"] == FORMAT or CHECKSUM in plain:
+        checksum = str(plain.get(CHECKSUM))
+        if _digest(content.replace(checksum.encode(), b"")) != checksum or plain["format"] == 1:
+            raise _damaged(folder, f"{MANIFEST} differs from its checksum")
+    values = {key: plain[key] for key in ("epoch", "step", "generator", "files")}
+    return Manifest(Config.from_dict(plain["config"]), **values)
+
+
+def read_tensors(folder: Path | str, manifest: Manifest, group: str) -> dict[str, Tensor]:
+    """A group of tensors by name. Raises UserError where its file is missing or damaged."""
+    entry: dict[str, Any] = manifest.files.get(group, {"name": group, CHECKSUM: ""})
+    path = Path(folder) / entry["name"]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"checkpoint {folder} lacks {path.name}: {error.strerror or error}; "
+            "use another checkpoint, or train anew"
+        ) from error
+    if _digest(content) != entry[CHECKSUM]:
+        raise _damaged(folder, f"{path.name} differs from its checksum")
+    return safetensors.torch.load(content)
+
+
+def _damaged(folder: Path | str, what: str) -> UserError:
+    return UserError(
+        f"checkpoint {folder} is damaged: {what}; use another checkpoint, or train anew"
+    )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    """Atomically: `path` has its old content or all of the new. On failure no trace is left."""
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes renames in `folder` survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
