@@ -421,7 +421,7 @@ def _write_png(path: Path, picture: np.ndarray) -> None:
 
 def encode(options: Encode) -> None:
     """Writes mu, and features and names where there are any, to options.output."""
-    from ali.data.images import read_images
+    from ali.data.image_files import read_images
     from ali.evaluation import protocol
 
     networks, _ = _load_for_images(options)

@@ -104,7 +104,7 @@ def by_one(networks: ALI, modes: int) -> int:
     with protocol.evaluating(networks):
         z = networks.decoder.prior(quality.POINTS, protocol.normal(quality.SEED, networks))
         points = networks.decoder(*z).flatten(1).numpy()
-    return int((mixture.counts(points, modes) > 0).sum())
+    return int((mixture.count_by_mode(points, modes) > 0).sum())
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""Images in memory order, the splits of a data set, and the cache they are mapped from.
+"""The cache of decoded splits, which all trials on a node share.
 
-Every split is decoded or generated once, into a folder of .npy files under $ALI_CACHE (default
-~/.cache/ali-sweeps), and mapped read-only from there, so that all trials on a node share one copy.
+Each split is decoded or generated once, into a folder of .npy files under $ALI_CACHE (default
+~/.cache/ali-sweeps), and memory-mapped read-only from there.
 """
 
 from __future__ import annotations
@@ -13,59 +13,29 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from ali import environment
-from ali.data.splits import Images
+from ali.data.splits import Images, Split
 from ali.errors import UserError
 
-AT_SCALE = 40_000  # train images from which a fixed number is held out for validation
-VALID_FRACTION = 1 / 5  # of a smaller train split
-TEST_FRACTION = 1 / 10  # of data without a test split
-BLOCK = 4096  # small images decoded at once: 12 MiB of 32×32
+READ_BLOCK = 4096  # 32×32 images that readers pass to a sink at once: 12 MiB
 
 
-@dataclass(frozen=True)
-class Split:
-    """One split, with what the user should know about it."""
-
-    images: Images
-    fingerprint: str  # of the contents
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a data set has of the splits that were asked for.
-
-    Attributes:
-        splits: by name; `valid` where the data set has its own, else it is cut from train.
-        classes: number of classes; 0 without labels.
-        notes: what the user should know, a line each.
-        valid_at_scale: images to cut for validation from AT_SCALE and more.
-    """
-
-    splits: dict[str, Split]
-    classes: int
-    notes: tuple[str, ...] = ()
-    valid_at_scale: int = 10_000
-
-
-Sink = Callable[[np.ndarray], None]  # takes the next images, uint8 (B, H, W, C)
-# Hands it all the images; gives the labels, if there are any, and notes.
+Sink = Callable[[np.ndarray], None]  # called with the next images, uint8 (B, H, W, C)
+# Passes all images to the sink, block by block; returns labels (N,) or None, and notes.
 Build = Callable[[Sink], tuple[np.ndarray | None, tuple[str, ...]]]
 
 
 def cached(name: str, build: Build) -> Split:
     """The split cached as `name`, built on the first call.
 
-    A split is a folder x.npy, y.npy (if labelled), meta.json, complete from the moment it has its
-    name: of two processes that build it at once, the second finds the name taken and uses the
-    first's.
+    A split is a folder with x.npy, y.npy (if labelled) and meta.json. It is built under a temporary
+    name and renamed when complete: of two processes that build it at once, the slower one finds the
+    name taken and uses the other's. Raises UserError if the cache is damaged or not writable.
     """
     root = environment.cache_dir()
     folder = root / name
@@ -89,7 +59,7 @@ def cached(name: str, build: Build) -> Split:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
-            f"cannot use the cache {root}: {reason}; set ALI_CACHE to a folder"
+            f"cannot use the cache {root}: {reason}; set ALI_CACHE to a writable folder"
         ) from error
     except (ValueError, EOFError) as error:
         raise UserError(f"the cached data in {folder} is damaged: delete that folder") from error
@@ -97,7 +67,7 @@ def cached(name: str, build: Build) -> Split:
 
 
 def _remove_abandoned(root: Path, name: str) -> None:
-    """Removes what builders of `name` left that were killed: nothing was written for an hour."""
+    """Removes what killed builders of `name` left: folders not written to for an hour."""
     for partial in root.glob(f".{name}-*"):
         with contextlib.suppress(FileNotFoundError):  # its builder has just finished
             written = max(path.stat().st_mtime for path in (partial, *partial.glob("*")))
@@ -106,6 +76,7 @@ def _remove_abandoned(root: Path, name: str) -> None:
 
 
 def _write_split(folder: Path, build: Build) -> None:
+    """Writes x.npy as a stream, since the number of images is known only at its end."""
     contents = hashlib.blake2b(digest_size=16)
     shape = (0, 0, 0, 0)
 
@@ -115,13 +86,13 @@ def _write_split(folder: Path, build: Build) -> None:
         return file.tell()
 
     with open(folder / "x.npy", "wb") as file:
-        reserved = header(file)  # numpy pads it so that the length may grow in place
+        reserved = header(file)  # numpy pads the header: a larger N still fits
 
         def sink(block: np.ndarray) -> None:
             nonlocal shape
             block = np.ascontiguousarray(block)
             shape = (shape[0] + len(block), *block.shape[1:])
-            # Plain writes, not a map: mapped pages would count as this process's memory.
+            # Plain writes: the pages of a memory map would count as this process's memory.
             file.write(block.data)
             contents.update(block.data)
 

@@ -1,4 +1,4 @@
-"""The user's files: their folder, download, identity, and small tables of text."""
+"""The files of a data set: their folder, download, identity, and small text tables."""
 
 from __future__ import annotations
 
@@ -13,28 +13,36 @@ from ali.config import Config
 from ali.errors import UserError
 
 
-def folder(config: Config, inner: str = "") -> Path:
-    """The user's folder, or ./data/<name>; what it has of the name `inner`, where it has that."""
+def data_folder(config: Config, inner: str = "") -> Path:
+    """--data-dir, or ./data/<name>; its subfolder `inner` if it has one.
+
+    Raises UserError if --data-dir is not a folder.
+    """
     folder = config.data_dir or Path("data") / config.data
     if config.data_dir is not None and not folder.is_dir():
         raise UserError(f"--data-dir {folder} is not a folder")
     return folder / inner if (folder / inner).is_dir() else folder
 
 
-def no_folder(config: Config) -> None:
+def refuse_data_dir(config: Config) -> None:
+    """Raises UserError if --data-dir is given for a data set that reads no files."""
     if config.data_dir is not None:
         raise UserError(
-            f"{config.data} reads no files: leave out --data-dir, or choose other --data"
+            f"{config.data} reads no files: leave out --data-dir, or choose another --data"
         )
 
 
 def download(url: str, md5: str, folder: Path, otherwise: str, unpack: bool = False) -> None:
-    """Puts a file, or what is in an archive, into `folder`, complete or not at all."""
-    from torchvision.datasets.utils import download_url, extract_archive  # costs seconds
+    """Downloads a file, or an archive's contents, into `folder`: complete or not at all.
+
+    Raises UserError if the host does not answer or the checksum differs; its message includes
+    `otherwise`, what the user can do instead.
+    """
+    from torchvision.datasets.utils import download_url, extract_archive  # a slow import
 
     name = url.rsplit("/", 1)[-1]
     try:
-        # torchvision sets no timeout: ask first whether the host answers.
+        # torchvision sets no timeout, so check first that the host answers.
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as partial:
@@ -53,8 +61,11 @@ def download(url: str, md5: str, folder: Path, otherwise: str, unpack: bool = Fa
 
 
 def identity(version: str, paths: list[Path], expected: str) -> str:
-    """16 hex digits of the files' places, sizes and times, which stand for the contents: a start
-    need not hash 1.3 GB again."""
+    """16 hex digits, a hash of the files' paths, sizes and times.
+
+    They stand for the contents, so that a start need not hash 1.3 GB. Raises UserError if a
+    file cannot be read; its message ends with what was `expected`.
+    """
     identity = [version]
     for path in paths:
         try:
@@ -67,27 +78,23 @@ def identity(version: str, paths: list[Path], expected: str) -> str:
 
 
 def md5_of(path: Path) -> str:
+    """The md5 of a file's contents, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-def lines(path: Path) -> list[str]:
-    """The lines of a text file; empty ones left out."""
+def read_lines(path: Path) -> list[str]:
+    """The lines of an ASCII file that are not empty. Raises UserError if it cannot be read."""
     try:
         text = path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} ({error}): fetch it again") from error
+        raise UserError(f"cannot read {path} ({error}): download it again") from error
     return [line for line in text.splitlines() if line.strip()]
 
 
-def rows(path: Path) -> list[list[str]]:
-    """The lines of a text file, each cut at white space; empty ones left out."""
-    return [line.split() for line in lines(path)]
-
-
-def pairs(path: Path) -> dict[str, str]:
-    """Second column of a text file by the first."""
-    found = rows(path)
-    if any(len(row) < 2 for row in found):
-        raise UserError(f"{path} has lines of less than two columns: fetch it again")
-    return {row[0]: row[1] for row in found}
+def read_pairs(path: Path) -> dict[str, str]:
+    """Second column of a text file by the first. Raises UserError if a line has only one."""
+    rows = [line.split() for line in read_lines(path)]
+    if any(len(row) < 2 for row in rows):
+        raise UserError(f"{path} has lines with fewer than two columns: download it again")
+    return {row[0]: row[1] for row in rows}

@@ -1,16 +1,16 @@
 """The embedded data set: procedural house numbers, a stand-in for SVHN (§4) that needs no download.
 
-A picture is a window on a line of one to four digits, set in one typeface; the digit in the middle
-is the label and its neighbours, a plate's edge, shading, shadow, blur and noise distract. Ink and
-ground differ in luminance by a limited amount, in either direction. `python -m ali.house_numbers
-OUT.png` draws the contact sheet.
+An image shows part of a number of one to four digits in one typeface. The digit in the middle is
+the label; its neighbours, the edge of a plate, shading, shadow, blur and noise distract. The digits
+are lighter or darker than their background by a limited amount. To draw the contact sheet:
+
+    python -c "from ali.data import house_numbers as h; h.contact_sheet().save('OUT.png')"
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,14 +19,21 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-VERSION = 5  # raise with every change of the pictures: it is part of the cache's key
-SEED = 160600704  # the pictures are the data set, so their seed is part of it
-CHUNK = 250  # images made together, from one random stream
-SIZES = {"train": 73_257, "test": 26_032, "extra": 531_131}  # most images of a split: SVHN's own
+from ali.config import Config
+from ali.data import files
+from ali.data.cache import Sink, cached
+from ali.data.splits import VALID_FRACTION, Split, Splits
+from ali.errors import UserError
+
+VERSION = 5  # raise with every change of the images: it is part of the cache key
+SEED = 160600704  # fixed, as the images are the data set
+CHUNK = 250  # images generated together, from one random stream
+SIZES = {"train": 73_257, "test": 26_032, "extra": 531_131}  # largest splits: SVHN's own
+SMALL_SIZES = {"train": 20_000, "test": 10_000}  # generated unless more are asked for
 CLASSES = 10
 
-# Typefaces: package, folder in it, files. Thin weights do not survive 32 pixels, and old-style
-# figures (cmmi10) do not stand on one line, so both are left out.
+# Typefaces: package, folder in it, files. Without thin weights, which vanish at 32 pixels, and
+# without old-style figures (cmmi10), which are not all of one height.
 TYPEFACES = (
     ("matplotlib", "mpl-data/fonts/ttf", "DejaVuSans DejaVuSans-Bold DejaVuSans-BoldOblique"),
     ("matplotlib", "mpl-data/fonts/ttf", "DejaVuSansMono-Bold DejaVuSerif DejaVuSerif-Bold"),
@@ -45,20 +52,56 @@ TYPEFACES = (
 )
 CELL = 64  # pixels: side of a glyph's cell in the atlas
 TALL = 44  # pixels: height of the digits in a cell
-OVERSAMPLE = 2  # samples along each side of a picture's pixel
+OVERSAMPLE = 2  # samples along each side of a pixel
+
+
+def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
+    """Generated images and their digits, of `split_sizes`. Raises UserError for a --data-dir."""
+    files.refuse_data_dir(config)
+    sizes = split_sizes(config)
+    splits = {name: _cached_split(name, sizes[name]) for name in wanted if name in sizes}
+    return Splits(splits, CLASSES)
+
+
+def split_sizes(config: Config) -> dict[str, int]:
+    """Images per split: 20,000 train (16,000 of them to train on) and 10,000 test.
+
+    SVHN's own sizes if --train-size is more than 16,000, with `extra` if it is more than 63,257.
+    Raises UserError if it is more than SVHN's 531,131.
+    """
+    size = config.train_size or 0
+    if size <= SMALL_SIZES["train"] * (1 - VALID_FRACTION):
+        return SMALL_SIZES
+    full = {split: SIZES[split] for split in SMALL_SIZES}
+    if size <= full["train"] - Splits.large_valid:
+        return full
+    if size > SIZES["extra"]:
+        raise UserError(f"--train-size {size}: at most {SIZES['extra']} are generated")
+    return full | {"extra": size}
+
+
+def _cached_split(split: str, n: int) -> Split:
+    def build(sink: Sink) -> tuple[np.ndarray, tuple[str, ...]]:
+        labels = []
+        for x, y in generate(split, n):
+            sink(x)
+            labels.append(y)
+        return np.concatenate(labels), ()
+
+    return cached(f"house-numbers-v{VERSION}-seed{SEED}-{split}-{n}", build)
 
 
 def generate(split: str, n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the first `n` pictures of a split in blocks: x uint8 (B, 32, 32, 3), y int64 (B,).
+    """Yields the first `n` images of a split in blocks: x uint8 (B, 32, 32, 3), y int64 (B,).
 
-    Picture i is the same whatever `n` and the number of threads. (Another kind of CPU or another
-    FreeType may round a pixel otherwise; the data set's fingerprint tells.) Raises ValueError for
-    more than SVHN's own number.
+    Image i is the same for every `n` and number of threads. (Another kind of CPU or version of
+    FreeType may round some pixels differently; the data set's fingerprint shows it.) Raises
+    ValueError for more than SVHN's own number.
     """
     if not 0 < n <= SIZES[split]:
         raise ValueError(f"{split} has 1 to {SIZES[split]} images, not {n}")
     for index in range(-(-n // CHUNK)):
-        # Small operations: on busy cores two threads are slower than one.
+        # The operations are small: on busy cores two threads are slower than one.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -85,8 +128,13 @@ def _font_files() -> list[Path]:
 
 @functools.cache
 def _atlas() -> tuple[torch.Tensor, torch.Tensor]:
-    """Glyphs fp32 (2, (10 F + 1) CELL, CELL): fill and widened stroke of digit d of typeface f in
-    cell 10 f + d, the last cell blank; and each typeface's advance in pixels (F,)."""
+    """Glyphs and the distance between digits, of all F typefaces.
+
+    Returns:
+        glyphs: fp32 (2, (10 F + 1) CELL, CELL), fill and outline of digit d of typeface f in cell
+            10 f + d; the last cell is blank.
+        advances: fp32 (F,), pixels.
+    """
     files = _font_files()
     cells = np.zeros((2, 10 * len(files) + 1, CELL, CELL), np.float32)
     advances = []
@@ -122,7 +170,7 @@ def _chunk(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     def chance(p: float) -> torch.Tensor:
         return (uniform(0, 1) < p).float()
 
-    # What is written: a number of 1–4 digits, and which of them is in the middle.
+    # The number: 1 to 4 digits, and which of them is in the middle.
     atlas, advances = _atlas()
     digits = torch.from_numpy(rng.integers(0, 10, (CHUNK, 5)))
     length = torch.from_numpy(rng.choice([1, 2, 3, 4], CHUNK, p=[0.2, 0.4, 0.3, 0.1]))
@@ -134,8 +182,8 @@ def _chunk(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     cell = torch.where(shown, typeface[:, None] * 10 + digits, 10 * len(advances))
     stride = (advances[typeface] * (1 + uniform(0, 0.25)[:, 0, 0]))[:, None, None]
 
-    # Where it is seen: pixel → line of text, in atlas pixels (translation, perspective, rotation,
-    # slant, size).
+    # Geometry: pixel → position in the line of digits, in atlas pixels (translation, perspective,
+    # rotation, slant, size).
     height, aspect = uniform(17, 29), uniform(0.7, 1.2)
     angle, slant = 0.1 * normal(1, 1).clamp(-2.5, 2.5), 0.1 * normal(1, 1).clamp(-2, 2)
     side = 32 * OVERSAMPLE
@@ -148,7 +196,7 @@ def _chunk(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     u = (cos * x + sin * y) / depth * (TALL / height) / aspect + slant * v
 
     def ink(rows: torch.Tensor | slice, du: torch.Tensor | float, dv: torch.Tensor | float):
-        """Fill and stroke, (B, 2, 32, 32) in [0, 1], of the line moved by (du, dv)."""
+        """Fill and outline, (B, 2, 32, 32) in [0, 1], of the digits moved by (du, dv)."""
         at_u, at_v, step = u[rows] - du, v[rows] - dv, stride[rows]
         k = torch.round(at_u / step).clamp(-2, 2)
         chosen = cell[rows].gather(1, (k.long() + 2).flatten(1)).view(k.shape)
@@ -166,7 +214,7 @@ def _chunk(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     rows = torch.nonzero(chance(0.25).flatten()).flatten()
     shadow[rows] = ink(rows, uniform(-5, 5)[rows], uniform(2, 5)[rows])[:, :1]
 
-    # A plate around the number, with a rim or without: its ends show where the number ends.
+    # A plate around the number, with or without a rim.
     margin = uniform(4, 14)
     left = (before[:, None, None] + 0.5) * stride + margin
     right = (after[:, None, None] + 0.5) * stride + margin
@@ -175,7 +223,7 @@ def _chunk(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     outside = has_plate * (1 - pool((inside / 2 + 0.5).clamp(0, 1)))
     rim = has_plate * chance(0.4)[..., None] * pool((1.5 - inside.abs() / 1.5).clamp(0, 1))
 
-    # Colours: luminance first, so that contrast is what it is meant to be; then a tint each.
+    # Colours: first the luminance, which sets the contrast, then a tint that does not change it.
     ground = uniform(0.12, 0.88)
     contrast = uniform(0.15, 0.6)
     up = (uniform(0, 1) < 0.5) & (ground + contrast < 0.97) | (ground - contrast < 0.03)
@@ -210,7 +258,7 @@ def _chunk(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     picture = lerp(picture, colour(letters, 0.05) + slope(0.06), fill)
     picture = picture * (1 + slope(0.15))
 
-    # The camera: blur (5 taps each way, per picture), noise, 8 bits.
+    # The camera: blur (5 taps along each axis, its width per image), noise, 8 bits.
     sigma = uniform(0.3, 1.0)[..., None]
     taps = [torch.exp(-((t / sigma) ** 2) / 2) for t in range(3)]
     total = taps[0] + 2 * taps[1] + 2 * taps[2]
@@ -226,15 +274,9 @@ def _chunk(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def contact_sheet(columns: int = 20, scale: int = 2) -> Image.Image:
-    """The first `columns` training pictures of each class, a row each, enlarged `scale` times."""
+    """The first `columns` training images of each class, a row each, enlarged `scale` times."""
     blocks = list(generate("train", 1000))
     x, y = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     rows = [np.concatenate(x[y == d][:columns], axis=1) for d in range(CLASSES)]
     sheet = Image.fromarray(np.concatenate(rows, axis=0))
     return sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m ali.house_numbers OUT.png")
-    contact_sheet().save(sys.argv[1], optimize=True)

@@ -131,7 +131,6 @@ class _Table:
 
     def __init__(self, options: Table1) -> None:
         from ali import data
-        from ali.data import sources
         from ali.training.checkpoint import find_checkpoint
 
         self.options = options
@@ -153,7 +152,7 @@ class _Table:
             "test": contents.hexdigest(),
             **{name: getattr(options, name) for name in ("labels", "balanced", "draws")},
         }
-        of_test = sources.SOURCES[options.data](self.config, ("test",)).notes
+        of_test = data.load_splits(self.config, ("test",)).notes
         self.notes = [*self.dataset.notes, *of_test]
         if options.data != "svhn" or self.notes or options.labels != 1000:
             self.notes.append(

@@ -120,7 +120,7 @@ def mixture_panels(
     a sample and its z that of the mode that it lies within 3σ of, grey where there is none. The
     default seed draws the samples that MODES_MISSED is counted on.
     """
-    x, mode = mixture.draw(quality.POINTS, config.modes, DATA_SEED)
+    x, mode = mixture.sample_points(quality.POINTS, config.modes, DATA_SEED)
     reach = float(mixture.centres(config.modes).max()) + 1
     above: list[_Panel | None] = [_Panel("Data", x, mode, reach)]
     codes: list[list[_Panel | None]] = [[None] for _ in range(networks.levels)]
@@ -150,7 +150,7 @@ def _samples(
     with protocol.evaluating(networks):
         z = networks.decoder.prior(quality.POINTS, protocol.normal(seed, networks))
         x_tilde = _plane(networks.decoder(*z))
-    mode, distance = mixture.nearest(x_tilde, modes)
+    mode, distance = mixture.nearest_mode(x_tilde, modes)
     near = distance <= mixture.NEAR
     covered = modes - mixture.modes_missed(x_tilde, modes)
     title = f"{name} samples\n{covered} of {modes} modes, {near.mean():.0%} within 3σ"

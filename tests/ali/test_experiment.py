@@ -84,7 +84,7 @@ def unlabelled(dataset):
 
 
 def points():
-    x, y = mixture.draw(100, 9, seed=0)
+    x, y = mixture.sample_points(100, 9, seed=0)
     pool = Images(x.reshape(-1, 1, 1, 2), y)
     return Dataset("mixture", pool, pool, pool, 9, "0" * 16)
 

@@ -19,7 +19,7 @@ from ali import __main__ as commands
 from ali import cli
 from ali.config import Config
 from ali.data import Images, files
-from ali.data.images import read_images
+from ali.data.image_files import read_images
 from ali.errors import UserError
 from ali.evaluation import protocol
 from ali.models.networks import build

@@ -1,4 +1,4 @@
-"""The embedded data set: the same pictures for everyone, and a fair stand-in for SVHN."""
+"""ali.data.house_numbers: the same images for everyone, and a fair stand-in for SVHN."""
 
 import hashlib
 import itertools
@@ -13,6 +13,7 @@ from torch import nn
 from ali import data
 from ali.config import Config
 from ali.data import house_numbers
+from ali.errors import UserError
 
 
 def pictures(split, n):
@@ -119,7 +120,8 @@ def test_a_small_cnn_on_20000_labels_solves_it(one_thread):
         *block(3, 24, 5), *block(24, 48, 3), *block(48, 96, 3), nn.Flatten(), nn.Linear(96 * 16, 10)
     ).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
-    dataset, test = data.load(Config()), data.load_test(Config())
+    dataset = data.load(Config())
+    test_x, test_y = pictures("test", 2000)
     x, y = (
         np.concatenate(p)
         for p in zip(*((s.x, s.y) for s in (dataset.labelled, dataset.valid)), strict=True)
@@ -134,5 +136,35 @@ def test_a_small_cnn_on_20000_labels_solves_it(one_thread):
         optimizer.step()
     net.eval()
     with torch.no_grad():
-        guess = net(data.to_unit(torch.from_numpy(np.array(test.x[:2000])))).argmax(1).numpy()
-    assert (guess != test.y[:2000]).mean() < 0.10  # measured 0.025
+        guess = net(data.to_unit(torch.from_numpy(test_x))).argmax(1).numpy()
+    assert (guess != test_y).mean() < 0.10  # measured 0.025
+
+
+def test_house_numbers_splits(few):
+    dataset, test = data.load(few), data.load_test(few)
+    assert [len(part) for part in (dataset.train, dataset.labelled, dataset.valid)] == [
+        480,
+        480,
+        120,
+    ]
+    made_x, made_y = zip(*house_numbers.generate("train", 600), strict=True)
+    assert (np.concatenate([dataset.labelled.x, dataset.valid.x]) == np.concatenate(made_x)).all()
+    assert (np.concatenate([dataset.labelled.y, dataset.valid.y]) == np.concatenate(made_y)).all()
+    assert (test.y[:250] == next(house_numbers.generate("test", 250))[1]).all() and len(test) == 300
+    assert dataset.classes == 10 and dataset.notes == ()
+    # Less to train on leaves the labelled pool and the validation set as they are.
+    less = data.load(few.replace(train_size=100))
+    assert len(less.train) == 100 and (less.train.x == dataset.train.x[:100]).all()
+    assert (less.valid.x == dataset.valid.x).all() and len(less.labelled) == 480
+    assert less.fingerprint != dataset.fingerprint
+
+
+def test_house_numbers_sizes_follow_train_size():
+    def sizes(train_size):
+        return house_numbers.split_sizes(Config(train_size=train_size))
+
+    assert sizes(None) == sizes(16_000) == {"train": 20_000, "test": 10_000}
+    assert sizes(16_001) == sizes(63_257) == {"train": 73_257, "test": 26_032}
+    assert sizes(63_258) == {"train": 73_257, "test": 26_032, "extra": 63_258}
+    with pytest.raises(UserError, match="531131"):
+        sizes(531_132)

@@ -219,11 +219,13 @@ class IdealDecoder:
         return (n.m + n.scale * n.s * z[-1])[:, :, None, None]
 
     def prior(self, n, normal):
-        return self.networks.on_top(torch.from_numpy(mixture.draw(n, 9, seed=9)[0]), normal)
+        return self.networks.on_top(
+            torch.from_numpy(mixture.sample_points(n, 9, seed=9)[0]), normal
+        )
 
 
 def points(n=1500):
-    x, _ = mixture.draw(n, 9, seed=1)
+    x, _ = mixture.sample_points(n, 9, seed=1)
     return x.reshape(-1, 1, 1, 2)
 
 

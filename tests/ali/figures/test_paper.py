@@ -165,10 +165,10 @@ def test_panels_colour_points_by_the_mode_they_come_from(monkeypatch):
     monkeypatch.setattr(paper, "_plot", lambda rows, colours: seen.extend(rows))
     paper.mixture_panels(networks, MIXTURE)
     (data, x_hat, drawn), (_, codes, prior) = seen
-    np.testing.assert_array_equal(mixture.nearest(data.points, 9)[0], data.mode)
+    np.testing.assert_array_equal(mixture.nearest_mode(data.points, 9)[0], data.mode)
     assert data.mode is x_hat.mode is codes.mode
     assert drawn.mode is prior.mode
-    mode, distance = mixture.nearest(drawn.points, 9)
+    mode, distance = mixture.nearest_mode(drawn.points, 9)
     np.testing.assert_array_equal(drawn.mode, np.where(distance <= mixture.NEAR, mode, -1))
     with torch.inference_mode():  # a draw from the prior has the colour of its own sample
         networks.eval()

@@ -1,4 +1,4 @@
-"""Reads SVHN's MATLAB files, level 5, a block of images at a time."""
+"""SVHN (§4, Table 3): the official files, or others in their layout; reads MATLAB level-5 files."""
 
 from __future__ import annotations
 
@@ -9,23 +9,75 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ali.data.cache import BLOCK, Sink
+from ali.config import Config
+from ali.data import files
+from ali.data.cache import READ_BLOCK, Sink, cached
+from ali.data.splits import Split, Splits
 from ali.errors import UserError
 
+FILES = {name: f"{name}_32x32.mat" for name in ("train", "test", "extra")}
 
-def read(path: Path, sink: Sink) -> np.ndarray:
-    """Streams X of a MATLAB file into `sink`; returns y (N,), 1 to 10.
 
-    Level-5 files with X stored as uint8, the official layout, are read with one block in memory.
-    Any other layout goes through scipy, which holds the whole array once.
+def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
+    """Images and digits of train, test and, if its file is there, extra.
+
+    Without --data-dir the official files are downloaded. Other files in this layout work too; a
+    note is printed. Raises UserError if a file is missing or damaged.
+    """
+    folder = files.data_folder(config)
+    names = [name for name in wanted if name in FILES]
+    if config.data_dir is None:
+        for name in names:
+            if not (folder / FILES[name]).exists():
+                otherwise = "give --data-dir a folder with " + ", ".join(FILES.values())
+                files.download(*_official(name), folder, otherwise)
+    splits: dict[str, Split] = {}
+    notes: tuple[str, ...] = ()
+    for name in names:
+        if name == "extra" and not (folder / FILES[name]).exists():
+            notes += (f"svhn: no {FILES[name]}, so the unlabelled images are those of train",)
+        else:
+            splits[name] = _cached_split(folder, name)
+            notes += splits[name].notes
+    return Splits(splits, 10, notes)
+
+
+def _official(split: str) -> tuple[str, str]:
+    """URL and md5 of an official file."""
+    from torchvision.datasets import SVHN  # a slow import
+
+    url, _, md5 = SVHN.split_list[split]
+    return url, md5
+
+
+def _cached_split(folder: Path, split: str) -> Split:
+    path = folder / FILES[split]
+
+    def build(sink: Sink) -> tuple[np.ndarray, tuple[str, ...]]:
+        y = read_mat(path, sink)
+        md5 = files.md5_of(path)
+        note = f"svhn: {path.name} ({len(y):,} images) is not the official file (md5 {md5})"
+        # Label 10 is digit 0.
+        return np.where(y == 10, 0, y), () if md5 == _official(split)[1] else (note,)
+
+    names = ", ".join(FILES.values())
+    return cached(f"svhn-{split}-{files.identity('v2', [path], f'SVHN has {names}')}", build)
+
+
+def read_mat(path: Path, sink: Sink) -> np.ndarray:
+    """Passes X of a MATLAB file to `sink` block by block; returns y, int64 (N,), 1 to 10.
+
+    Level-5 files that store X as uint8, the official layout, are read with one block in memory. Any
+    other layout is read by scipy, with the whole array in memory. Raises UserError if the file is
+    damaged or does not hold images and labels.
     """
     try:
         with open(path, "rb") as file:
-            n, y = _stream_v5(file, sink, path)
+            n, y = _stream_level_5(file, sink, path)
     except _OtherLayoutError:
-        n, y = _scipy_mat(path, sink)
+        n, y = _read_with_scipy(path, sink)
     except (EOFError, ValueError, struct.error, zlib.error) as error:
-        raise UserError(f"{path} is truncated or damaged ({error}): fetch it again") from error
+        raise UserError(f"{path} is truncated or damaged ({error}): download it again") from error
     if n is None or y is None:
         raise UserError(f"{path} lacks {'X' if n is None else 'y'}: SVHN's files hold X and y")
     if len(y) != n:
@@ -36,33 +88,35 @@ def read(path: Path, sink: Sink) -> np.ndarray:
 
 
 def _check_shape(path: Path, shape: tuple[int, ...], dtype: Any) -> int:
-    """Number of images in X."""
+    """Number of images in X. Raises UserError if X is not uint8 (32, 32, 3, N)."""
     if len(shape) != 4 or shape[:3] != (32, 32, 3) or shape[3] < 1 or dtype != np.uint8:
         raise UserError(f"{path}: X must be uint8 (32, 32, 3, N), not {dtype} {shape}")
     return shape[3]
 
 
-def _scipy_mat(path: Path, sink: Sink) -> tuple[int | None, np.ndarray | None]:
+def _read_with_scipy(path: Path, sink: Sink) -> tuple[int | None, np.ndarray | None]:
+    """As _stream_level_5."""
     import scipy.io
 
     try:
         found = scipy.io.loadmat(path, variable_names=["X", "y"])
     except NotImplementedError as error:
         raise UserError(f"{path} is a MATLAB 7.3 file: save it with -v7") from error
-    except Exception as error:  # scipy raises all sorts on a damaged file
-        raise UserError(f"{path} is no readable MATLAB file ({error})") from error
+    except Exception as error:  # scipy raises many types on a damaged file
+        raise UserError(f"{path} is not a readable MATLAB file ({error})") from error
     n, y = None, found.get("y")
     if "X" in found:
         x = found["X"]
         n = _check_shape(path, x.shape, x.dtype)
-        for start in range(0, n, BLOCK):
-            sink(x[..., start : start + BLOCK].transpose(3, 0, 1, 2))
+        for start in range(0, n, READ_BLOCK):
+            sink(x[..., start : start + READ_BLOCK].transpose(3, 0, 1, 2))
     return n, None if y is None else y.ravel()
 
 
-# A level-5 MATLAB file: 128 bytes of header, then elements (tag: type, bytes), each a matrix or a
-# zlib stream that holds one. A matrix is flags, dimensions, name, data, each an element padded to
-# 8 bytes. Arrays are column-major, so image n of (H, W, C, N) is contiguous, as (C, W, H).
+# A level-5 MATLAB file is a header of 128 bytes, then elements, each with a tag (type, number of
+# bytes): a matrix, or a zlib stream that holds one. A matrix consists of the elements flags, shape,
+# name and data, each padded to 8 bytes. Arrays are column-major, so image n of (H, W, C, N) is
+# contiguous, as (C, W, H).
 _MATRIX, _COMPRESSED, _UINT8 = 14, 15, 2
 _CLASS_UINT8, _COMPLEX = 9, 0x08
 _NUMBERS = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8"}
@@ -70,10 +124,12 @@ _NUMBERS |= {12: "<i8", 13: "<u8"}
 
 
 class _OtherLayoutError(Exception):
-    """Not the official layout, but perhaps one that scipy reads; the sink was given nothing."""
+    """Not the official layout, but perhaps one that scipy reads; nothing was passed to the sink."""
 
 
 class _Plain:
+    """An uncompressed element."""
+
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
 
@@ -112,12 +168,13 @@ class _Inflated:
         return bytes(data)
 
     def finish(self) -> None:
-        """Reads the rest: zlib compares its checksum at the very end."""
+        """Reads the rest, at whose end zlib checks its checksum."""
         while not self.stream.eof:
             self._some(1 << 16)
 
 
-def _stream_v5(file: BinaryIO, sink: Sink, path: Path) -> tuple[int | None, np.ndarray | None]:
+def _stream_level_5(file: BinaryIO, sink: Sink, path: Path) -> tuple[int | None, np.ndarray | None]:
+    """Number of images in X and y (N,); None for one that is missing."""
     head = file.read(128)
     if len(head) < 128 or head[124:] != b"\x00\x01IM":
         raise _OtherLayoutError
@@ -138,8 +195,8 @@ def _stream_v5(file: BinaryIO, sink: Sink, path: Path) -> tuple[int | None, np.n
             stored, size, _ = _tag(source)
             if stored != _UINT8 or size != n * 32 * 32 * 3:
                 raise EOFError("X is not as long as its shape says")
-            for start in range(0, n, BLOCK):
-                block = source.read(min(BLOCK, n - start) * 32 * 32 * 3)
+            for start in range(0, n, READ_BLOCK):
+                block = source.read(min(READ_BLOCK, n - start) * 32 * 32 * 3)
                 pixels = np.frombuffer(block, np.uint8).reshape(-1, 3, 32, 32)  # (B, C, W, H)
                 sink(pixels.transpose(0, 3, 2, 1))
             source.finish()
@@ -154,7 +211,7 @@ def _stream_v5(file: BinaryIO, sink: Sink, path: Path) -> tuple[int | None, np.n
 
 
 def _tag(source: _Plain | _Inflated) -> tuple[int, int, bytes | None]:
-    """Type, bytes and, in the small form that packs them into the tag, the data."""
+    """Type, number of bytes, and the data if the tag itself holds it (at most 4 bytes)."""
     tag = source.read(8)
     kind, size = struct.unpack("<II", tag)
     if kind >> 16:

@@ -1,0 +1,80 @@
+"""Tiny ImageNet (§4, Table 5): 64×64 images of 200 classes, from the official folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ali.config import Config
+from ali.data import files, image_files
+from ali.data.splits import Split, Splits, mixed_order
+from ali.errors import UserError
+
+FOLDER = "tiny-imagenet-200"
+SIZES = {"train": 100_000, "test": 10_000}
+ANNOTATIONS = "val_annotations.txt"
+
+
+def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
+    """The official folder. Its `val` is the test split, since its `test` has no labels.
+
+    Fewer images or classes work too; a note is printed. Raises UserError if files are missing.
+    """
+    root = files.data_folder(config, FOLDER)
+    if not (root / "wnids.txt").exists():
+        raise UserError(
+            f"no {root / 'wnids.txt'}: give --data-dir the folder {FOLDER}, unpacked from "
+            f"cs231n.stanford.edu/{FOLDER}.zip"
+        )
+    wnids = [line.split()[0] for line in files.read_lines(root / "wnids.txt")]
+    if not wnids:
+        raise UserError(f"{root / 'wnids.txt'} names no classes")
+    index = {wnid: i for i, wnid in enumerate(wnids)}
+    find = {"train": _find_train, "test": _find_val}
+    splits: dict[str, Split] = {}
+    notes: tuple[str, ...] = ()
+    for name in (name for name in wanted if name in find):
+        found = find[name](root, wnids)
+        y = [index[wnid] for wnid in found.values()]
+        splits[name] = image_files.cached_split(
+            f"tiny-imagenet-{name}", root, list(found), y, image_files.require_size(64)
+        )
+        if len(found) != SIZES[name]:
+            notes += (
+                f"tiny-imagenet: {len(found):,} images of {len(wnids)} classes for {name}, "
+                f"not the official {SIZES[name]:,} of 200",
+            )
+    return Splits(splits, len(wnids), notes)
+
+
+def _find_train(root: Path, wnids: list[str]) -> dict[str, str]:
+    """Path relative to `root` → class, in mixed order."""
+    found = _find_by_class(root, "train", wnids)
+    return {path: found[path] for path in mixed_order(found)}
+
+
+def _find_val(root: Path, wnids: list[str]) -> dict[str, str]:
+    """Path relative to `root` → class, from the annotations, or else from the subfolders."""
+    annotations = root / "val" / ANNOTATIONS
+    if not annotations.exists():
+        return _find_by_class(root, "val", wnids)
+    wnid = files.read_pairs(annotations)
+    names = image_files.list_folder(root / "val" / "images").images
+    for name in names:
+        if wnid.get(name) not in wnids:
+            raise UserError(f"{annotations} has no class of wnids.txt for {name}")
+    if not names:
+        raise UserError(f"{root / 'val' / 'images'} holds no images")
+    return {f"val/images/{name}": wnid[name] for name in names}
+
+
+def _find_by_class(root: Path, split: str, wnids: list[str]) -> dict[str, str]:
+    """Path relative to `root` → class, of images in <split>/<wnid>/images or <split>/<wnid>."""
+    found: dict[str, str] = {}
+    for wnid in wnids:
+        inner = f"{split}/{wnid}/images"
+        folder = inner if (root / inner).is_dir() else f"{split}/{wnid}"
+        names = image_files.list_folder(root / folder).images
+        if not names:
+            raise UserError(f"{root / folder} holds no images, but wnids.txt names {wnid}")
+        found |= {f"{folder}/{name}": wnid for name in names}
+    return found
