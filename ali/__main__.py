@@ -259,18 +259,10 @@ def _cut_log(path: Path, epoch: int) -> None:
 
 
 def _draw_epoch(state: State, dataset: Dataset, folder: Path) -> None:
-    from ali.evaluation import protocol
-    from ali.figures import paper
+    from ali.figures.grids import epoch_pictures
 
-    networks = state.networks
-    if state.config.data == "mixture":
-        samples = paper.mixture_panels(networks, state.config)
-    else:
-        samples = protocol.samples(networks)
-    _write_png(folder / f"samples-{state.epoch:04d}.png", samples)
-    if state.config.data != "mixture" and networks.encoder is not None:
-        shown = protocol.reconstructions(networks, dataset.valid.x[: paper.SHOWN])
-        _write_png(folder / f"reconstructions-{state.epoch:04d}.png", shown)
+    for name, picture in epoch_pictures(state.networks, dataset, state.config).items():
+        _write_png(folder / f"{name}-{state.epoch:04d}.png", picture)
 
 
 @contextmanager
@@ -326,18 +318,18 @@ def _load_for_images(options: _Trained) -> tuple[ALI, Config]:
 
 def draw(options: Sample | Reconstruct | Interpolate) -> None:
     """Writes the grid that is asked for."""
-    from ali.evaluation import protocol
+    from ali.figures import grids
 
     networks, config = _load_for_images(options)
     if isinstance(options, Sample):
-        picture = protocol.samples(networks, options.count, options.seed)
+        picture = grids.samples(networks, options.count, options.seed)
     else:
         x = _validation_images(options, networks, config)
         if isinstance(options, Reconstruct):
-            picture = protocol.reconstructions(networks, x[: options.count], options.seed)
+            picture = grids.reconstructions(networks, x[: options.count], options.seed)
         else:
             pairs = x[: 2 * options.rows]
-            picture = protocol.interpolations(
+            picture = grids.interpolations(
                 networks, pairs, options.rows, options.steps, options.seed
             )
     _write_png(options.output, picture)
@@ -366,21 +358,21 @@ def figure(options: Figure) -> None:
 
 def _mixture(options: Figure, networks: ALI, config: Config) -> np.ndarray:
     """Fig. 7. Raises UserError where --checkpoint is no ALI, or --gan no GAN on its mixture."""
-    from ali.figures import paper
+    from ali.figures.mixture import mixture_panels
 
     if options.data is not None or options.data_dir is not None:
         raise UserError("figure 7 draws its own points: leave --data and --data-dir out")
     if config.model != "ali":
         raise UserError("figure 7 takes an ALI as --checkpoint and the GAN as --gan")
     if options.gan is None:
-        return paper.mixture_panels(networks, config, seed=options.seed)
+        return mixture_panels(networks, config, seed=options.seed)
     gan, other = _load(replace(options, checkpoint=options.gan))
     if (other.model, other.data, other.modes) != ("gan", "mixture", config.modes):
         raise UserError(
             f"--gan {options.gan} is of --model {other.model} --data {other.data} --modes "
             f"{other.modes}: it must be of --model gan --data mixture --modes {config.modes}"
         )
-    return paper.mixture_panels(networks, config, gan, options.seed)
+    return mixture_panels(networks, config, gan, options.seed)
 
 
 def _validation_images(options: _Pictures, networks: ALI, config: Config) -> np.ndarray:
@@ -423,11 +415,12 @@ def encode(options: Encode) -> None:
     """Writes mu, and features and names where there are any, to options.output."""
     from ali.data.image_files import read_images
     from ali.evaluation import protocol
+    from ali.models.inference import mu
 
     networks, _ = _load_for_images(options)
     networks.sees()
     x, names = read_images(options.input, networks.table.image[1])
-    found = {"mu": protocol.mu(networks, x)}
+    found = {"mu": mu(networks, x)}
     if options.features:
         found["features"] = protocol.features(networks, x)
     if names is not None:

@@ -14,7 +14,17 @@ from ali.config import Config
 from ali.data import Dataset
 from ali.errors import NonFiniteError
 from ali.evaluation import protocol, quality
-from ali.metrics import EPOCH, EVAL_SECONDS, MODES_MISSED, SAMPLE_DISTANCE, TRAIN_SECONDS, VAL_ERROR
+from ali.metrics import (
+    EPOCH,
+    EVAL_SECONDS,
+    MODES_MISSED,
+    RAW_PIXEL_ERROR,
+    SAMPLE_DISTANCE,
+    TRAIN_SECONDS,
+    UNTRAINED_BN_ERROR,
+    UNTRAINED_ERROR,
+    VAL_ERROR,
+)
 from ali.training import step
 from ali.training.state import State
 
@@ -76,3 +86,19 @@ def evaluated(state: State, dataset: Dataset, config: Config) -> dict[str, float
     if broken := tuple(name for name, value in metrics.items() if not math.isfinite(value)):
         raise NonFiniteError(state.step, broken)
     return metrics
+
+
+def baseline_errors(config: Config, dataset: Dataset) -> dict[str, float]:
+    """What val_error is without training: RAW_PIXEL_ERROR, UNTRAINED_ERROR, UNTRAINED_BN_ERROR.
+
+    Empty where val_error is not the objective.
+    """
+    if objective(config, dataset) != VAL_ERROR:
+        return {}
+    networks = State.create(config, dataset.train, step.device()).networks
+    errors = {
+        RAW_PIXEL_ERROR: protocol.raw_pixel_error(dataset, config),
+        UNTRAINED_ERROR: protocol.val_error(networks, dataset, config),
+    }
+    protocol.update_bn_stats(networks, dataset.train.x)
+    return errors | {UNTRAINED_BN_ERROR: protocol.val_error(networks, dataset, config)}

@@ -32,6 +32,7 @@ from sklearn.svm import LinearSVC
 from ali import data
 from ali.config import Config
 from ali.evaluation import protocol, quality, svm
+from ali.models import inference
 from ali.training import step
 from ali.training.state import State
 
@@ -50,7 +51,7 @@ def encoder(config: Config, dataset: data.Dataset) -> State:
     state = State.create(config, dataset.train, "cpu")
     state.networks.train()
     with torch.no_grad():
-        for x in protocol.chunks(state.networks, dataset.train.x[:2500]):
+        for x in inference.chunks(state.networks, dataset.train.x[:2500]):
             for _ in range(12):  # 0.95¹² = 0.54 a chunk: the initial statistics fade out
                 state.networks.sees()(x)
     return state

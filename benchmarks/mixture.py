@@ -32,9 +32,10 @@ from PIL import Image
 from ali import data, experiment
 from ali.config import Config, Model
 from ali.data import mixture
-from ali.evaluation import protocol, quality
-from ali.figures import paper
+from ali.evaluation import quality
+from ali.figures.mixture import mixture_panels
 from ali.metrics import EPOCH, MODES_MISSED, NEAR_MODES, RECONSTRUCTION_DISTANCE
+from ali.models import inference
 from ali.models.networks import ALI
 
 BY_ONE = "modes_by_one"  # modes that at least one sample falls in
@@ -101,8 +102,8 @@ def train(config: Config) -> tuple[Seen, ALI]:
 
 def by_one(networks: ALI, modes: int) -> int:
     """Modes with at least one sample, of the same samples that MODES_MISSED is counted on."""
-    with protocol.evaluating(networks):
-        z = networks.decoder.prior(quality.POINTS, protocol.normal(quality.SEED, networks))
+    with inference.evaluating(networks):
+        z = networks.decoder.prior(quality.POINTS, inference.normal(quality.SEED, networks))
         points = networks.decoder(*z).flatten(1).numpy()
     return int((mixture.count_by_mode(points, modes) > 0).sum())
 
@@ -149,7 +150,7 @@ def main() -> None:
             for at_once in zip(*(seen for seen, _ in its), strict=True):
                 print(f"{name:12}", _line(config, at_once), flush=True)
     if options.picture:
-        picture = paper.mixture_panels(networks["ALI"], runs[0], networks["GAN"])
+        picture = mixture_panels(networks["ALI"], runs[0], networks["GAN"])
         Image.fromarray(picture).save(options.picture)
 
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from ali.config import Config
 from ali.data import Dataset, mixture
 from ali.errors import UserError
-from ali.evaluation import protocol
 from ali.metrics import (
     CODE_USE,
     MODES_MISSED,
@@ -31,6 +30,7 @@ from ali.metrics import (
     SAMPLE_DISTANCE,
     SAMPLE_DIVERSITY,
 )
+from ali.models import inference
 from ali.models.networks import ALI
 
 FID = "fid"  # Fréchet distance on Inception features, where these can be had
@@ -57,8 +57,8 @@ def measure(networks: ALI, dataset: Dataset, config: Config) -> dict[str, float]
     rows = np.random.default_rng(SEED).permutation(held_out)[:IMAGES]
     chosen = dataset.valid.x[np.sort(rows)]
     repeatable = torch.backends.cudnn.flags(enabled=True, deterministic=True)
-    with protocol.evaluating(networks), repeatable:
-        x = torch.cat([part.cpu() for part in protocol.chunks(networks, chosen)])
+    with inference.evaluating(networks), repeatable:
+        x = torch.cat([part.cpu() for part in inference.chunks(networks, chosen)])
         x_tilde = _samples(networks, POINTS if points else len(x))
         describe: nn.Module = nn.Flatten() if points else RandomFeatures()
         real = describe(x).numpy()
@@ -67,7 +67,7 @@ def measure(networks: ALI, dataset: Dataset, config: Config) -> dict[str, float]
         else:
             found = _of_samples(describe(x_tilde).numpy(), real)
             if weights := inception_weights():
-                found[FID] = inception_distance(x_tilde, x, weights, protocol.device(networks))
+                found[FID] = inception_distance(x_tilde, x, weights, inference.device_of(networks))
         if networks.encoder is not None:
             z_hat, x_hat = _reconstructions(networks, chosen)
             found[PRIOR_GAP] = prior_gap(z_hat.numpy())
@@ -218,15 +218,15 @@ def _of_samples(samples: np.ndarray, real: np.ndarray) -> dict[str, float]:
 
 def _samples(networks: ALI, n: int) -> Tensor:
     """n samples x̃ ~ p(x), on the CPU."""
-    z = networks.decoder.prior(n, protocol.normal(SEED, networks))
+    z = networks.decoder.prior(n, inference.normal(SEED, networks))
     return _finite("samples", [_decoded(networks, z)])
 
 
 def _reconstructions(networks: ALI, x: np.ndarray) -> tuple[Tensor, Tensor]:
     """ẑ_L and G_x(ẑ₁ … ẑ_L), ẑ ~ q(z | x), on the CPU."""
-    normal = protocol.normal(SEED, networks)
+    normal = inference.normal(SEED, networks)
     top, decoded = [], []
-    for part in protocol.chunks(networks, x):
+    for part in inference.chunks(networks, x):
         z_hat = networks.sees().sample(part, normal)
         top.append(z_hat[-1].cpu())
         decoded.append(_decoded(networks, z_hat))
@@ -234,7 +234,7 @@ def _reconstructions(networks: ALI, x: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def _decoded(networks: ALI, z: tuple[Tensor, ...]) -> Tensor:
-    parts = zip(*(level.split(protocol.CHUNK) for level in z), strict=True)
+    parts = zip(*(level.split(inference.CHUNK) for level in z), strict=True)
     return torch.cat([networks.decoder(*part).cpu() for part in parts])
 
 

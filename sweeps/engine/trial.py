@@ -21,8 +21,7 @@ from ray.tune.result import DONE
 
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
-from ali.metrics import EPOCH, INTERPOLATIONS, RECONSTRUCTIONS, SAMPLES, VAL_ERROR
-from sweeps.engine import tracking
+from ali.metrics import EPOCH
 from sweeps.engine.storage import checkpoints
 from sweeps.engine.tracking import (
     CONFIG,
@@ -237,19 +236,9 @@ def _load(folder: Path, config: Config) -> Any:
 
 def _pictures(state: Any, config: Config) -> dict[str, Any]:
     from ali import data
-    from ali.evaluation import protocol
-    from ali.figures import paper
+    from ali.figures.grids import epoch_pictures
 
-    if config.data == "mixture":
-        return {SAMPLES: paper.mixture_panels(state.networks, config)}
-    pictures = {SAMPLES: protocol.samples(state.networks)}
-    if state.networks.encoder is None:
-        return pictures
-    valid = data.load(config).valid.x
-    return pictures | {
-        RECONSTRUCTIONS: protocol.reconstructions(state.networks, valid[:50]),
-        INTERPOLATIONS: protocol.interpolations(state.networks, valid[-16:]),
-    }
+    return epoch_pictures(state.networks, data.load(config), config)
 
 
 def _fingerprint(config: Config) -> str:
@@ -267,23 +256,9 @@ def _objective(config: Config) -> str:
 
 def _baselines(config: Config) -> dict[str, float]:
     from ali import data
-    from ali.evaluation import protocol
-    from ali.experiment import objective
-    from ali.training.state import State
-    from ali.training.step import device
+    from ali.experiment import baseline_errors
 
-    dataset = data.load(config)
-    if objective(config, dataset) != VAL_ERROR:
-        return {}
-    networks = State.create(config, dataset.train, device()).networks
-    errors = {
-        tracking.RAW_PIXEL_ERROR: protocol.raw_pixel_error(dataset, config),
-        tracking.UNTRAINED_ERROR: protocol.val_error(networks, dataset, config),
-    }
-    protocol.see(networks, dataset.train.x)
-    return errors | {
-        tracking.UNTRAINED_BN_ERROR: protocol.val_error(networks, dataset, config),
-    }
+    return baseline_errors(config, data.load(config))
 
 
 ALI = Experiment(_run, _load, _pictures, _fingerprint, _objective, _baselines)

@@ -12,6 +12,7 @@ from ali.config import Config
 from ali.data import Dataset, Images, mixture
 from ali.errors import NonFiniteError
 from ali.evaluation import protocol, quality
+from ali.figures import grids
 from ali.metrics import (
     CODE_USE,
     D_LOSS,
@@ -22,10 +23,13 @@ from ali.metrics import (
     MODES_MISSED,
     NEAR_MODES,
     PRIOR_GAP,
+    RAW_PIXEL_ERROR,
     RECONSTRUCTION_DISTANCE,
     SAMPLE_DISTANCE,
     SAMPLE_DIVERSITY,
     TRAIN_SECONDS,
+    UNTRAINED_BN_ERROR,
+    UNTRAINED_ERROR,
     VAL_ERROR,
 )
 from ali.training.state import State
@@ -125,9 +129,9 @@ def test_training_is_the_same_whatever_is_evaluated(dataset):
         config = CONFIG.replace(eval_every=eval_every)
         for state, _ in experiment.run(config, dataset, device=CPU):
             if pictures:
-                protocol.samples(state.networks, 4)
-                protocol.reconstructions(state.networks, dataset.valid.x[:4])
-                protocol.interpolations(state.networks, dataset.valid.x[:4])
+                grids.samples(state.networks, 4)
+                grids.reconstructions(state.networks, dataset.valid.x[:4])
+                grids.interpolations(state.networks, dataset.valid.x[:4])
         return state
 
     one, other = final(1, True), final(100, False)
@@ -168,6 +172,15 @@ def test_samples_that_overflow_are_a_divergence(dataset):
         state.networks.decoder.layers.rows[0].weight.fill_(torch.inf)
     with pytest.raises(NonFiniteError, match="non-finite samples at step 0"):
         experiment.evaluated(state, dataset, CONFIG)
+
+
+def test_baseline_errors(dataset):
+    errors = experiment.baseline_errors(CONFIG, dataset)
+    assert list(errors) == [RAW_PIXEL_ERROR, UNTRAINED_ERROR, UNTRAINED_BN_ERROR]
+    assert errors[RAW_PIXEL_ERROR] == protocol.raw_pixel_error(dataset, CONFIG)
+    networks = State.create(CONFIG, dataset.train, CPU).networks
+    assert errors[UNTRAINED_ERROR] == protocol.val_error(networks, dataset, CONFIG)
+    assert experiment.baseline_errors(CONFIG.replace(data="folder"), unlabelled(dataset)) == {}
 
 
 def test_knows_no_sweep():

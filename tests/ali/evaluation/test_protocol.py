@@ -1,4 +1,4 @@
-"""ali.evaluate: the protocol against scikit-learn, and what pictures show."""
+"""The protocol of §4.4 against scikit-learn."""
 
 import dataclasses
 
@@ -10,8 +10,8 @@ from sklearn.svm import LinearSVC
 from ali.config import Config
 from ali.data import Dataset, Images, draw_labelled, pixel_features
 from ali.data.labelled import DRAWS_SEED
-from ali.errors import UserError
 from ali.evaluation import protocol, svm
+from ali.models import inference
 from ali.models.networks import build
 
 CONFIG = Config(width=0.1, labels=60, draws=2, precision="fp32")
@@ -49,18 +49,15 @@ def bits(networks):
     return {name: tensor.clone() for name, tensor in networks.state_dict().items()}
 
 
-# The protocol
-
-
 def test_an_encoder_that_has_seen_the_data_normalises_it(dataset):
     networks = build(CONFIG).eval()
     weights = {name: weight.clone() for name, weight in networks.named_parameters()}
     x = dataset.train.x[:200]
     assert protocol.features(networks, x).std() < 0.1
-    protocol.see(networks, x)
+    protocol.update_bn_stats(networks, x)
     assert not networks.training
     assert all(torch.equal(w, weights[name]) for name, w in networks.named_parameters())
-    hidden = protocol.features(networks, x)[:, : -protocol.mu(networks, x).shape[1]]
+    hidden = protocol.features(networks, x)[:, : -inference.mu(networks, x).shape[1]]
     assert abs(hidden.mean()) < 0.05 and abs(hidden.std() - 1) < 0.05
 
 
@@ -71,7 +68,7 @@ def test_features_are_those_of_running_statistics(networks, dataset):
     assert got.shape[0] == 7 and got.dtype == np.float32
     # one image at a time gives the same: no statistics of the batch are in it
     np.testing.assert_allclose(protocol.features(networks, x[3:4]), got[3:4], atol=1e-5)
-    np.testing.assert_allclose(got[:, -256:], protocol.mu(networks, x), atol=1e-5)
+    np.testing.assert_allclose(got[:, -256:], inference.mu(networks, x), atol=1e-5)
     assert networks.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in bits(networks).items())
 
@@ -79,7 +76,7 @@ def test_features_are_those_of_running_statistics(networks, dataset):
 def test_chunks_do_not_show(networks, dataset, monkeypatch):
     x = dataset.valid.x[:25]
     whole = protocol.features(networks, x)
-    monkeypatch.setattr(protocol, "CHUNK", 10)
+    monkeypatch.setattr(inference, "CHUNK", 10)
     np.testing.assert_allclose(protocol.features(networks, x), whole, atol=1e-5)
 
 
@@ -137,73 +134,3 @@ def test_non_finite_features(dataset):
     broken.encoder.layers.rows[-1].bias.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError):
         protocol.val_error(broken, dataset, CONFIG)
-
-
-# Pictures
-
-
-def tile(picture, row, column):
-    return picture[2 + 34 * row : 34 + 34 * row, 2 + 34 * column : 34 + 34 * column]
-
-
-def test_reconstructions_pair_source_and_result(networks, dataset):
-    x = dataset.valid.x[:18]
-    picture = protocol.reconstructions(networks, x, seed=1)
-    assert picture.dtype == np.uint8 and picture.shape == (2 + 34 * 6, 2 + 34 * 6, 3)
-    for i in range(18):
-        row, column = divmod(2 * i, 6)
-        np.testing.assert_array_equal(tile(picture, row, column), x[i])
-        assert (tile(picture, row, column + 1) != x[i]).any()
-
-
-def test_interpolations_end_at_their_images(networks, dataset):
-    x = dataset.valid.x[:6]
-    picture = protocol.interpolations(networks, x, rows=3, steps=5, seed=2)
-    assert picture.shape == (2 + 34 * 3, 2 + 34 * 7, 3)
-    for row in range(3):
-        np.testing.assert_array_equal(tile(picture, row, 0), x[row])
-        np.testing.assert_array_equal(tile(picture, row, 6), x[3 + row])
-    # the ends of a line are the reconstructions by the same draw of ẑ
-    pairs = protocol.reconstructions(networks, x, seed=2)
-    first = tile(picture, 0, 1).astype(int) - tile(pairs, 0, 1)
-    assert abs(first).max() <= 1
-    alike = protocol.interpolations(networks, np.repeat(x[:1], 2, 0), 1, 5, seed=2)
-    assert alike.shape == (2 + 34, 2 + 34 * 7, 3)
-
-
-def test_pictures_depend_on_their_seed_alone(networks, dataset):
-    x = dataset.valid.x[:8]
-    before, state = bits(networks), torch.get_rng_state()
-    for draw in (
-        lambda seed: protocol.samples(networks, 9, seed),
-        lambda seed: protocol.reconstructions(networks, x, seed),
-        lambda seed: protocol.interpolations(networks, x, seed=seed),
-    ):
-        first = draw(0)
-        torch.rand(3)
-        np.testing.assert_array_equal(draw(0), first)
-        assert (draw(1) != first).any()
-        torch.set_rng_state(state)
-        draw(0)
-        assert torch.equal(torch.get_rng_state(), state)
-    assert networks.training
-    assert all(torch.equal(tensor, before[name]) for name, tensor in bits(networks).items())
-
-
-def test_samples_fill_a_square(networks):
-    assert protocol.samples(networks, 100).shape == (342, 342, 3)
-
-
-def test_interpolation_needs_a_pair(networks, dataset):
-    with pytest.raises(UserError, match="two images"):
-        protocol.interpolations(networks, dataset.valid.x[:1])
-
-
-@pytest.mark.parametrize(("count", "columns"), [(7, 3), (12, 4), (2, 5)])
-def test_a_grid_is_torchvisions(count, columns):
-    from torchvision.utils import make_grid
-
-    images = torch.rand(count, 3, 6, 5)
-    grid = make_grid(images, nrow=columns, padding=2, pad_value=1.0)
-    expected = grid.mul(255).round().byte().permute(1, 2, 0).numpy()
-    np.testing.assert_array_equal(protocol._grid(images, columns), expected)

@@ -14,7 +14,7 @@ from torchvision.transforms.functional import gaussian_blur
 from ali.config import Config
 from ali.data import Dataset, Images, house_numbers, mixture
 from ali.errors import UserError
-from ali.evaluation import protocol, quality
+from ali.evaluation import quality
 from ali.metrics import (
     CODE_USE,
     MODES_MISSED,
@@ -24,7 +24,7 @@ from ali.metrics import (
     SAMPLE_DISTANCE,
     SAMPLE_DIVERSITY,
 )
-from ali.models import networks
+from ali.models import inference, networks
 
 N = 300  # images in each half of the pictures
 IMAGE_CONFIG = Config(width=0.1, precision="fp32")
@@ -299,8 +299,8 @@ def test_a_dead_decoder_shows(pictures, no_weights):
 def test_at_most_1000_images_are_looked_at_from_everywhere(monkeypatch, pictures, no_weights):
     monkeypatch.setattr(quality, "IMAGES", 50)
     seen = []
-    chunks = protocol.chunks
-    monkeypatch.setattr(protocol, "chunks", lambda n, x: (seen.append(x), chunks(n, x))[1])
+    chunks = inference.chunks
+    monkeypatch.setattr(inference, "chunks", lambda n, x: (seen.append(x), chunks(n, x))[1])
     quality.measure(networks.build(IMAGE_CONFIG), dataset_of(pictures[:200]), IMAGE_CONFIG)
     rows = [int((pictures[:200] == image).all(axis=(1, 2, 3)).argmax()) for image in seen[0]]
     assert len(set(rows)) == 50 and min(rows) < 20 and max(rows) > 180
@@ -312,7 +312,7 @@ def test_chunks_do_not_show(monkeypatch, pictures, no_weights):
         for parameter in built.decoder.parameters():
             parameter.mul_(20)
     whole = quality.measure(built, data, IMAGE_CONFIG)
-    monkeypatch.setattr(protocol, "CHUNK", 25)
+    monkeypatch.setattr(inference, "CHUNK", 25)
     assert quality.measure(built, data, IMAGE_CONFIG) == pytest.approx(whole, rel=1e-3, abs=1e-3)
 
 

@@ -1,0 +1,97 @@
+"""Grids of images: samples, reconstructions, interpolations, and the pictures of an epoch.
+
+Each is uint8 (H', W', 3), determined by the networks and its arguments.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ali.config import Config
+from ali.data import Dataset
+from ali.errors import UserError
+from ali.metrics import INTERPOLATIONS, RECONSTRUCTIONS, SAMPLES
+from ali.models.inference import chunks, evaluating, normal
+from ali.models.networks import ALI
+
+SHOWN = 50  # images reconstructed: a grid as large as that of 100 samples
+PAIRS = 8  # rows of interpolations
+
+
+def epoch_pictures(networks: ALI, dataset: Dataset, config: Config) -> dict[str, np.ndarray]:
+    """What is shown of an epoch, by SAMPLES, RECONSTRUCTIONS and INTERPOLATIONS of ali.metrics.
+
+    Images of the validation set are reconstructed and interpolated. The mixture has the panels of
+    Fig. 7 as its samples, and nothing else; a GAN has only samples.
+    """
+    if config.data == "mixture":
+        from ali.figures.mixture import mixture_panels  # matplotlib, which takes a second
+
+        return {SAMPLES: mixture_panels(networks, config)}
+    pictures = {SAMPLES: samples(networks)}
+    if networks.encoder is not None:
+        valid = dataset.valid.x
+        pictures[RECONSTRUCTIONS] = reconstructions(networks, valid[:SHOWN])
+        pictures[INTERPOLATIONS] = interpolations(networks, valid[-2 * PAIRS :], PAIRS)
+    return pictures
+
+
+def samples(networks: ALI, n: int = 100, seed: int = 0) -> np.ndarray:
+    """n samples x̃ = G_x(z), z ~ N(0, I): Figures 2(a) to 5(a)."""
+    with evaluating(networks):
+        z = networks.decoder.prior(n, normal(seed, networks))
+        return _grid(networks.decoder(*z), columns=round(n**0.5))
+
+
+def reconstructions(networks: ALI, x: np.ndarray, seed: int = 0) -> np.ndarray:
+    """x, uint8 (N, H, W, 3), in the odd columns, G_x(ẑ), ẑ ~ q(z | x), right of each: Fig. 2(b)."""
+    with evaluating(networks):
+        source = torch.cat(list(chunks(networks, x)))
+        pairs = torch.stack([source, networks.decoder(*_z_hat(networks, source, seed))], dim=1)
+        return _grid(pairs.flatten(0, 1), columns=2 * max(1, round((2 * len(x)) ** 0.5 / 2)))
+
+
+def interpolations(
+    networks: ALI, x: np.ndarray, rows: int = 8, steps: int = 10, seed: int = 0
+) -> np.ndarray:
+    """Decoded lines between ẑ₁ and ẑ₂ of pairs of images (§4.2), one pair a row.
+
+    A row shows image i of x, uint8 (N ≥ 2, H, W, 3), `steps` equally spaced points from ẑ₁ to ẑ₂,
+    both included, and image i + rows. Raises UserError for fewer than two images.
+    """
+    rows = min(rows, len(x) // 2)
+    if rows < 1:
+        raise UserError(f"an interpolation needs two images, not {len(x)}")
+    with evaluating(networks):
+        ends = torch.cat(list(chunks(networks, x[: 2 * rows])))
+        t = torch.linspace(0, 1, steps, device=ends.device)[:, None]
+
+        def between(z_hat: Tensor) -> Tensor:
+            first, last = z_hat[:, None].chunk(2)  # (rows, 1, z)
+            return ((1 - t) * first + t * last).flatten(0, 1)
+
+        line = networks.decoder(*map(between, _z_hat(networks, ends, seed)))
+        line = line.view(rows, steps, *ends.shape[1:])
+        shown = torch.cat([ends[:rows, None], line, ends[rows:, None]], dim=1)
+        return _grid(shown.flatten(0, 1), columns=steps + 2)
+
+
+def _z_hat(networks: ALI, x: Tensor, seed: int) -> tuple[Tensor, ...]:
+    return networks.sees().sample(x, normal(seed, networks))
+
+
+def _grid(images: Tensor, columns: int) -> np.ndarray:
+    """(N, 3, H, W) in [0, 1] → uint8 (H', W', 3), images row by row, white lines between them.
+
+    As torchvision's make_grid, whose import takes seconds that every trial's process would wait.
+    """
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    fill = (0, 0) * 3 + (0, rows * columns - len(images))
+    tiles = F.pad(F.pad(images.cpu(), (2, 0, 2, 0), value=1.0), fill, value=1.0)
+    tiles = tiles.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4)
+    grid = F.pad(tiles.flatten(3, 4).flatten(1, 2), (0, 2, 0, 2), value=1.0)
+    return grid.mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
