@@ -1,7 +1,7 @@
 """Sweeps ALI's hyperparameters on CelebA with the networks of Table 4: faces, 64 pixels.
 
     python sweeps/celeba.py                         50 trials of up to 20 epochs
-    python sweeps/celeba.py --name celeba --resume  goes on with it, after a kill -9 too
+    python sweeps/celeba.py --name celeba --resume  resumes it, after a kill -9 too
     python sweeps/best.py --name celeba --epochs 123
     python sweeps/celeba.py --name smiling --attribute Smiling
 
@@ -14,7 +14,7 @@ sample_diversity in the report. This file also runs as a lone copy where the pro
 """
 
 from ali.cli import main
-from sweeps.engine.driver import Options, Sweep, launch, parse
+from sweeps import Options, Sweep, launch, parse
 
 
 def sweep() -> int:

@@ -1,7 +1,7 @@
 """Sweeps ALI's hyperparameters on CIFAR-10 with the networks of Table 2.
 
     python sweeps/cifar10.py                          50 trials of up to 100 epochs
-    python sweeps/cifar10.py --name cifar10 --resume  goes on with it, after a kill -9 too
+    python sweeps/cifar10.py --name cifar10 --resume  resumes it, after a kill -9 too
     python sweeps/best.py --name cifar10 --epochs 6475
 
 Data: ./data/cifar10/cifar-10-batches-py, the official Python version, or --data-dir; downloaded
@@ -13,7 +13,7 @@ project is installed.
 """
 
 from ali.cli import main
-from sweeps.engine.driver import Options, Sweep, launch, parse
+from sweeps import Options, Sweep, launch, parse
 
 
 def sweep() -> int:

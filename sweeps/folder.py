@@ -2,7 +2,7 @@
 
     python sweeps/folder.py --name mine --data-dir DIR                  32 × 32 pixels, Table 3
     python sweeps/folder.py --name mine --data-dir DIR --image-size 64  64 × 64 pixels, Table 5
-    python sweeps/folder.py --name mine --resume                        goes on, after a kill -9 too
+    python sweeps/folder.py --name mine --resume                        resumes it
     python sweeps/best.py --name mine --epochs 500                      trains the best in full
 
 Data: DIR/<class>/*.jpg (any format that Pillow reads) are labelled images, and the objective is
@@ -12,7 +12,7 @@ where the project is installed.
 """
 
 from ali.cli import main
-from sweeps.engine.driver import Options, Sweep, launch, parse
+from sweeps import Options, Sweep, launch, parse
 
 
 def sweep() -> int:

@@ -13,15 +13,16 @@ This file also runs as a lone copy where the project is installed.
 
 from ali.cli import main
 from ali.config import Config
-from sweeps.engine.driver import Options, Sweep, launch, parse
-from sweeps.engine.space import Point, Space, paper
+from sweeps import InitialPoint, Options, Space, Sweep, launch, paper_defaults, parse
 
 
-def quick(base: Config) -> Point:
+def quick(base: Config) -> InitialPoint:
     """Found by hand for some 1000 steps: a discriminator that learns five times as fast."""
     adam = {"lr_d": 5e-3, "lr_g": 1e-3, "beta1_g": 0.5}
     adam |= {"one_minus_beta2_d": 1e-2, "one_minus_beta2_g": 1e-2}
-    return Point(paper(base).params | adam | {"adam_apart": True, "dropout_xz": 0.1})
+    return InitialPoint(
+        paper_defaults(base).params | adam | {"adam_apart": True, "dropout_xz": 0.1}
+    )
 
 
 def sweep() -> int:
@@ -34,7 +35,9 @@ def sweep() -> int:
         precision="fp32",  # bf16 is 0.016 apart at 2: a third of a mode's σ
         image_every=3,
     )
-    return launch(Sweep(Space(lr=(1e-5, 1e-2)), first=(paper, quick)), parse(options))
+    return launch(
+        Sweep(Space(lr=(1e-5, 1e-2)), points_to_evaluate=(paper_defaults, quick)), parse(options)
+    )
 
 
 if __name__ == "__main__":

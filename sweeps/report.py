@@ -7,7 +7,8 @@ Works while the sweep is running, too; it only reads.
 """
 
 from ali.cli import main, parse_args
-from sweeps.engine.reporting import ReportOptions, show_report
+from sweeps.engine.options import Location
+from sweeps.engine.reporting import show_report
 
 if __name__ == "__main__":
-    main(lambda: show_report(parse_args(ReportOptions)))
+    main(lambda: show_report(parse_args(Location)))

@@ -7,7 +7,8 @@ It reads MLflow only, no file of the sweep.
 """
 
 from ali.cli import main, parse_args
-from sweeps.engine.status import Options, show_status
+from sweeps.engine.options import Location
+from sweeps.engine.status import show_status
 
 if __name__ == "__main__":
-    main(lambda: show_status(parse_args(Options)))
+    main(lambda: show_status(parse_args(Location)))

@@ -1,7 +1,7 @@
 """Sweeps ALI's hyperparameters on Tiny ImageNet with the networks of Table 5: 64 pixels.
 
     python sweeps/tiny_imagenet.py                                50 trials of up to 25 epochs
-    python sweeps/tiny_imagenet.py --name tiny-imagenet --resume  goes on, after a kill -9 too
+    python sweeps/tiny_imagenet.py --name tiny-imagenet --resume  resumes it
     python sweeps/best.py --name tiny-imagenet --epochs 125
 
 Data: ./data/tiny-imagenet/tiny-imagenet-200, or --data-dir. The paper's own "Tiny ImageNet" is
@@ -12,7 +12,7 @@ runs as a lone copy where the project is installed.
 """
 
 from ali.cli import main
-from sweeps.engine.driver import Options, Sweep, launch, parse
+from sweeps import Options, Sweep, launch, parse
 
 
 def sweep() -> int:

@@ -1,7 +1,7 @@
 """The search space over ALI's hyperparameters (Appendix A), and the paper's own point in it.
 
-Which of them there are depends on the table of the data set: Fig. 7's networks have neither D(x)
-nor leaky ReLUs, Table 2's discriminator is maxout.
+Which hyperparameters exist depends on the table of the data set: the networks of Fig. 7 have
+neither D(x) nor leaky ReLUs, and the discriminator of Table 2 is maxout.
 """
 
 from __future__ import annotations
@@ -41,24 +41,25 @@ class Space:
 
 
 @dataclass(frozen=True)
-class Point:
-    """A point to try first.
+class InitialPoint:
+    """A point to evaluate before the search draws any.
 
     Attributes:
         params: in the search's own parameters; names outside the space in use are ignored.
-        as_printed: fields of Config that its trial leaves as the table prints them, where that is
-            outside the space; `params` then holds what comes nearest, for the search to learn from.
+        paper_values: fields of Config that its trial takes from the paper's table unchanged,
+            because they lie outside the space; `params` then holds the nearest point, for the
+            search to learn from.
     """
 
     params: dict[str, Any]
-    as_printed: tuple[str, ...] = ()
+    paper_values: tuple[str, ...] = ()
 
 
-AS_PRINTED = "as_printed"  # user attribute of a trial: Point.as_printed
+PAPER_VALUES = "as_printed"  # user attribute of a trial: InitialPoint.paper_values
 
 
-def paper(base: Config) -> Point:
-    """The table of the data set, exactly."""
+def paper_defaults(base: Config) -> InitialPoint:
+    """The table of the data set, exactly as printed."""
     table = printed(base)
     params: dict[str, Any] = {
         "adam_apart": False,
@@ -70,25 +71,25 @@ def paper(base: Config) -> Point:
         "bn_z": False,
         "bn_xz": False,
     }
-    as_printed = []
+    paper_values = []
     for part, rows in _discriminator(base).items():
         dropout = [row.dropout for row in rows]
         params[f"dropout_{part}"] = mean(dropout)
         if min(dropout) < max(dropout):  # Table 2: 0.2 on the input, then 0.5
-            as_printed.append(f"dropout_{part}")
+            paper_values.append(f"dropout_{part}")
     params |= {f"slope_{who}": table.slope for who in _leaky(base)}
-    return Point(params, tuple(as_printed))
+    return InitialPoint(params, tuple(paper_values))
 
 
-def brief(base: Config) -> Point:
-    """What was found best for some 4,000 steps of 32 (Table 3 at an eighth of its width, embedded
-    data): four times the paper's rate and hardly any dropout in D. At twice that rate, or with more
-    dropout, the encoder's first layers lose what they tell images apart by."""
+def short_budget(base: Config) -> InitialPoint:
+    """The best point found by hand for some 4,000 steps of 32 images (Table 3 at an eighth of its
+    width, embedded data): four times the paper's learning rate and hardly any dropout in D. At
+    twice that rate, or with more dropout, the encoder's first layers degenerate."""
     found = {"lr_d": 4e-4, "beta1_d": 0.1, "one_minus_beta2_d": 3e-4}
     found |= {"dropout_x": 0.1, "dropout_z": 0.0, "dropout_xz": 0.0, "bn": True}
     found |= {f"bn_x{i}": i != 4 for i in range(1, 6)}
     slopes = {f"slope_{who}": 0.15 for who in _leaky(base)}
-    return Point(paper(base).params | found | slopes)
+    return InitialPoint(paper_defaults(base).params | found | slopes)
 
 
 def suggest(trial: optuna.Trial, space: Space, base: Config) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def suggest(trial: optuna.Trial, space: Space, base: Config) -> dict[str, Any]:
         point["bn_x"] = [yes(f"bn_x{i}") for i in layers] if yes("bn") else [False for _ in layers]
     for name in (f"bn_{part}" for part in parts if part != "x"):
         point[name] = space.bn_with_z and yes(name)
-    return point | dict.fromkeys(trial.user_attrs.get(AS_PRINTED, ()))
+    return point | dict.fromkeys(trial.user_attrs.get(PAPER_VALUES, ()))
 
 
 def _discriminator(base: Config) -> dict[str, Rows]:

@@ -1,14 +1,8 @@
-"""Where a sweep's checkpoints lie: a folder that all nodes share, or an object store's bucket."""
+"""Where a sweep's checkpoints are: a folder that all nodes share, or a bucket."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import secrets
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +13,6 @@ from pyarrow import ArrowInvalid, fs
 from ali.errors import UserError
 from ali.files import atomic_write
 
-log = logging.getLogger(__name__)
-
-MIRROR_SECONDS = 10.0
-LEASE, LEASE_SECONDS = "driver.lease", 3 * MIRROR_SECONDS
-
-
-def storage_address() -> str | None:
-    """The storage of all sweeps where none is given: $ALI_STORAGE_PATH, or their folder."""
-    return os.environ.get("ALI_STORAGE_PATH") or None
-
 
 @dataclass(frozen=True)
 class Storage:
@@ -36,7 +20,7 @@ class Storage:
 
     Attributes:
         root: folder of all sweeps there, as the file system names it.
-        remote: whether it is an object store, whose files are no local ones.
+        remote: whether it is a bucket of an object store rather than a local folder.
     """
 
     filesystem: fs.FileSystem
@@ -46,9 +30,9 @@ class Storage:
 
     @classmethod
     def at(cls, address: str | Path, name: str) -> Storage:
-        """Of a local folder, or an address that pyarrow knows: s3://bucket/runs, gs://bucket/runs.
+        """At a local folder, or an address that pyarrow knows: s3://bucket/runs, gs://bucket/runs.
 
-        Raises UserError for an address that is none, or that holds a secret.
+        Raises UserError for an invalid address, or one that holds a secret.
         """
         if "://" not in str(address):
             return cls(fs.LocalFileSystem(), str(Path(address).resolve()), name, remote=False)
@@ -60,7 +44,7 @@ class Storage:
         try:
             filesystem, root = fs.FileSystem.from_uri(str(address))
         except (ArrowInvalid, OSError) as error:
-            raise UserError(f"--storage-path {address}: {_line(error)}") from error
+            raise UserError(f"--storage-path {address}: {one_line(error)}") from error
         return cls(filesystem, root, name, remote=True)
 
     @property
@@ -68,24 +52,24 @@ class Storage:
         return f"{self.root}/{self.name}"
 
     def check(self) -> None:
-        """Raises UserError where an object store cannot be written to."""
+        """Raises UserError if a bucket cannot be written to."""
         if not self.remote:
             return
         probe = f"{self.root}/.probe-{self.name}"
-        with _refusing(f"cannot write to --storage-path {self.root}"):
+        with as_user_error(f"cannot write to --storage-path {self.root}"):
             self.filesystem.open_output_stream(probe).close()
             self.filesystem.delete_file(probe)
 
     def has(self, name: str) -> bool:
         """Whether a file of that name is in the sweep's folder. Raises UserError like `read`."""
-        with _refusing(f"cannot read {self.folder}"):
+        with as_user_error(f"cannot read {self.folder}"):
             info = self.filesystem.get_file_info(f"{self.folder}/{name}")
         return info.type == fs.FileType.File
 
     def checkpoints(self, trial_id: str) -> list[str]:
         """Checkpoint folders of a trial, oldest first. Raises UserError like `read`."""
-        with _refusing(f"cannot read {self.folder}"):
-            return checkpoints(self.filesystem, f"{self.folder}/{trial_id}")
+        with as_user_error(f"cannot read {self.folder}"):
+            return list_checkpoints(self.filesystem, f"{self.folder}/{trial_id}")
 
     def size(self, folder: str) -> int:
         """Bytes of all files in a folder."""
@@ -93,23 +77,23 @@ class Storage:
         return sum(file.size or 0 for file in self.filesystem.get_file_info(selector))
 
     def delete(self, folder: str) -> None:
-        with contextlib.suppress(OSError):  # it is tried again at the sweep's end
+        with contextlib.suppress(OSError):  # retried at the sweep's end
             self.filesystem.delete_dir(folder)
 
     @contextlib.contextmanager
     def local(self, folder: str) -> Iterator[Path]:
-        """A folder as a local one, downloaded where it is none."""
+        """A folder as a local one: of a bucket, a downloaded copy."""
         from ray.tune import Checkpoint
 
         with Checkpoint(folder, filesystem=self.filesystem).as_directory() as path:
             yield Path(path)
 
     def read(self, name: str) -> bytes | None:
-        """What a file in the sweep's folder holds; None where there is none.
+        """The contents of a file in the sweep's folder; None if there is none.
 
-        Raises UserError where that cannot be told.
+        Raises UserError if the folder cannot be read.
         """
-        with _refusing(f"cannot read {self.folder}"):
+        with as_user_error(f"cannot read {self.folder}"):
             try:
                 with self.filesystem.open_input_stream(f"{self.folder}/{name}") as source:
                     return source.read()
@@ -117,7 +101,7 @@ class Storage:
                 return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file in the sweep's folder; of an object store all of it is there, or none."""
+        """Writes a file in the sweep's folder; in a bucket all of it or nothing."""
         with self.filesystem.open_output_stream(f"{self.folder}/{name}") as out:
             out.write(content)
 
@@ -131,157 +115,52 @@ class Storage:
         )
 
     def fetch(self, file: Path) -> None:
-        """Brings a file of the sweep's folder here, whole, if it is there.
+        """Copies a file of the sweep's folder to the local one, if it is there.
 
         Raises UserError like `read`.
         """
         if (content := self.read(file.name)) is not None:
-            _replace(file, content)
+            replace_file(file, content)
 
     def catch_up(self, file: Path) -> None:
-        """Brings a file to which lines are added here, if there are more of them there.
+        """Copies a file that only grows from the sweep's folder, if it has more lines there.
 
-        Raises UserError where each has lines that the other has not.
+        Raises UserError if each of the two has lines that the other lacks.
         """
         there, here = _whole_lines(self.read(file.name)), b""
         if file.exists():
             here = _whole_lines(file.read_bytes())
         if len(there) > len(here) and there.startswith(here):
-            _replace(file, there)
+            replace_file(file, there)
         elif not here.startswith(there):
             raise UserError(
-                f"sweep {self.name!r} has gone on in {file.parent} and, without it, in "
-                f"{self.folder}: move the first away to go on with the second"
+                f"sweep {self.name!r} was continued in {file.parent} and, independently, in "
+                f"{self.folder}: move the first away to resume the second"
             )
 
 
-def checkpoints(filesystem: fs.FileSystem, folder: str) -> list[str]:
-    """Checkpoint folders of a trial whose folder is given, oldest first.
+def list_checkpoints(filesystem: fs.FileSystem, folder: str) -> list[str]:
+    """Checkpoint folders in a trial's folder, oldest first.
 
-    By the files in them: where a listing is not recursive, Google's has no folders (arrow #35993).
+    Found by the files in them: unless recursive, a listing of Google's buckets has no folders
+    (arrow #35993).
     """
     files = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=True))
     names = {file.path[len(folder) :].strip("/").partition("/")[0] for file in files}
     return sorted(f"{folder}/{name}" for name in names if name.startswith("checkpoint_"))
 
 
-class _Lease:
-    """What says in a bucket that a sweep's driver lives: a small file, written anew all the time.
-
-    No clocks are compared: another driver watches for LEASE_SECONDS whether the file changes.
-    """
-
-    def __init__(self, storage: Storage, what: str) -> None:
-        self._storage, self._what = storage, what
-        self._token, self._renewals = secrets.token_hex(8), 0
-
-    def take(self) -> None:
-        """Raises UserError where another driver has it, or where it cannot be written."""
-        if (lease := self._storage.read(LEASE)) is not None:
-            driver = _first_line(lease)
-            print(
-                f"{self._what} was run by {driver}, which has not said that it ended: "
-                f"watching for {LEASE_SECONDS:g} s whether it goes on",
-                flush=True,
-            )
-            until = time.monotonic() + LEASE_SECONDS
-            while self._storage.read(LEASE) == lease and time.monotonic() < until:
-                time.sleep(MIRROR_SECONDS / 10)
-            if self._storage.read(LEASE) not in (lease, None):
-                raise UserError(f"{self._what} is being run by {driver}: wait for it, or stop it")
-        with _refusing(f"cannot write to {self._storage.folder}"):
-            self._write()
-
-    def renew(self) -> None:
-        """Ends the process, like a kill, where another driver took it for dead."""
-        lease = self._storage.read(LEASE)
-        if lease is not None and self._token.encode() not in lease:
-            os.write(2, f"error: {self._what} was taken over by {_first_line(lease)}\n".encode())
-            os._exit(1)  # the kernel ends what Ray has started here
-        self._write()
-
-    def drop(self) -> None:
-        self._storage.filesystem.delete_file(f"{self._storage.folder}/{LEASE}")
-
-    def _write(self) -> None:
-        self._renewals += 1
-        driver = f"process {os.getpid()} on {socket.gethostname()}"
-        self._storage.write(LEASE, f"{driver}\n{self._token} {self._renewals}\n".encode())
-
-
-class Mirror:
-    """Within, one driver alone has a sweep's bucket, with copies of local files in it.
-
-    The copies are seconds behind at most: with them a sweep goes on from another machine when its
-    own is lost. A bucket that is away is tried again; the sweep does not wait for it.
-
-    Args:
-        what: the sweep, in words.
-        journal: a file that only grows; its copy takes its place where that has more.
-        others: files that are replaced as a whole.
-    """
-
-    def __init__(self, storage: Storage, what: str, journal: Path, *others: Path) -> None:
-        self.storage, self._lease = storage, _Lease(storage, what)
-        self._journal, self._files = journal, (journal, *others)
-        self._wake, self._ended = threading.Event(), False
-        self._sizes: dict[Path, int] = {}  # of the files, as copied
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> Mirror:
-        """Raises UserError where another driver has the bucket, or `Storage.catch_up` does."""
-        if self.storage.remote:
-            self._lease.take()
-            self.storage.catch_up(self._journal)
-            self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._thread:
-            self._ended = True
-            self._wake.set()
-            self._thread.join()
-
-    def now(self) -> None:
-        """Copies at once, in the background."""
-        self._wake.set()
-
-    def _follow(self) -> None:
-        away = last = False
-        while not last:
-            last = self._ended
-            try:
-                self._lease.renew()
-                self._copy()
-                if last:
-                    self._lease.drop()
-                away = False
-            except (OSError, UserError) as error:
-                if not away:
-                    log.warning("no copy of the journal was written: %s", _line(error))
-                away = True
-            self._wake.wait(0 if last else MIRROR_SECONDS)
-            self._wake.clear()
-
-    def _copy(self) -> None:
-        for file in self._files:
-            size = file.stat().st_size if file.exists() else 0
-            if size != self._sizes.get(file, 0):
-                self.storage.write(file.name, file.read_bytes())
-                self._sizes[file] = size
-
-
 @contextlib.contextmanager
-def _refusing(what: str) -> Iterator[None]:
-    """Raises UserError for an OSError within: what could not be done, and why."""
+def as_user_error(what: str) -> Iterator[None]:
+    """Turns an OSError within into a UserError: what could not be done, and why."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{what}: {_line(error)}") from error
+        raise UserError(f"{what}: {one_line(error)}") from error
 
 
-def _replace(file: Path, content: bytes) -> None:
+def replace_file(file: Path, content: bytes) -> None:
+    """Writes a local file, all or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as partial:
         partial.write_bytes(content)
@@ -291,9 +170,6 @@ def _whole_lines(content: bytes | None) -> bytes:
     return content[: content.rfind(b"\n") + 1] if content else b""
 
 
-def _first_line(content: bytes) -> str:
-    return content.decode().partition("\n")[0]
-
-
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error's message in one line."""
     return " ".join(str(error).split())

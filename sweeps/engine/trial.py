@@ -1,4 +1,4 @@
-"""One trial: `ali.experiment.run` as a Ray Tune trainable that says how it ended, and why."""
+"""One trial: an `Experiment` as a Ray Tune trainable that reports how it ended, and why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 import platform
 import subprocess
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,67 +21,50 @@ from ray.tune.result import DONE
 
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
-from ali.metrics import EPOCH
-from sweeps.engine.storage import checkpoints
-from sweeps.engine.tracking import (
+from ali.metrics import EPOCH, EVAL_SECONDS, TRAIN_SECONDS
+from sweeps.engine import ray_compat
+from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.experiment import Experiment, Metrics
+from sweeps.engine.scheduler import HISTORY
+from sweeps.engine.storage import list_checkpoints
+from sweeps.engine.tracking.queue import AsyncLogQueue
+from sweeps.engine.tracking.schema import (
     CONFIG,
-    DIVERGED,
-    END,
-    FAILED,
-    HISTORY,
-    OUT_OF_MEMORY,
-    REASON,
-    Courier,
-    Destination,
-    TrialRun,
+    TOTAL_CORE_SECONDS,
+    TOTAL_EVAL_SECONDS,
+    TOTAL_TRAIN_SECONDS,
+    TrackingContext,
 )
+from sweeps.engine.tracking.trial_run import TrialRun
 
 log = logging.getLogger(__name__)
 
-Metrics = dict[str, float]
 FLUSH_SECONDS = 30.0
-STATE, METRICS, SUMS = "state", "metrics.json", "sums.json"  # inside a checkpoint
+METRICS = "metrics.json"  # in a checkpoint, beside the state's files: the metrics of each epoch
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """What a trial runs: the parts of `ali` that the sweep machinery needs, as functions.
-
-    Attributes:
-        run: (config, state or None) → one (state, metrics) an epoch; metrics hold EPOCH.
-        load: (folder, config) → state, for `run` to go on from; raises UserError on a bad folder.
-        pictures: (state, config) → uint8 (H, W, 3) by key.
-        fingerprint: config → hash of the data.
-        objective: config → name of the metric that its trials are compared by; less is better.
-        baselines: config → val_errors without training, by name, logged to the sweep's run.
-    """
-
-    run: Callable[[Config, Any], Iterator[tuple[Any, Metrics]]]
-    load: Callable[[Path, Config], Any]
-    pictures: Callable[[Any, Config], dict[str, Any]]
-    fingerprint: Callable[[Config], str]
-    objective: Callable[[Config], str]
-    baselines: Callable[[Config], dict[str, float]] | None = None
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What every trial of a sweep is told: its experiment, where to log, its share of a node."""
+class TrialContext:
+    """What every trial of a sweep is given: its experiment, where to log, its resources."""
 
     experiment: Experiment
-    to: Destination
+    to: TrackingContext
     image_every: int
     threads: int
     outage_seconds: float
 
 
-class AliTrial(tune.Trainable):
-    """Tune's class interface: an epoch is a step; the end of a trial is a call, which can flush."""
+class SweepTrial(tune.Trainable):
+    """Tune's class interface: a step is an epoch.
 
-    def setup(self, config: dict[str, Any], setting: Setting) -> None:  # type: ignore[override]
-        torch.set_num_threads(setting.threads)
-        self._setting = setting
-        self._couriers: list[Courier] = []
+    A worker runs one trial after the other; what they share (`_dataset`) is kept in between.
+    """
+
+    def setup(self, config: dict[str, Any], context: TrialContext) -> None:  # type: ignore[override]
+        torch.set_num_threads(context.threads)
+        self._context = context
+        self._queues: list[AsyncLogQueue] = []
+        self._loaded: list[Any] = []  # the data set, once it is loaded
         self._begin(config)
 
     def _begin(self, config: dict[str, Any]) -> None:
@@ -89,82 +72,91 @@ class AliTrial(tune.Trainable):
         self._epochs: Iterator[tuple[Any, Metrics]] | None = None
         self._state: Any = None
         self._history: list[Metrics] = []  # of each epoch
-        self._past: list[tuple[float, float]] = []  # of a checkpoint, for the next result
+        self._past_values: list[tuple[float, float]] = []  # of a checkpoint, for the next result
         self._opened: TrialRun | None = None
 
     @property
+    def _dataset(self) -> Any:
+        # Loaded by the first step and not in setup: nobody would notice there that the data's
+        # folder hangs (HangWatchdog looks at trials that have started).
+        if not self._loaded:
+            self._loaded.append(self._context.experiment.load_data(self._experiment_config))
+        return self._loaded[0]
+
+    @property
     def _run(self) -> TrialRun:
-        # Opened by the first step and not in setup: there nobody would see that the data's folder
-        # hangs (progress.Watch looks at trials that have started).
         if self._opened is None:
-            config = self._experiment_config
+            config, context = self._experiment_config, self._context
             params = {
                 **config.to_dict(),
-                "threads": self._setting.threads,
-                "data_fingerprint": self._setting.experiment.fingerprint(config),
+                "threads": context.threads,
+                "data_fingerprint": context.experiment.fingerprint(self._dataset),
                 **versions(),
             }
+            tags = {CONFIG: json.dumps(config.to_dict())}
             self._opened = TrialRun(
-                self._setting.to,
-                self.trial_id,
-                params,
-                self._setting.outage_seconds,
-                tags={CONFIG: json.dumps(config.to_dict())},
+                context.to, self.trial_id, params, context.outage_seconds, tags=tags
             )
-            self._couriers.append(self._opened.courier)
+            self._queues.append(self._opened.queue)
         return self._opened
 
     def step(self) -> dict[str, Any]:
-        seen, self._past = self._past, []
-        result = self._outcome()
-        return {**result, HISTORY: seen} if seen else result
-
-    def _outcome(self) -> dict[str, Any]:
+        """Trains an epoch. A trial that ends early returns how (`Ending`) in place of metrics."""
+        history, self._past_values = self._past_values, []
         try:
-            return self._epoch()
+            result = self._epoch()
         except NonFiniteError as error:
-            return self._end(DIVERGED, str(error))
+            result = self._end(EndState.DIVERGED, str(error))
         except (MemoryError, torch.cuda.OutOfMemoryError) as error:
-            return self._end(OUT_OF_MEMORY, str(error) or "MemoryError")
+            result = self._end(EndState.OUT_OF_MEMORY, str(error) or "MemoryError")
         except Exception as error:
             # The same code with the same seed would fail again: the trial ends here, and is not
-            # tried again as one that lost its node is.
+            # restarted as one that lost its node is.
             if self._opened is not None:
                 self._opened.text(traceback.format_exc(), "traceback.txt")
-            return self._end(FAILED, f"{type(error).__name__}: {error}")
+            result = self._end(EndState.FAILED, f"{type(error).__name__}: {error}")
+        return {**result, HISTORY: history} if history else result
 
     def _epoch(self) -> dict[str, Any]:
-        run, config, experiment = self._run, self._experiment_config, self._setting.experiment
+        run, config, experiment = self._run, self._experiment_config, self._context.experiment
         if self._epochs is None:
-            self._epochs = experiment.run(config, self._state)
+            self._epochs = experiment.run(config, self._dataset, self._state)
         try:
             self._state, metrics = next(self._epochs)
-        except StopIteration:  # restored after its last epoch: nothing is left but to say so again
+        except StopIteration:  # restored after its last epoch: the same result again
             return {**self._history[-1], DONE: True}
-        before = self._history[-1] if self._history else {}
-        for name in ("train_seconds", "eval_seconds"):  # of the trial, its restarts included
-            metrics[f"total_{name}"] = before.get(f"total_{name}", 0.0) + metrics.get(name, 0.0)
+        self._add_totals(metrics)
         self._history.append(metrics)
         done = metrics[EPOCH] >= config.epochs
         images = {}
-        if done or metrics[EPOCH] % self._setting.image_every == 0:
-            images = experiment.pictures(self._state, config)
+        if done or metrics[EPOCH] % self._context.image_every == 0:
+            images = experiment.pictures(self._state, config, self._dataset)
         run.epoch(metrics, images)
-        if done:  # a result that counts is in MLflow before it is told to the search
-            run.courier.flush(FLUSH_SECONDS)
+        if done:  # a final result is in MLflow before the search hears of it
+            run.queue.flush(FLUSH_SECONDS)
         return {**metrics, DONE: done}
 
-    def _end(self, end: str, reason: str) -> dict[str, Any]:
+    def _add_totals(self, metrics: Metrics) -> None:
+        """Adds the seconds of the trial so far, its restarts included."""
+        before = self._history[-1] if self._history else {}
+        train, evaluation = metrics.get(TRAIN_SECONDS, 0.0), metrics.get(EVAL_SECONDS, 0.0)
+        for name, seconds in {
+            TOTAL_TRAIN_SECONDS: train,
+            TOTAL_EVAL_SECONDS: evaluation,
+            TOTAL_CORE_SECONDS: (train + evaluation) * self._context.threads,
+        }.items():
+            metrics[name] = before.get(name, 0.0) + seconds
+
+    def _end(self, state: EndState, reason: str) -> dict[str, Any]:
         if self._opened is not None:
-            self._opened.courier.flush(FLUSH_SECONDS)
-        return {END: end, REASON: reason[:500], DONE: True}
+            self._opened.queue.flush(FLUSH_SECONDS)
+        return {**Ending(state, reason).to_result(), DONE: True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         if self._state is not None:
             folder = Path(checkpoint_dir)
-            self._state.save(folder / STATE)
-            (folder / METRICS).write_text(json.dumps(self._history))
-            (folder / SUMS).write_text(json.dumps(_sums(folder)))
+            self._state.save(folder)
+            (folder / METRICS).write_text(_with_checksum(self._history))
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
         # A full disk costs the trial its newest checkpoint, not its life.
@@ -172,96 +164,67 @@ class AliTrial(tune.Trainable):
             return super().save(checkpoint_dir)
         except (OSError, UserError) as error:
             log.warning("trial %s: no checkpoint was written: %s", self.trial_id, error)
-            from ray.train._internal.checkpoint_manager import _TrainingResult
-
-            return _TrainingResult(checkpoint=None, metrics=dict(self._last_result or {}))
+            return ray_compat.result_without_checkpoint(self)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        # A checkpoint that was cut short or damaged is told by its checksum; the one before it, or
-        # the beginning, takes its place.
-        if not self._load(Path(checkpoint)) and (storage := self._storage) is not None:
-            filesystem = storage.storage_filesystem
-            there = checkpoints(filesystem, storage.trial_fs_path)
-            for folder in reversed([f for f in there if f <= storage.checkpoint_fs_path]):
-                with tune.Checkpoint(folder, filesystem).as_directory() as local:
+        # If a checkpoint is damaged, the previous one is used; if all are, training starts anew.
+        if not self._load(Path(checkpoint)) and (own := ray_compat.own_folder(self)) is not None:
+            filesystem, folder, newest = own
+            for path in reversed([p for p in list_checkpoints(filesystem, folder) if p <= newest]):
+                with tune.Checkpoint(path, filesystem).as_directory() as local:
                     if self._load(Path(local)):
                         break
-        for metrics in self._history:  # the process that was lost may not have delivered all
+        for metrics in self._history:  # the worker that was lost may not have delivered them all
             self._run.epoch(metrics, {})
 
     def _load(self, folder: Path) -> bool:
-        """Takes a checkpoint's state and history, or says why not."""
+        """Loads a checkpoint's state and history; False, with a line in the log, if damaged."""
         try:
-            if _sums(folder) != json.loads((folder / SUMS).read_text()):
-                raise UserError(f"checkpoint {folder} differs from its checksums")
-            history = json.loads((folder / METRICS).read_text())
-            self._state = self._setting.experiment.load(folder / STATE, self._experiment_config)
+            history = read_history(folder)
+            inner = folder / "state"  # where checkpoints of earlier versions have the state's files
+            state = inner if inner.is_dir() else folder
+            self._state = self._context.experiment.load_state(state, self._experiment_config)
         except (UserError, OSError, ValueError) as error:
             log.warning("trial %s: %s", self.trial_id, error)
             return False
         self._history = history
-        name = self._setting.to.objective
-        self._past = [(m[EPOCH], m[name]) for m in history if name in m]
+        name = self._context.to.objective
+        self._past_values = [(m[EPOCH], m[name]) for m in history if name in m]
         return True
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Starts the next trial in this worker."""
         if self._opened is not None:
-            self._opened.courier.finish()
+            self._opened.queue.finish()
         self._begin(new_config)
         return True
 
     def cleanup(self) -> None:
-        for courier in self._couriers:
-            courier.close()
+        for queue in self._queues:
+            queue.close()
 
 
-def _sums(folder: Path) -> dict[str, str]:
-    """Checksums of what `save_checkpoint` writes; to read a file twice is cheap beside an epoch."""
-    files = [folder / METRICS, *sorted(p for p in (folder / STATE).rglob("*") if p.is_file())]
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+def _with_checksum(history: list[Metrics]) -> str:
+    text = json.dumps(history)
+    return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "history": text})
 
 
-def _run(config: Config, state: Any) -> Iterator[tuple[Any, Metrics]]:
-    from ali.experiment import run
+def read_history(folder: Path) -> list[Metrics]:
+    """The metrics of each epoch up to a trial's checkpoint.
 
-    return run(config, state=state)
-
-
-def _load(folder: Path, config: Config) -> Any:
-    from ali.training.state import State
-    from ali.training.step import device
-
-    return State.load(folder, device(), config)
-
-
-def _pictures(state: Any, config: Config) -> dict[str, Any]:
-    from ali import data
-    from ali.figures.grids import epoch_pictures
-
-    return epoch_pictures(state.networks, data.load(config), config)
-
-
-def _fingerprint(config: Config) -> str:
-    from ali import data
-
-    return data.load(config).fingerprint
-
-
-def _objective(config: Config) -> str:
-    from ali import data
-    from ali.experiment import objective
-
-    return objective(config, data.load(config))
-
-
-def _baselines(config: Config) -> dict[str, float]:
-    from ali import data
-    from ali.experiment import baseline_errors
-
-    return baseline_errors(config, data.load(config))
-
-
-ALI = Experiment(_run, _load, _pictures, _fingerprint, _objective, _baselines)
+    Raises UserError if they are damaged; OSError if there are none.
+    """
+    path = folder / METRICS
+    try:
+        saved = json.loads(path.read_text())
+        if isinstance(saved, list):  # written before they had a checksum here
+            return saved
+        text = saved["history"]
+        if hashlib.sha256(text.encode()).hexdigest() == saved["sha256"]:
+            return json.loads(text)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise UserError(f"{path} is damaged: the previous checkpoint is used")
 
 
 @functools.cache

@@ -11,16 +11,14 @@ import math
 import os
 import signal
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
+import ray
 
 from ali.cli import main
 from ali.errors import NonFiniteError, UserError
-from sweeps.engine.driver import Options, Sweep, launch, parse
-from sweeps.engine.space import brief, paper
-from sweeps.engine.trial import Experiment
+from sweeps import Experiment, Options, Sweep, launch, paper_defaults, parse, short_budget
 
 _HELD: list = []
 
@@ -30,15 +28,42 @@ class ToyState:
         self.epoch = epoch
 
     def save(self, folder):
-        folder.mkdir(parents=True)
-        (folder / "epoch.json").write_text(json.dumps(self.epoch))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "epoch.json").write_text(json.dumps([self.epoch] * 2))  # any damage shows
 
 
-def load(folder, config):
-    try:
-        return ToyState(json.loads((folder / "epoch.json").read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"no toy checkpoint: {error}") from None
+class ToyExperiment(Experiment):
+    """`told`: the driver's environment, as far as it is for the toy."""
+
+    def __init__(self, told):
+        self.told = told
+
+    def load_data(self, config):
+        fault, when = _fault(self.told, config)
+        if when == 0 and ray.is_initialized():  # in a trial, before its first epoch
+            _break(fault, when, Path(f"{self.told['TOY_LOG']}.0"))
+        return "toy"
+
+    def objective(self, config, dataset):
+        return "val_error"
+
+    def fingerprint(self, dataset):
+        return dataset
+
+    def run(self, config, dataset, state):
+        return run(self.told, config, state)
+
+    def load_state(self, folder, config):
+        try:
+            first, second = json.loads((folder / "epoch.json").read_text())
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"no toy checkpoint: {error}") from None
+        if first != second:
+            raise UserError("a damaged toy checkpoint")
+        return ToyState(first)
+
+    def pictures(self, state, config, dataset):
+        return {"samples": np.full((8, 8, 3), 20 * state.epoch, np.uint8)}
 
 
 def value(config, epoch):
@@ -101,27 +126,11 @@ def _break(fault, epoch, log):
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def pictures(state, config):
-    return {"samples": np.full((8, 8, 3), 20 * state.epoch, np.uint8)}
-
-
-def fingerprint(told, config):
-    fault, when = _fault(told, config)
-    if when == 0:  # before the first epoch, where a trial looks at its data
-        _break(fault, when, Path(f"{told['TOY_LOG']}.0"))
-    return "toy"
-
-
-def objective(config):
-    return "val_error"
-
-
 def sweep():
     options = parse(Options(name="toy", num_trials=6, epochs=6, data="house-numbers"))
     told = {key: text for key, text in os.environ.items() if key.startswith("TOY")}
-    looks = partial(fingerprint, told)
-    experiment = Experiment(partial(run, told), load, pictures, looks, objective)
-    return launch(Sweep(first=(paper, brief), experiment=experiment), options)
+    points = (paper_defaults, short_budget)
+    return launch(Sweep(points_to_evaluate=points, experiment=ToyExperiment(told)), options)
 
 
 if __name__ == "__main__":

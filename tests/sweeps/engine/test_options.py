@@ -1,49 +1,19 @@
-"""Options, shares of a node, and what may change at a resume."""
+"""Options: their domains, JSON, where a sweep is found, and what may change at a resume."""
 
-import io
 import json
 import resource
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 
 from ali.config import Config
 from ali.errors import UserError
-from sweeps.engine import reporting
-from sweeps.engine.driver import NODE_CPU, Options, Share, allot, parse
+from sweeps.engine.options import Location, Options, parse, saved_options
 
 
 def options(**more):
     return Options(name="s", **more)
-
-
-@pytest.mark.parametrize(
-    ("asked", "resources", "share"),
-    [
-        ({}, {"CPU": 2}, Share(1, 0.0, 1, 2)),
-        ({"max_concurrent": 1}, {"CPU": 2}, Share(2, 0.0, 2, 1)),
-        ({"num_trials": 1}, {"CPU": 8}, Share(8, 0.0, 8, 1)),
-        ({"cpus_per_trial": 4}, {"CPU": 8}, Share(4, 0.0, 4, 2)),
-        ({}, {"CPU": 16, "GPU": 2}, Share(8, 1.0, 8, 2)),
-        ({"gpus_per_trial": 0.25}, {"CPU": 16, "GPU": 2}, Share(2, 0.25, 2, 8)),
-        ({"gpus_per_trial": 0}, {"CPU": 4, "GPU": 1}, Share(1, 0.0, 1, 4)),
-        ({"max_concurrent": 3}, {"CPU": 2}, Share(1, 0.0, 1, 2)),
-        ({"max_concurrent": 3}, {"CPU": 16, NODE_CPU: 4}, Share(4, 0.0, 4, 3)),
-    ],
-)
-def test_shares(asked, resources, share):
-    assert allot(options(**asked), resources) == share
-
-
-@pytest.mark.parametrize("asked", [{"gpus_per_trial": 1}, {"cpus_per_trial": 3}])
-def test_a_share_larger_than_the_node(asked):
-    with pytest.raises(UserError, match="lower --cpus-per-trial"):
-        allot(options(**asked), {"CPU": 8, NODE_CPU: 2})
 
 
 @pytest.mark.parametrize(
@@ -93,31 +63,6 @@ def test_options_survive_json():
     assert Options.from_dict(json.loads(json.dumps(made.to_dict()))) == made
 
 
-def test_the_library_knows_no_sweep():
-    code = (
-        "import pkgutil, importlib, sys, ali\n"
-        "for m in pkgutil.iter_modules(ali.__path__):\n"
-        "    if m.name != '__main__': importlib.import_module(f'ali.{m.name}')\n"
-        "print({'ray', 'optuna', 'mlflow', 'sweeps'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
-def test_the_table_of_best_trials_is_not_cut():
-    config = Config(bn_x=(True,) * 5, dropout_x=0.25, dropout_z=0.25, dropout_xz=0.25)
-    slopes = {f"slope_{who}": 0.125 for who in ("encoder", "decoder", "discriminator")}
-    params = {k: str(v) for k, v in config.replace(**slopes).to_dict().items()}
-    params["bn_x"] = ",".join(["True"] * 5)
-    metrics = dict.fromkeys(("sample_distance", "sample_diversity", "val_error"), 0.123456)
-    data = SimpleNamespace(params=params, metrics=metrics, tags={"trial_id": "00000"})
-    table = reporting._best(options(), [SimpleNamespace(data=data)], "val_error")
-    console = Console(file=io.StringIO(), width=reporting.WIDTH, color_system=None)
-    console.print(table)
-    shown = console.file.getvalue()
-    assert "…" not in shown and "diversity" in shown and "1.0e-4/1.0e-4" in shown
-
-
 def test_a_password_in_an_address_is_refused_since_addresses_are_logged():
     with pytest.raises(UserError, match="--tracking-uri must not hold a password"):
         options(tracking_uri="https://me:secret@mlflow.example.org")
@@ -137,3 +82,30 @@ def test_a_full_disk_spares_the_options_that_are_saved(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [(f.name, f.read_bytes()) for f in known.folder.iterdir()] == [("sweep.json", saved)]
+
+
+def test_the_mlflow_address_is_the_same_in_every_command(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    here = Location(name="s", output_dir=tmp_path)
+    assert here.uri == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://a:5000")
+    assert here.uri == "http://a:5000"
+    started = options(output_dir=tmp_path, tracking_uri="http://b:5000")
+    started.folder.mkdir()
+    started.save()
+    assert here.uri == "http://b:5000", "the one that the sweep was started with"
+    assert saved_options(here).uri == here.uri
+    assert replace(here, tracking_uri="http://c:5000").uri == "http://c:5000"
+
+
+def test_the_arguments_lead_another_command_to_the_sweep(tmp_path):
+    there = Location(name="a b", output_dir=tmp_path, tracking_uri="http://a:5000")
+    assert parse(options(), there.arguments()).uri == there.uri
+    assert parse(options(), there.arguments()).folder == there.folder
+
+
+def test_a_missing_sweep_names_those_that_there_are(tmp_path):
+    options(output_dir=tmp_path).folder.mkdir()
+    options(output_dir=tmp_path).save()
+    with pytest.raises(UserError, match="found: s"):
+        saved_options(Location(name="other", output_dir=tmp_path))

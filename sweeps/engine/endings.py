@@ -1,0 +1,42 @@
+"""How a trial or a training ends: a state, and the reason in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+# Keys in the last result that a trial reports to Tune.
+END_STATE, END_REASON = "end_state", "end_reason"
+REASON_CHARACTERS = 500  # of a reason that are kept
+
+
+class EndState(Enum):
+    """The ways to end; the values are shown to users and stored in MLflow and in the journal."""
+
+    COMPLETED = "completed"  # reached its full budget
+    STOPPED_EARLY = "stopped early"  # by the scheduler
+    DIVERGED = "diverged"  # a loss or a weight became NaN or infinite
+    OUT_OF_MEMORY = "out of memory"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"  # by the user; it can be resumed
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How something ended."""
+
+    state: EndState
+    reason: str
+
+    def to_result(self) -> dict[str, str]:
+        """As entries of a result, of a run's tags, or of a study's user attributes."""
+        return {END_STATE: self.state.value, END_REASON: self.reason[:REASON_CHARACTERS]}
+
+    @classmethod
+    def from_result(cls, result: Mapping[str, Any]) -> Ending | None:
+        """Inverse of `to_result`; None if there is no ending in it."""
+        if END_STATE not in result:
+            return None
+        return cls(EndState(result[END_STATE]), result.get(END_REASON, ""))

@@ -1,0 +1,108 @@
+"""What a trial runs: the interface between the sweep machinery and a model, and ALI behind it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ali.config import Config
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ali.data import Dataset
+    from ali.training.state import State
+
+Metrics = dict[str, float]
+
+
+class Experiment(ABC):
+    """A model that can be swept: subclass it to sweep another one.
+
+    Instances travel from the driver to the workers by pickle, so they hold settings, not data. A
+    process loads the data once, by `load_data`, and hands it to the other methods; "dataset" below
+    is what `load_data` returned, "state" what `run` yields.
+    """
+
+    @abstractmethod
+    def load_data(self, config: Config) -> Any:
+        """The data set that a configuration names.
+
+        All trials of a sweep have the same one. Raises UserError if files are missing or broken, or
+        too few for the configuration; a sweep checks this before it starts.
+        """
+
+    @abstractmethod
+    def objective(self, config: Config, dataset: Any) -> str:
+        """Name of the metric by which trials are compared; lower is better."""
+
+    @abstractmethod
+    def fingerprint(self, dataset: Any) -> str:
+        """A hash of the data's contents, logged with every trial."""
+
+    @abstractmethod
+    def run(self, config: Config, dataset: Any, state: Any | None) -> Iterator[tuple[Any, Metrics]]:
+        """Trains from `state` (None: from the start) to config.epochs, yielding after each epoch.
+
+        Yields (state, metrics): the state has a method `save(folder)`, see `load_state`; metrics
+        hold EPOCH and, at least after the last epoch, the objective. Yields nothing if the state
+        has all its epochs. Raises NonFiniteError when training diverges.
+        """
+
+    @abstractmethod
+    def load_state(self, folder: Path, config: Config) -> Any:
+        """The state that `state.save(folder)` wrote, for `run` to continue from.
+
+        Raises UserError if there is none or any of its files is damaged; an older checkpoint is
+        then used. `save` must leave other files in the folder alone.
+        """
+
+    def pictures(self, state: Any, config: Config, dataset: Any) -> dict[str, np.ndarray]:
+        """Pictures of an epoch, uint8 (H, W, 3) by key. Default: none."""
+        return {}
+
+    def baselines(self, config: Config, dataset: Any) -> Metrics:
+        """Values of the objective without training, by name, logged to the sweep. Default: none."""
+        return {}
+
+
+class AliExperiment(Experiment):
+    """ALI, or a GAN, as `ali` trains it. Imports what it needs when it is needed: torch is slow."""
+
+    def load_data(self, config: Config) -> Dataset:
+        from ali import data
+
+        return data.load(config)
+
+    def objective(self, config: Config, dataset: Dataset) -> str:
+        from ali.experiment import objective
+
+        return objective(config, dataset)
+
+    def fingerprint(self, dataset: Dataset) -> str:
+        return dataset.fingerprint
+
+    def run(
+        self, config: Config, dataset: Dataset, state: State | None
+    ) -> Iterator[tuple[State, Metrics]]:
+        from ali.experiment import run
+
+        return run(config, dataset, state)
+
+    def load_state(self, folder: Path, config: Config) -> State:
+        from ali.training.state import State
+        from ali.training.step import device
+
+        return State.load(folder, device(), config)
+
+    def pictures(self, state: State, config: Config, dataset: Dataset) -> dict[str, np.ndarray]:
+        from ali.figures.grids import epoch_pictures
+
+        return epoch_pictures(state.networks, dataset, config)
+
+    def baselines(self, config: Config, dataset: Dataset) -> Metrics:
+        from ali.experiment import baseline_errors
+
+        return baseline_errors(config, dataset)

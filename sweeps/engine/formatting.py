@@ -1,0 +1,45 @@
+"""A configuration's hyperparameters as text, for progress, reports and pictures alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+MISSING = "–"  # not searched, or as the paper's table has it
+# heading: fields of Config shown under it, separated by slashes (E encoder, G decoder)
+HYPERPARAMETERS = {
+    "lr D/EG": ("lr_d", "lr_g"),
+    "β₁ D/EG": ("beta1_d", "beta1_g"),
+    "1−β₂ D/EG": ("beta2_d", "beta2_g"),
+    "dropout x/z/xz": ("dropout_x", "dropout_z", "dropout_xz"),
+    "slope E/G/D": ("slope_encoder", "slope_decoder", "slope_discriminator"),
+    "bn D(x)": ("bn_x",),
+}
+MOST_TELLING = ("lr D/EG", "dropout x/z/xz", "bn D(x)")  # what fits in a line
+
+
+def format_hyperparameters(config: Mapping[str, Any]) -> dict[str, str]:
+    """The searched hyperparameters of a configuration (plain JSON types), by heading."""
+    return {
+        heading: "/".join(_format(name, config.get(name)) for name in names)
+        for heading, names in HYPERPARAMETERS.items()
+    }
+
+
+def format_line(config: Mapping[str, Any]) -> str:
+    """The most telling hyperparameters in one line; those that are not searched are left out."""
+    cells = format_hyperparameters(config)
+    shown = [(heading, cells[heading]) for heading in MOST_TELLING]
+    return ", ".join(f"{heading} {cell}" for heading, cell in shown if set(cell) - {MISSING, "/"})
+
+
+def _format(name: str, value: Any) -> str:
+    if value is None:
+        return MISSING
+    if name == "bn_x":
+        return "".join("01"[on] for on in value)
+    if name.startswith("lr"):
+        return f"{value:.1e}".replace("e-0", "e-")
+    if name.startswith("beta2"):
+        return f"{1 - value:.0e}".replace("e-0", "e-")
+    return f"{value:.2f}".lstrip("0") or "0"

@@ -1,0 +1,262 @@
+"""One training in full: checkpoints, log, test, registered model; on one worker or several."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ali import data, distributed
+from ali.config import Config
+from ali.errors import NonFiniteError, UserError
+from ali.files import make_folder
+from ali.metrics import D_LOSS, G_LOSS, IMAGES_PER_SECOND, SAMPLE_DIVERSITY
+from ali.training.checkpoint import find_checkpoint
+from ali.training.state import State
+from ali.training.step import device
+from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.experiment import AliExperiment
+from sweeps.engine.final_test import register, result_table, test_metrics
+from sweeps.engine.options import Location
+from sweeps.engine.reporting import has_collapsed
+from sweeps.engine.storage import Storage
+from sweeps.engine.tracking import runs
+from sweeps.engine.tracking.schema import BEST_OF, CONFIG, KIND_BEST, TESTED, TRIAL, TrackingContext
+from sweeps.engine.tracking.trial_run import TrialRun
+from sweeps.engine.trial import versions
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+LOG = "training.log"  # in the training's folder: the lines of several workers
+CHECKPOINT = "checkpoint"  # in the training's folder
+PICTURES = 20  # epochs with pictures in MLflow, in total
+
+
+@dataclass(frozen=True)
+class TrainingContext:
+    """What a full training is given, in every one of its workers.
+
+    Attributes:
+        location: of the sweep.
+        config: the experiment.
+        trial: the MLflow run of the trial whose configuration it is.
+        to: where it logs.
+        svms: SVMs behind the test error.
+        checkpoint_every: epochs between checkpoints.
+        workers: that each batch is split across.
+        threads: CPU threads of each; None: torch's default.
+    """
+
+    location: Location
+    config: Config
+    trial: Run
+    to: TrackingContext
+    svms: int
+    checkpoint_every: int
+    workers: int
+    threads: int | None
+
+
+class FullTraining:
+    """The full training of one trial's configuration, and its MLflow run."""
+
+    def __init__(self, context: TrainingContext) -> None:
+        self.context, self.config, self.to = context, context.config, context.to
+        self.storage = context.location.storage
+        self.dataset = data.load(self.config)
+        self.test = data.load_test(self.config)  # bad test files are found before training
+        self.trial_id = context.trial.data.tags[TRIAL]
+        self.folder = context.location.folder / f"best-{self.trial_id}"
+        self.experiment = AliExperiment()
+
+    def run(self) -> int:
+        """Trains, tests and registers; returns the exit code."""
+        for note in self.dataset.notes:
+            print(f"note: {note}")
+        self.log = self.open_log()
+        try:
+            if self.context.workers == 1:
+                state = self.train()
+            else:
+                from sweeps.engine.workers import train_on_workers
+
+                threads = self.context.threads or 1
+                config = {"context": replace(self.context, threads=threads)}
+                log, workers = self.folder / LOG, self.context.workers
+                train_on_workers(_worker, config, workers, threads, log, self.storage)
+                state, _ = self.load(self.own_checkpoints())
+            self._finish(state)
+        except BaseException as error:
+            self._stopped(error)
+            if isinstance(error, KeyboardInterrupt):
+                print("stopped; run the same command again to resume from the last checkpoint")
+                return 130
+            raise
+        return 0
+
+    def open_log(self) -> TrialRun:
+        """The training's MLflow run."""
+        fingerprint = self.dataset.fingerprint
+        params = {**self.config.to_dict(), "data_fingerprint": fingerprint, **versions()}
+        # Parameters of a run cannot change in MLflow, and a later call may ask for more epochs.
+        for changing in ("epochs", "data_dir"):
+            del params[changing]
+        tags = {BEST_OF: self.context.trial.info.run_id, CONFIG: json.dumps(self.config.to_dict())}
+        return TrialRun(self.to, self.trial_id, params, kind=KIND_BEST, create=True, tags=tags)
+
+    def say(self, line: str) -> None:
+        """Prints a line once; of several workers the first writes it to the log instead."""
+        if distributed.world_size() == 1:
+            print(line, flush=True)
+        elif distributed.rank() == 0:
+            with (self.folder / LOG).open("a") as file:
+                print(line, file=file)
+
+    # Checkpoints
+
+    def own_checkpoints(self) -> list[tuple[Storage, str]]:
+        """This training's own checkpoints, the newest first.
+
+        With a bucket its copies, which workers on several machines see alike.
+        """
+        local = self.folder / CHECKPOINT
+        here = [(Storage.at(local, ""), str(local))] if local.exists() else []
+        if not self.storage.remote:
+            return here
+        copies = reversed(self.storage.checkpoints(self.folder.name))
+        return [(self.storage, folder) for folder in copies] or here
+
+    def load(self, candidates: list[tuple[Storage, str]]) -> tuple[State, str]:
+        """The first that is intact and not past the last epoch, and its folder.
+
+        Raises LookupError if there is none.
+        """
+        for storage, folder in candidates:
+            try:
+                with storage.local(folder) as local:
+                    state = State.load(find_checkpoint(local), device(), self.config)
+            except (UserError, OSError) as problem:
+                self.say(f"note: {problem}")
+                continue
+            if state.epoch <= self.config.epochs:
+                return state, folder
+        raise LookupError
+
+    def _start(self) -> State | None:
+        """The state to continue from: this training's own, or else the trial's last, if kept."""
+        trial, name = self.context.trial, self.to.objective
+        known = trial.data.metrics
+        self.say(f"best trial of {self.to.sweep}: {self.trial_id}, {name} {known[name]:.4f}")
+        if has_collapsed(trial):
+            self.say(
+                f"warning: its samples have collapsed ({SAMPLE_DIVERSITY} "
+                f"{known[SAMPLE_DIVERSITY]:.2f}): look at its pictures before you trust it"
+            )
+        candidates = self.own_checkpoints()
+        if trial.data.params.get("data_fingerprint") == self.dataset.fingerprint:
+            kept = reversed(self.storage.checkpoints(self.trial_id))
+            candidates += [(self.storage, folder) for folder in kept]
+        try:
+            state, folder = self.load(candidates)
+        except LookupError:
+            self.say("starts from the beginning")
+            return None
+        self.say(f"continues from epoch {state.epoch} ({folder})")
+        return state
+
+    def train(self) -> State:
+        """Trains to the last epoch; of several workers the first saves and logs."""
+        state = start = self._start()
+        for state, metrics in self.experiment.run(self.config, self.dataset, start):
+            distributed.on_rank_zero(partial(self._end_epoch, state, metrics))
+        assert state is not None
+        return state
+
+    def _end_epoch(self, state: State, metrics: dict[str, float]) -> None:
+        epoch, total, name = state.epoch, self.config.epochs, self.to.objective
+        last = epoch == total
+        if last or epoch % self.context.checkpoint_every == 0:
+            state.save(self.folder / CHECKPOINT)
+            self._copy(epoch)
+        pictured = last or epoch % max(1, total // PICTURES) == 0
+        pictures = self.experiment.pictures(state, self.config, self.dataset) if pictured else {}
+        self.log.epoch(metrics, pictures)
+        value = f", {name} {metrics[name]:.4f}" if name in metrics else ""
+        self.say(
+            f"epoch {epoch}/{total}: d {metrics[D_LOSS]:.3f} g {metrics[G_LOSS]:.3f}"
+            f"{value}, {metrics[IMAGES_PER_SECOND]:.0f} images/s"
+        )
+
+    def _copy(self, epoch: int) -> None:
+        """Copies the checkpoint into the sweep's bucket, if it has one, and keeps the previous one.
+
+        If the bucket cannot be reached, the next checkpoint is copied.
+        """
+        if not self.storage.remote:
+            return
+        name = f"{self.folder.name}/checkpoint_{epoch:06d}"
+        try:
+            self.storage.upload(self.folder / CHECKPOINT, name)
+            for old in self.storage.checkpoints(self.folder.name)[:-2]:
+                self.storage.delete(old)
+        except (OSError, UserError) as problem:
+            self.say(f"note: no copy of the checkpoint was written: {problem}")
+
+    # The end
+
+    def _finish(self, state: State) -> None:
+        client, run_id = self.log.open()
+        self.log.queue.flush(60)
+        known = client.get_run(run_id).data
+        svms, fingerprint = self.context.svms, self.dataset.fingerprint
+        tested = f"epoch {state.epoch}, {svms} SVMs, {fingerprint}"
+        if known.tags.get(TESTED) == tested:  # the test split is read once for a result
+            found = {k: v for k, v in known.metrics.items() if k.startswith("test_")}
+        else:
+            found = test_metrics(
+                state.networks, self.dataset, self.test, self.config, self.to.objective, svms
+            )
+            for name, value in found.items():
+                client.log_metric(run_id, name, value, step=state.epoch)
+            client.set_tag(run_id, TESTED, tested)
+            state.save(self.folder / CHECKPOINT)
+            version = register(client, run_id, self.folder / CHECKPOINT, f"ali-{self.to.sweep}")
+            print(f"registered as model ali-{self.to.sweep}, version {version}")
+        self.log.queue.close()
+        runs.end_run(
+            client, run_id, Ending(EndState.COMPLETED, f"trained for {state.epoch} epochs")
+        )
+        print(result_table(found, self.config, state.epoch, bool(self.dataset.notes)))
+        print(f"checkpoint: {self.folder / CHECKPOINT}")
+        print(f"MLflow run: {run_id} (tag {BEST_OF} = {self.context.trial.info.run_id})")
+
+    def _stopped(self, error: BaseException) -> None:
+        try:
+            client, run_id = self.log.open()
+            interrupted = isinstance(error, KeyboardInterrupt)
+            state = EndState.INTERRUPTED if interrupted else EndState.FAILED
+            runs.end_run(client, run_id, Ending(state, f"{type(error).__name__}: {error}"))
+            self.log.queue.close(timeout=30)
+        except Exception as problem:
+            print(f"note: MLflow was not told of the end: {problem}")
+
+
+def _worker(config: dict[str, Any]) -> Exception | None:
+    """One of several workers: trains; returns an error that another attempt would end with, too."""
+    context: TrainingContext = config["context"]
+    torch.set_num_threads(context.threads or 1)
+    try:
+        training = FullTraining(context)
+        make_folder(training.folder)  # on this machine
+        if distributed.rank() == 0:
+            training.log = training.open_log()
+        training.train()
+        if distributed.rank() == 0:
+            training.log.queue.close()
+    except (UserError, NonFiniteError) as error:
+        return error
+    return None

@@ -1,0 +1,130 @@
+"""A sweep's journal, copied to its bucket while it runs, and the lease that keeps drivers apart."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+
+from ali.errors import UserError
+from sweeps.engine.storage import Storage, as_user_error, one_line
+
+log = logging.getLogger(__name__)
+
+MIRROR_SECONDS = 10.0
+LEASE, LEASE_SECONDS = "driver.lease", 3 * MIRROR_SECONDS
+
+
+class Lease:
+    """A small file in a bucket that a sweep's driver keeps rewriting while it is alive.
+
+    No clocks are compared: another driver watches for LEASE_SECONDS whether the file changes.
+    """
+
+    def __init__(self, storage: Storage, what: str) -> None:
+        self._storage, self._what = storage, what
+        self._token, self._renewals = secrets.token_hex(8), 0
+
+    def take(self) -> None:
+        """Raises UserError if another driver has it, or if it cannot be written."""
+        if (lease := self._storage.read(LEASE)) is not None:
+            driver = _first_line(lease)
+            print(
+                f"{self._what} was run by {driver}, which did not end properly: "
+                f"checking for {LEASE_SECONDS:g} s whether it is still alive",
+                flush=True,
+            )
+            until = time.monotonic() + LEASE_SECONDS
+            while self._storage.read(LEASE) == lease and time.monotonic() < until:
+                time.sleep(MIRROR_SECONDS / 10)
+            if self._storage.read(LEASE) not in (lease, None):
+                raise UserError(f"{self._what} is being run by {driver}: wait for it, or stop it")
+        with as_user_error(f"cannot write to {self._storage.folder}"):
+            self._write()
+
+    def renew(self) -> None:
+        """Ends the process, like a kill, if another driver took it for dead."""
+        lease = self._storage.read(LEASE)
+        if lease is not None and self._token.encode() not in lease:
+            os.write(2, f"error: {self._what} was taken over by {_first_line(lease)}\n".encode())
+            os._exit(1)  # the kernel ends what Ray has started here
+        self._write()
+
+    def drop(self) -> None:
+        self._storage.filesystem.delete_file(f"{self._storage.folder}/{LEASE}")
+
+    def _write(self) -> None:
+        self._renewals += 1
+        driver = f"process {os.getpid()} on {socket.gethostname()}"
+        self._storage.write(LEASE, f"{driver}\n{self._token} {self._renewals}\n".encode())
+
+
+class JournalMirror:
+    """Copies a sweep's journal and options to its bucket, of which this is the only driver within.
+
+    The copies are at most seconds old: with them a sweep is resumed on another machine when its own
+    is lost. If the bucket cannot be reached, copying is retried; the sweep does not wait for it.
+
+    Args:
+        what: the sweep, in words.
+        journal: a file that only grows; replaced by its copy if that has more lines.
+        others: files that are replaced as a whole.
+    """
+
+    def __init__(self, storage: Storage, what: str, journal: Path, *others: Path) -> None:
+        self.storage, self._lease = storage, Lease(storage, what)
+        self._journal, self._files = journal, (journal, *others)
+        self._wake, self._ended = threading.Event(), False
+        self._sizes: dict[Path, int] = {}  # of the files, as copied
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> JournalMirror:
+        """Raises UserError if another driver has the bucket, or if `Storage.catch_up` does."""
+        if self.storage.remote:
+            self._lease.take()
+            self.storage.catch_up(self._journal)
+            self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread:
+            self._ended = True
+            self._wake.set()
+            self._thread.join()
+
+    def now(self) -> None:
+        """Copies at once, in the background."""
+        self._wake.set()
+
+    def _follow(self) -> None:
+        away = last = False
+        while not last:
+            last = self._ended
+            try:
+                self._lease.renew()
+                self._copy()
+                if last:
+                    self._lease.drop()
+                away = False
+            except (OSError, UserError) as error:
+                if not away:
+                    log.warning("no copy of the journal was written: %s", one_line(error))
+                away = True
+            self._wake.wait(0 if last else MIRROR_SECONDS)
+            self._wake.clear()
+
+    def _copy(self) -> None:
+        for file in self._files:
+            size = file.stat().st_size if file.exists() else 0
+            if size != self._sizes.get(file, 0):
+                self.storage.write(file.name, file.read_bytes())
+                self._sizes[file] = size
+
+
+def _first_line(content: bytes) -> str:
+    return content.decode().partition("\n")[0]

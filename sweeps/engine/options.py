@@ -1,0 +1,226 @@
+"""What a user may ask of a sweep: where it lives, its options, and how a resume changes them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ali import environment
+from ali.cli import parse_args
+from ali.config import Common, Config
+from ali.errors import UserError
+from ali.files import atomic_write
+from sweeps.engine.storage import Storage
+from sweeps.engine.tracking.client import OUTAGE_SECONDS, default_uri, without_password
+
+JOURNAL, OPTIONS = "optuna.journal", "sweep.json"  # files in a sweep's folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """Where a sweep and its runs are: the options that all commands on a sweep share."""
+
+    name: str
+    """Name of the sweep: its folder in --output-dir, and the tag of its runs in MLflow."""
+    output_dir: Path = field(default_factory=environment.output_dir)
+    """Folder of all sweeps: journal, checkpoints, Tune's state; default: $ALI_OUTPUT_DIR, or
+    runs."""
+    storage_path: str | None = field(default_factory=environment.storage_path)
+    """Bucket for checkpoints, Tune's state and a copy of the journal (s3://bucket/runs, gs://…);
+    default: $ALI_STORAGE_PATH, or --output-dir."""
+    tracking_uri: str | None = None
+    """MLflow server; default: the one that the sweep was started with, else $MLFLOW_TRACKING_URI,
+    else the file mlflow.db in --output-dir."""
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).name != self.name or not self.name.isprintable():
+            raise UserError(f"--name must be a plain file name, not {self.name!r}")
+        if "'" in self.name or "`" in self.name:
+            raise UserError(f"--name must not contain quotes: {self.name!r}")
+        if self.tracking_uri and without_password(self.tracking_uri) != self.tracking_uri:
+            raise UserError(
+                "--tracking-uri must not hold a password, which would be logged: "
+                "set MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's folder."""
+        return self.output_dir.resolve() / self.name
+
+    @property
+    def storage(self) -> Storage:
+        """Where the sweep's checkpoints are. Raises UserError for an invalid address."""
+        return Storage.at(self.storage_path or self.output_dir, self.name)
+
+    @property
+    def uri(self) -> str:
+        """The MLflow address, by the same rule in every command."""
+        saved = self.tracking_uri or read_options(self.folder).get("tracking_uri")
+        return saved or environment.tracking_uri() or default_uri(self.output_dir)
+
+    def arguments(self) -> list[str]:
+        """The command-line arguments by which another command finds this sweep."""
+        shown = ["--name", self.name]
+        if self.output_dir != environment.output_dir():
+            shown += ["--output-dir", str(self.output_dir)]
+        if self.storage_path and self.storage_path != environment.storage_path():
+            shown += ["--storage-path", self.storage_path]
+        if self.tracking_uri:
+            shown += ["--tracking-uri", self.tracking_uri]
+        return shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Common, Location):
+    """Options of a sweep."""
+
+    resume: bool = False
+    """Resume the sweep of this name; its other options are remembered."""
+    num_trials: int = 50
+    """Trials in total (a resume may raise it)."""
+    bn_with_z: bool = False
+    """Also try batch norm in D(z) and D(x, z), which the paper calls unstable."""
+    grace_epochs: int | None = None
+    """Epochs before a trial may be stopped; default: a tenth of --epochs."""
+    reduction_factor: float = 3.0
+    """ASHA's η: about one trial in η continues past each rung."""
+    startup_trials: int = 10
+    """Trials drawn at random before the search models its observations."""
+    image_every: int | None = None
+    """Epochs between pictures in MLflow; default: a tenth of --epochs."""
+    max_concurrent: int | None = None
+    """Trials at a time; default: as many as the resources allow."""
+    cpus_per_trial: int | None = None
+    """CPU cores (and threads) of a trial; default: an equal part of the cores."""
+    gpus_per_trial: float | None = None
+    """GPUs of a trial, may be a fraction; default: 1 if there are GPUs."""
+    max_failures: int = 3
+    """Maximum restarts of a trial after its worker is lost."""
+    hang_seconds: float = 21600.0
+    """Seconds without a result after which a trial's worker is killed and counts as lost: longer
+    than any epoch with its evaluation and checkpoint."""
+    keep: int = 3
+    """Best trials whose last checkpoint is kept; those of other ended trials are deleted."""
+    outage_seconds: float = OUTAGE_SECONDS
+    """Seconds that a trial keeps its log records while the MLflow server is down."""
+    seed: int = 0
+    """Seed of the search; trial n trains with seed + n."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        minimum = {
+            "num_trials": 1,
+            "max_concurrent": 1,
+            "cpus_per_trial": 1,
+            "grace_epochs": 1,
+            "image_every": 1,
+            "startup_trials": 1,
+            "max_failures": 0,
+            "keep": 1,
+            "seed": 0,
+            "gpus_per_trial": 0,
+            "outage_seconds": 0,
+            "hang_seconds": 1,
+        }
+        for name, least in minimum.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                option = "--" + name.replace("_", "-")
+                raise UserError(f"{option} must be at least {least}, not {value}")
+        if not self.reduction_factor > 1:
+            raise UserError(f"--reduction-factor must be above 1, not {self.reduction_factor}")
+
+    def config(self) -> Config:
+        """What all trials of the sweep have in common."""
+        common = {f.name: getattr(self, f.name) for f in fields(Common)}
+        data_dir = self.data_dir
+        if data_dir is None and (root := environment.data_dir()):
+            folder = root / self.data  # where a cluster keeps its data sets
+            data_dir = folder if folder.is_dir() else None
+        if data_dir is not None:  # trials, and best.py, run in folders of their own
+            common["data_dir"] = data_dir.resolve()
+        return Config(**common, seed=self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+    def save(self) -> None:
+        """Writes them to the sweep's folder, where a resume finds them, all or nothing.
+
+        Raises UserError if that fails.
+        """
+        with atomic_write(self.folder / OPTIONS) as path:
+            path.write_text(json.dumps(self.to_dict(), indent=1))
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Options:
+        """Inverse of `to_dict`."""
+        paths = {k: Path(v) for k, v in plain.items() if k in ("data_dir", "output_dir") and v}
+        return cls(**{**plain, **paths})
+
+
+# What a resume may change; anything else would make its trials incomparable.
+RESUME_MAY_CHANGE = frozenset(
+    {"resume", "num_trials", "max_concurrent", "cpus_per_trial", "gpus_per_trial", "data_dir"}
+    | {"max_failures", "keep", "tracking_uri", "outage_seconds", "output_dir", "image_every"}
+    | {"hang_seconds", "storage_path"}
+)
+
+
+def read_options(folder: Path) -> dict[str, Any]:
+    """The options saved in a sweep's folder, as plain JSON types; empty if there are none."""
+    try:
+        return json.loads((folder / OPTIONS).read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {folder / OPTIONS} ({error}): restore it") from error
+
+
+def saved_options(location: Location) -> Options:
+    """The options that a sweep was started with, at this location.
+
+    Raises UserError if there is no such sweep, naming those that there are.
+    """
+    if not (saved := read_options(location.folder)):
+        there = sorted(p.parent.name for p in location.output_dir.glob(f"*/{OPTIONS}"))
+        raise UserError(
+            f"there is no sweep {location.name!r} in {location.output_dir}; "
+            f"found: {', '.join(there) or 'none'}"
+        )
+    here = {"name": location.name, "output_dir": location.output_dir}
+    if location.tracking_uri:
+        here["tracking_uri"] = location.tracking_uri
+    return replace(Options.from_dict(saved), **here)  # type: ignore[arg-type]
+
+
+def parse(defaults: Options, argv: list[str] | None = None) -> Options:
+    """Options from the command line; a resume starts from those that the sweep was started with.
+
+    Raises UserError if a resume would make the sweep's trials incomparable.
+    """
+    options = parse_args(Options, argv, default=defaults)
+    if not options.resume:
+        return options
+    if options.storage_path:  # it may have been resumed from another machine in the meantime
+        options.storage.fetch(options.folder / OPTIONS)
+    if not (plain := read_options(options.folder)):
+        raise UserError(
+            f"there is no sweep {options.name!r} in {options.output_dir} to resume: "
+            f"leave --resume out to start it"
+        )
+    saved = replace(Options.from_dict(plain), output_dir=options.output_dir)
+    options = parse_args(Options, argv, default=saved)
+    changed = [
+        f.name for f in fields(Options) if getattr(options, f.name) != getattr(saved, f.name)
+    ]
+    if fixed := [name for name in changed if name not in RESUME_MAY_CHANGE]:
+        names = ", ".join("--" + name.replace("_", "-") for name in fixed)
+        raise UserError(
+            f"a resume cannot change {names}: leave it out, or start a sweep with another --name"
+        )
+    return options

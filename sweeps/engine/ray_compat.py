@@ -1,0 +1,249 @@
+"""The only file that touches private or undocumented names of Ray: one function a need.
+
+Each says why it is needed, and tests/sweeps/engine/test_ray_compat.py holds each against the real
+Ray, so that an upgrade of Ray shows which need broke. A patch whose target is gone raises at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from pyarrow import fs
+from ray import tune
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.tune.experiment import Experiment, Trial
+
+# Variables that Ray reads and does not document, or that keep its output out of ours.
+ENVIRONMENT = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # ./data is where the driver was started
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # GracefulShutdown handles it
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a diverged trial has no objective to report
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # StudySearch keeps to --max-concurrent
+}
+PRELOADED_MODULES = "RAY_preload_python_modules"  # what workers import before they are needed
+STOP_SIGNAL = signal.SIGUSR1  # on which Tune ends its loop after what is running, with its state
+
+
+class RayCompatError(RuntimeError):
+    """This version of Ray lacks something that sweeps are built on."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"Ray {ray.__version__} has no {what}: install a version that pyproject.toml allows"
+        )
+
+
+def quiet() -> None:
+    """Silences the loggers whose messages `progress` prints as one line each."""
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+# Patches ------------------------------------------------------------------------------------
+
+
+def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    """Replaces owner.name, once, by make(what was there). Raises RayCompatError if it is gone."""
+    original = getattr(owner, name, None)
+    if original is None:
+        raise RayCompatError(f"{owner.__module__}.{owner.__qualname__}.{name}")
+    if getattr(original, "__module__", "") != __name__:
+        setattr(owner, name, make(original))
+
+
+def treat_ray_errors_as_worker_loss() -> None:
+    """Has Tune restart a trial after any error that Ray itself raises in its place.
+
+    Tune knows two kinds of errors, and ends the whole sweep at any other: for instance the one of a
+    trial whose worker was killed by Ray's memory monitor.
+    """
+    from ray.air.execution._internal.actor_manager import RayActorManager
+
+    def make(original: Callable[..., None]) -> Callable[..., None]:
+        def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+            known = isinstance(exception, RayActorError | RayTaskError)
+            if isinstance(exception, RayError) and not known:
+                exception = RayActorError(error_msg=str(exception))
+            original(self, tracked_actor_task, exception)
+
+        return failed
+
+    _patch(RayActorManager, "_actor_task_failed", make)
+
+
+def disable_per_checkpoint_snapshots() -> None:
+    """Has Tune save its table of trials every ten seconds and at the end, and not more often.
+
+    Where old checkpoints are deleted it also saves the whole table after every second checkpoint:
+    with many short trials most of the driver's time. A resume reads the study, not that table.
+    """
+    from ray.tune.execution.experiment_state import _ExperimentCheckpointManager
+
+    def make(original: Callable[..., None]) -> Callable[..., None]:
+        def nothing(self: _ExperimentCheckpointManager, trial: Trial) -> None:
+            return None
+
+        return nothing
+
+    _patch(_ExperimentCheckpointManager, "on_trial_checkpoint", make)
+
+
+def reuse_prestarted_workers() -> None:
+    """Lets trials run in the worker processes that Ray has started in advance, one a core.
+
+    Tune asks for workers with certain environment variables, and Ray starts new ones for that: a
+    second start of Python, torch and MLflow. If this process has started Ray, all workers inherit
+    these variables anyway.
+    """
+    from ray._private import worker
+    from ray.tune.execution import class_cache
+
+    for module, name in ((worker, "_global_node"), (class_cache, "DEFAULT_ENV_VARS")):
+        if not hasattr(module, name):
+            raise RayCompatError(f"{module.__name__}.{name}")
+    if not hasattr(class_cache, "ENV_VARS_TO_PROPAGATE"):
+        raise RayCompatError(f"{class_cache.__name__}.ENV_VARS_TO_PROPAGATE")
+    node = worker._global_node
+    if node is not None and node.is_head():
+        class_cache.DEFAULT_ENV_VARS.clear()
+        class_cache.ENV_VARS_TO_PROPAGATE = set()  # type: ignore[assignment]
+
+
+# The cluster --------------------------------------------------------------------------------
+
+
+def recorded_cluster_address() -> tuple[str, Path] | None:
+    """The address of the cluster that this machine belongs to, and the file that says so.
+
+    `ray start` writes that file, and `ray.init` waits for minutes if the cluster is gone.
+    """
+    from ray._private.utils import get_ray_address_file, read_ray_address
+
+    address = read_ray_address()
+    return (address, Path(get_ray_address_file(None))) if address else None
+
+
+def cluster_config() -> dict[str, Any] | None:
+    """The cluster file that `ray up` was run with; None on other machines.
+
+    It names the machines that the autoscaler may add, which Ray's public interface does not.
+    """
+    file = Path("~/ray_bootstrap_config.yaml").expanduser()
+    return yaml.safe_load(file.read_text()) if file.exists() else None
+
+
+# Trials, seen from the driver ---------------------------------------------------------------
+
+
+def create_trial(
+    experiment: Experiment, trial_id: str, config: Mapping[str, Any], params: Mapping[str, Any]
+) -> Trial:
+    """A trial with an id of our own, to hand to Tune.
+
+    Tune's public searchers cannot choose ids, and after a resume a trial must have the id it had.
+    """
+    from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_parser
+
+    spec = copy.deepcopy(experiment.spec)
+    spec["config"] = {**spec.get("config", {}), **config}
+    trial = _create_trial_from_spec(
+        spec, _make_parser(), trial_id=trial_id, evaluated_params=dict(params)
+    )
+    trial.init_local_path()
+    return trial
+
+
+def mark_finished(trial: Trial, result: Mapping[str, Any]) -> None:
+    """Has Tune list a trial that ended under an earlier driver, without running it."""
+    trial.set_status(Trial.TERMINATED)
+    trial.run_metadata.last_result = {**result, "done": True}
+
+
+def trial_folder(trial: Trial) -> tuple[fs.FileSystem, str]:
+    """The file system and the folder that hold a trial's checkpoints."""
+    assert trial.storage is not None
+    return trial.storage.storage_filesystem, trial.storage.trial_fs_path
+
+
+def adopt_checkpoint(trial: Trial, checkpoint: str, result: Mapping[str, Any]) -> None:
+    """Tells Tune of a checkpoint that a trial wrote under an earlier driver; oldest first.
+
+    Tune then restores the trial from it, numbers later ones after it, and deletes it in its turn.
+    """
+    from ray.train._internal.checkpoint_manager import _TrainingResult
+
+    assert trial.storage is not None
+    trial.storage.current_checkpoint_index = int(checkpoint.rsplit("_", 1)[1]) - 1
+    found = tune.Checkpoint(checkpoint, filesystem=trial.storage.storage_filesystem)
+    trial.on_checkpoint(_TrainingResult(checkpoint=found, metrics=dict(result)))
+
+
+def kill_worker(trial: Trial) -> bool:
+    """Kills the worker of a running trial; False if it has none. Tune restarts the trial."""
+    actor = trial.temporary_state.ray_actor
+    if actor is None:
+        return False
+    ray.kill(actor)
+    return True
+
+
+def memory_kills(trial: Trial) -> int:
+    """How often in a row, up to now, Ray's memory monitor has killed a trial's worker.
+
+    Tune hands schedulers no exception; it only keeps a log of a trial's failures.
+    """
+    if not trial.error_file or not Path(trial.error_file).exists():
+        return 0
+    failures = Path(trial.error_file).read_text(errors="replace").split("Failure #")
+    killed = ["running low on memory" in text for text in failures]
+    return sum(killed) if killed[-1] else 0
+
+
+def pending_trials(controller: Any) -> list[Trial]:
+    """The trials that wait for a worker, of the controller that Tune hands to schedulers."""
+    return [t for t in controller.get_live_trials() if t.status == Trial.PENDING]
+
+
+def stop_pending_trial(controller: Any, trial: Trial) -> None:
+    """Ends a trial that waits for a worker, in Tune's saved table, too.
+
+    Without the second step the table says RUNNING of a trial that has no worker to stop.
+    """
+    controller.stop_trial(trial)
+    controller._mark_trial_to_checkpoint(trial)
+
+
+# Trials, seen from their worker -------------------------------------------------------------
+
+
+def result_without_checkpoint(trainable: tune.Trainable) -> Any:
+    """What a trainable's `save` returns to have Tune continue although no checkpoint was written.
+
+    An exception there would fail the trial.
+    """
+    from ray.train._internal.checkpoint_manager import _TrainingResult
+
+    return _TrainingResult(checkpoint=None, metrics=dict(trainable._last_result or {}))
+
+
+def own_folder(trainable: tune.Trainable) -> tuple[fs.FileSystem, str, str] | None:
+    """File system, folder and newest checkpoint of the trial in this worker; None outside Tune.
+
+    To restore from an older checkpoint, a trial has to find it.
+    """
+    storage = trainable._storage
+    if storage is None:
+        return None
+    return storage.storage_filesystem, storage.trial_fs_path, storage.checkpoint_fs_path

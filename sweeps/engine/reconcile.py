@@ -1,0 +1,38 @@
+"""MLflow brought in line with the study: what a killed driver or an outage kept from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ali.metrics import EPOCH
+from sweeps.engine.study import CONFIG, Study, best_trials, ending_of, trial_id
+from sweeps.engine.tracking import runs
+from sweeps.engine.tracking.schema import KIND_TRIAL, STATUS, TRIAL, TrackingContext
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def reconcile(client: MlflowClient, to: TrackingContext, study: Study, named: int) -> None:
+    """Writes to MLflow what the study knows and it does not: endings, values, the best trials.
+
+    Args:
+        named: how many of the best trials the sweep's run names.
+    """
+    known = runs.find_runs(client, to.experiment, sweep=to.sweep, kind=KIND_TRIAL)
+    found = {run.data.tags[TRIAL]: run for run in known}
+    trials = study.trials()
+    for trial in trials:
+        ending, name = ending_of(trial), trial_id(trial.number)
+        if ending is None:
+            continue
+        run, values = found.get(name), trial.intermediate_values
+        if (
+            run is None
+            or run.info.status != STATUS[ending.state]
+            or run.data.metrics.get(EPOCH, 0) < max(values, default=0)
+        ):
+            config = trial.user_attrs.get(CONFIG)
+            runs.end_trial(client, to, name, ending, values, config)
+    if best := [trial_id(t.number) for t in best_trials(trials)[:named]]:
+        runs.set_best_trials(client, to, best)

@@ -1,0 +1,82 @@
+"""What a sweep has found so far, read from its study: for reports, `best.py` and your own code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ali.errors import UserError
+from sweeps.engine.endings import Ending
+from sweeps.engine.options import JOURNAL, Location
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One trial of a sweep.
+
+    Attributes:
+        trial_id: its name in Tune, in MLflow and on disk.
+        config: its whole configuration, as plain JSON types (`ali.config.Config.from_dict`).
+        value: the objective after its last epoch; None if it has not been evaluated.
+        values: the objective by epoch.
+        ending: how it ended; None while it has not.
+        complete: whether it reached its full budget.
+    """
+
+    trial_id: str
+    config: dict[str, Any]
+    value: float | None
+    values: dict[int, float]
+    ending: Ending | None
+    complete: bool
+
+
+def results(location: Location) -> list[TrialResult]:
+    """All trials of a sweep: those with a full budget first, best first, then the others by number.
+
+    Raises UserError if there is no such sweep at this location. Only reads: a sweep may be running.
+    """
+    return ranked(load_study(location).get_trials(deepcopy=False))
+
+
+def ranked(trials: Sequence[FrozenTrial]) -> list[TrialResult]:
+    """As `results`, of a study's trials."""
+    from sweeps.engine.study import best_trials
+
+    best = best_trials(trials)
+    chosen = {trial.number for trial in best}
+    others = [trial for trial in trials if trial.number not in chosen]
+    return [_result(trial, trial.number in chosen) for trial in [*best, *others]]
+
+
+def load_study(location: Location) -> optuna.Study:
+    """A sweep's study, to read. Raises UserError if there is no such sweep at this location."""
+    from sweeps.engine.study import read_study
+
+    journal = location.folder / JOURNAL
+    if not journal.exists():
+        raise UserError(
+            f"there is no sweep {location.name!r} in {location.output_dir} ({journal} is missing): "
+            "give its --name and --output-dir"
+        )
+    return read_study(journal, location.name)
+
+
+def _result(trial: FrozenTrial, complete: bool) -> TrialResult:
+    from sweeps.engine.study import CONFIG, ending_of, trial_id
+
+    values = dict(sorted(trial.intermediate_values.items()))
+    last = values[max(values)] if values else None
+    return TrialResult(
+        trial_id(trial.number),
+        trial.user_attrs.get(CONFIG, {}),
+        trial.value if complete else last,
+        values,
+        ending_of(trial),
+        complete,
+    )

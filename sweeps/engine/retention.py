@@ -1,0 +1,25 @@
+"""Which checkpoints stay on disk: the last one of each of the best trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from optuna.trial import FrozenTrial
+
+from sweeps.engine.storage import Storage
+from sweeps.engine.study import best_trials, trial_id
+
+
+def delete_checkpoints(
+    storage: Storage, ended: Sequence[FrozenTrial], keep: int
+) -> list[FrozenTrial]:
+    """Deletes the checkpoints of ended trials, except the last one of the `keep` best.
+
+    Returns those trials: the only ones to look at again when another trial has ended.
+    """
+    best = best_trials(ended)[:keep]
+    for trial in ended:
+        found = storage.checkpoints(trial_id(trial.number))
+        for checkpoint in found[:-1] if trial in best else found:
+            storage.delete(checkpoint)
+    return best

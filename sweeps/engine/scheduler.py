@@ -1,0 +1,99 @@
+"""The scheduler that Tune asks whether a trial continues: ASHA, after a resume and a NaN too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from optuna.trial import FrozenTrial
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from ali.metrics import EPOCH
+from sweeps.engine import ray_compat
+from sweeps.engine.endings import END_STATE, Ending, EndState
+from sweeps.engine.rungs import Cut, Rungs
+from sweeps.engine.study import trial_id
+
+HISTORY = "history"  # in a restored trial's first result: (epoch, objective) before its checkpoint
+MEMORY_KILLS = 2  # of one trial by Ray's memory monitor: the trial's own fault
+
+
+class AshaScheduler(FIFOScheduler):
+    """Stops the worse trials at each rung (`Rungs`); it decides, and records nothing.
+
+    Ray's own scheduler keeps its rungs in memory only, never stops a trial whose value is NaN, and
+    stops the second trial of a sweep for being worse than the first. Here the rungs are filled
+    again from the study after a resume (`replay`), and `endings` says why a trial was stopped.
+    """
+
+    def __init__(
+        self, objective: str, epochs: int, grace_epochs: int, reduction_factor: float
+    ) -> None:
+        super().__init__()
+        self.objective = objective
+        self.endings: dict[str, Ending] = {}  # by id, of trials that were told to stop
+        self._epochs = epochs
+        self._rungs = Rungs(epochs, grace_epochs, reduction_factor)
+        self._lost: set[str] = set()  # told to stop, but their worker was lost before that
+
+    def replay(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+        """Fills the rungs with what earlier drivers of this sweep have seen.
+
+        Returns the unfinished trials that were about to be stopped when the driver was killed.
+        """
+        stopped = []
+        for trial in sorted(trials, key=lambda t: not t.state.is_finished()):
+            name, cut = trial_id(trial.number), None
+            for epoch, value in sorted(trial.intermediate_values.items()):
+                cut = self._rungs.report(name, epoch, value)
+            if cut is not None and not trial.state.is_finished():
+                self.endings[name] = self._ending(cut)
+                stopped.append(trial)
+        return stopped
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
+        """Tune's question after each result."""
+        for epoch, value in result.get(HISTORY, ()):
+            self._rungs.report(trial.trial_id, int(epoch), value)
+        if END_STATE in result:
+            return TrialScheduler.STOP
+        value = result.get(self.objective)
+        if value is None:
+            return TrialScheduler.CONTINUE
+        cut = self._rungs.report(trial.trial_id, int(result[EPOCH]), float(value))
+        if cut is not None:
+            self.endings[trial.trial_id] = self._ending(cut)
+            return TrialScheduler.STOP
+        full = result[EPOCH] >= self._epochs
+        return TrialScheduler.STOP if full else TrialScheduler.CONTINUE
+
+    def _ending(self, cut: Cut) -> Ending:
+        reason = (
+            f"{self.objective} {cut.value:.4f} after epoch {cut.epoch}: "
+            f"above the cut of {cut.cutoff:.4f} among {cut.trials} trials"
+        )
+        return Ending(EndState.STOPPED_EARLY, reason)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Tune's notice that a trial's worker was lost."""
+        # A lost node is worth another try; a trial that outgrew its node is not. Ray may kill
+        # another trial than the one that grew, so each has a second try.
+        if ray_compat.memory_kills(trial) >= MEMORY_KILLS:
+            reason = "its worker was killed for lack of memory"
+            self.endings[trial.trial_id] = Ending(EndState.OUT_OF_MEMORY, reason)
+        if trial.trial_id in self.endings:
+            self._lost.add(trial.trial_id)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Tune's question which trial is next."""
+        if self._lost:
+            for trial in ray_compat.pending_trials(tune_controller):
+                if trial.trial_id in self._lost:
+                    self._lost.remove(trial.trial_id)
+                    ray_compat.stop_pending_trial(tune_controller, trial)
+        return super().choose_trial_to_run(tune_controller)
+
+    def debug_string(self) -> str:
+        """A line for Tune's own output."""
+        return f"ASHA on {self.objective}"

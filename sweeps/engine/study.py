@@ -1,0 +1,153 @@
+"""The search's memory: an Optuna study in a journal file, the one record that a resume trusts.
+
+What a sweep is and which of its trials is best is defined here. Tune's table of trials, the
+scheduler's rungs and the end states in MLflow are derived from it, so a driver may be killed
+between any two of its writes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.space import PAPER_VALUES, InitialPoint
+
+CONFIG = "config"  # user attribute of a trial: its whole configuration, plain JSON types
+_STATE = {EndState.COMPLETED: TrialState.COMPLETE, EndState.STOPPED_EARLY: TrialState.PRUNED}
+
+Suggest = Callable[[optuna.Trial], dict[str, Any]]  # draws a point; returns its configuration
+
+
+def trial_id(number: int) -> str:
+    """Name of a trial in Tune, in MLflow and on disk: its number in the study."""
+    return f"{number:05d}"
+
+
+class Study:
+    """An Optuna study in a journal file; repeating a write is harmless."""
+
+    def __init__(self, journal: Path, name: str, seed: int, startup_trials: int = 10) -> None:
+        repair_journal(journal)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._storage: BaseStorage = JournalStorage(JournalFileBackend(str(journal)))
+        self._seed = seed
+        self._startup_trials = startup_trials
+        self._study = optuna.create_study(
+            study_name=name,
+            storage=self._storage,
+            direction="minimize",
+            pruner=optuna.pruners.NopPruner(),  # the scheduler alone stops trials
+            load_if_exists=True,
+        )
+
+    @property
+    def records(self) -> optuna.Study:
+        """The study itself, to read."""
+        return self._study
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials by number: takes longer the more there are; see `trial`."""
+        return self._study.get_trials(deepcopy=False)
+
+    def trial(self, number: int) -> FrozenTrial:
+        """One trial, as fast as if there were no others."""
+        study = self._study._study_id
+        id_ = self._storage.get_trial_id_from_study_id_trial_number(study, number)
+        return self._storage.get_trial(id_)
+
+    def ask(self, suggest: Suggest) -> FrozenTrial:
+        """A new trial whose user attribute CONFIG holds what `suggest` returned."""
+        self._seed_sampler(len(self.trials()))
+        return self._configure(self._study.ask(), suggest)
+
+    def complete_ask(self, trial: FrozenTrial, suggest: Suggest) -> FrozenTrial:
+        """Finishes an `ask` that a kill interrupted: parameters already drawn stay as they are."""
+        if CONFIG in trial.user_attrs:
+            return trial
+        self._seed_sampler(trial.number)
+        return self._configure(optuna.Trial(self._study, trial._trial_id), suggest)
+
+    def _configure(self, trial: optuna.Trial, suggest: Suggest) -> FrozenTrial:
+        trial.set_user_attr(CONFIG, suggest(trial))
+        return self._storage.get_trial(trial._trial_id)
+
+    def enqueue(self, point: InitialPoint) -> None:
+        """Has a known point evaluated before any that the search draws."""
+        attributes = {PAPER_VALUES: list(point.paper_values)}
+        self._study.enqueue_trial(point.params, user_attrs=attributes, skip_if_exists=True)
+
+    def report(self, number: int, epoch: int, value: float) -> None:
+        """Records a trial's value after an epoch, once; non-finite values are not recorded."""
+        trial = self.trial(number)
+        if trial.state.is_finished() or epoch in trial.intermediate_values:
+            return
+        if math.isfinite(value):
+            self._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+
+    def tell(self, number: int, ending: Ending, value: float | None) -> None:
+        """Ends a trial: COMPLETE with its value, PRUNED when stopped before that, or FAIL."""
+        trial = self.trial(number)
+        if trial.state.is_finished():
+            return
+        for key, text in ending.to_result().items():
+            self._storage.set_trial_user_attr(trial._trial_id, key, text)
+        state = _STATE.get(ending.state, TrialState.FAIL)
+        values = [value] if state == TrialState.COMPLETE and value is not None else None
+        self._study.tell(number, values, state)
+
+    def _seed_sampler(self, number: int) -> None:
+        # Seeded by the trial's number and not once, so that a search that was interrupted continues
+        # as it would have, and one with a concurrency of 1 can be repeated.
+        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+        self._study.sampler = optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=self._startup_trials,
+            multivariate=True,
+            group=True,  # the space is conditional
+            constant_liar=True,  # trials run side by side
+        )
+
+
+def best_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that completed their full budget, best first: the one definition of "best".
+
+    That is the lowest value after the last epoch. Of equal values, which counts of modes often
+    are, the first trial wins.
+    """
+    complete = (t for t in trials if t.state == TrialState.COMPLETE and t.value is not None)
+    return sorted(complete, key=lambda t: (t.value, t.number))
+
+
+def ending_of(trial: FrozenTrial) -> Ending | None:
+    """How a trial ended; None while it has not."""
+    return Ending.from_result(trial.user_attrs) if trial.state.is_finished() else None
+
+
+def read_study(journal: Path, name: str) -> optuna.Study:
+    """A sweep's study to look at while a driver may be writing it: nothing is repaired or added."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def repair_journal(journal: Path) -> None:
+    """Removes what a killed driver may leave: its lock and half of a last line.
+
+    Only called while this process holds the sweep's own lock.
+    """
+    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
+    if not journal.exists():
+        return
+    with journal.open("rb+") as file:
+        data = file.read()
+        if data and not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)

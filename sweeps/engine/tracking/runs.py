@@ -1,0 +1,197 @@
+"""Runs in MLflow, found by their tags: one parent run a sweep, one child run a trial."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ali.errors import UserError
+from ali.metrics import EPOCH, VAL_ERROR
+from sweeps.engine.endings import END_STATE, Ending
+from sweeps.engine.tracking.schema import (
+    BEST_TRIALS,
+    CONFIG,
+    KIND,
+    KIND_SWEEP,
+    KIND_TRIAL,
+    OBJECTIVE,
+    PARENT,
+    RUN_NAME,
+    STATUS,
+    SWEEP,
+    TRIAL,
+    TrackingContext,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+def find_runs(client: MlflowClient, experiment: str, **tags: str) -> list[Run]:
+    """All runs that have these tags."""
+    where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment], where, max_results=1000, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def find_sweep(client: MlflowClient, experiment: str, sweep: str) -> Run | None:
+    """The parent run of a sweep, or None."""
+    found = find_runs(client, experiment, **{SWEEP: sweep, KIND: KIND_SWEEP})
+    return found[0] if found else None
+
+
+def require_sweep(client: MlflowClient, experiment: str, sweep: str) -> Run:
+    """The parent run of a sweep. Raises UserError if there is none, naming the known sweeps."""
+    if run := find_sweep(client, experiment, sweep):
+        return run
+    names = {r.data.tags.get(SWEEP, "") for r in find_runs(client, experiment, kind=KIND_SWEEP)}
+    known = ", ".join(sorted(names)) or "none"
+    raise UserError(f"MLflow has no sweep {sweep!r}: it has {known}")
+
+
+def objective_of(run: Run) -> str:
+    """The metric that a run's sweep minimizes."""
+    return run.data.tags.get(OBJECTIVE, VAL_ERROR)
+
+
+def config_of(run: Run) -> dict[str, Any]:
+    """The whole configuration of a run, as plain JSON types; empty if it was not logged yet."""
+    return json.loads(run.data.tags.get(CONFIG, "{}"))
+
+
+def best_trials(run: Run) -> list[str]:
+    """Ids of a sweep's best trials, best first, as its driver has written them to its run."""
+    return json.loads(run.data.tags.get(BEST_TRIALS, "[]"))
+
+
+def start_sweep(
+    client: MlflowClient, experiment: str, sweep: str, objective: str, params: Mapping[str, Any]
+) -> str:
+    """Opens the parent run of a sweep, or opens it again; returns its run id."""
+    run = find_sweep(client, experiment, sweep)
+    if run is None:
+        tags = {SWEEP: sweep, KIND: KIND_SWEEP, RUN_NAME: sweep, OBJECTIVE: objective}
+        run = client.create_run(experiment, tags=tags)
+        describe(client, run.info.run_id, params)
+    else:
+        client.update_run(run.info.run_id, status="RUNNING")
+    return run.info.run_id
+
+
+def describe(
+    client: MlflowClient,
+    run_id: str,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Writes parameters and tags of a run in one request."""
+    from mlflow.entities import Param, RunTag
+
+    client.log_batch(
+        run_id,
+        params=[Param(key, to_text(value)) for key, value in (params or {}).items()],
+        tags=[RunTag(key, value) for key, value in (tags or {}).items()],
+    )
+
+
+def to_text(value: Any) -> str:
+    """A parameter as MLflow shows it; nothing reads it back."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(to_text(v) for v in value)
+    return str(value)
+
+
+def set_best_trials(client: MlflowClient, to: TrackingContext, ids: Sequence[str]) -> None:
+    """Writes the ids of the best trials, best first, to the sweep's run."""
+    client.set_tag(to.parent_run_id, BEST_TRIALS, json.dumps(list(ids)))
+
+
+def end_run(client: MlflowClient, run_id: str, ending: Ending) -> None:
+    """Writes how a run ended, and why."""
+    describe(client, run_id, tags=ending.to_result())
+    client.set_terminated(run_id, STATUS[ending.state])
+
+
+def find_trial(
+    client: MlflowClient, to: TrackingContext, trial_id: str, kind: str = KIND_TRIAL
+) -> Run | None:
+    """The run of a trial, or of its full training (`kind`), or None."""
+    found = find_runs(client, to.experiment, **{SWEEP: to.sweep, TRIAL: trial_id, KIND: kind})
+    return found[0] if found else None
+
+
+def create_trial(
+    client: MlflowClient,
+    to: TrackingContext,
+    trial_id: str,
+    kind: str = KIND_TRIAL,
+    config: Mapping[str, Any] | None = None,
+) -> Run:
+    """Opens the run of a trial, or of its full training, under its sweep's."""
+    tags = {SWEEP: to.sweep, TRIAL: trial_id, KIND: kind, PARENT: to.parent_run_id}
+    if config:
+        tags[CONFIG] = json.dumps(config)
+    tags[OBJECTIVE] = to.objective
+    tags[RUN_NAME] = f"{to.sweep}-{trial_id}" + ("" if kind == KIND_TRIAL else f"-{kind}")
+    return client.create_run(to.experiment, tags=tags)
+
+
+def logged_epochs(client: MlflowClient, run: Run) -> set[int]:
+    """The epochs that a run holds."""
+    if EPOCH not in run.data.metrics:
+        return set()
+    return {metric.step for metric in client.get_metric_history(run.info.run_id, EPOCH)}
+
+
+def open_trial(
+    client: MlflowClient,
+    to: TrackingContext,
+    trial_id: str,
+    config: Mapping[str, Any] | None = None,
+) -> Run:
+    """Creates a trial's run, or marks the existing one as running. Only the driver calls this."""
+    run = find_trial(client, to, trial_id) or create_trial(client, to, trial_id, config=config)
+    if run.info.status != "RUNNING":
+        client.update_run(run.info.run_id, status="RUNNING")
+    return run
+
+
+def end_trial(
+    client: MlflowClient,
+    to: TrackingContext,
+    trial_id: str,
+    ending: Ending,
+    values: Mapping[int, float] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes how a trial ended into its run. Only the driver calls this.
+
+    Adds what the run lacks of `values` (the objective by epoch) and of `config`: it was lost with
+    the process that was to log it.
+    """
+    from mlflow.entities import Metric
+
+    run = find_trial(client, to, trial_id) or create_trial(client, to, trial_id, config=config)
+    if lacking := {k: v for k, v in (config or {}).items() if k not in run.data.params}:
+        describe(client, run.info.run_id, lacking)
+    logged, now = logged_epochs(client, run), int(time.time() * 1000)
+    missing = [(epoch, value) for epoch, value in (values or {}).items() if epoch not in logged]
+    if missing:
+        pairs = [(to.objective, value, epoch) for epoch, value in missing]
+        pairs += [(EPOCH, epoch, epoch) for epoch, _ in missing]
+        metrics = [Metric(key, value, now, epoch) for key, value, epoch in pairs]
+        client.log_batch(run.info.run_id, metrics=metrics)
+    if (
+        run.info.status != STATUS[ending.state]
+        or run.data.tags.get(END_STATE) != ending.state.value
+    ):
+        end_run(client, run.info.run_id, ending)

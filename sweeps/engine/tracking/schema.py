@@ -1,0 +1,44 @@
+"""The names under which sweeps and trials are stored in MLflow: tags, metrics, kinds of run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sweeps.engine.endings import EndState
+
+EXPERIMENT = "ali"
+# Tags of a run
+CONFIG = "config"  # the whole configuration as JSON: what a run is repeated from
+SWEEP, TRIAL, KIND = "sweep", "trial_id", "kind"
+OBJECTIVE = "objective"  # the metric that the sweep minimizes; val_error if the tag is absent
+BEST_TRIALS = "best_trials"  # of a sweep's run: ids of its best trials, best first, as JSON
+BEST_OF = "best_of_run"  # of a full training: run id of the trial whose configuration it has
+TESTED = "tested"  # of a full training: what its test error was measured on
+PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
+# Values of KIND
+KIND_SWEEP, KIND_TRIAL, KIND_BEST = "sweep", "trial", "best"
+# Metrics of a sweep's run: the share of its slots' time that trials used, with its last driver
+SLOT_USE, DRIVER_SECONDS = "slot_use", "driver_seconds"
+# Metrics of a trial's run: totals over its restarts
+TOTAL_TRAIN_SECONDS, TOTAL_EVAL_SECONDS = "total_train_seconds", "total_eval_seconds"
+TOTAL_CORE_SECONDS = "total_core_seconds"  # both, times its threads
+# MLflow's status of a run that ended
+STATUS = {
+    EndState.COMPLETED: "FINISHED",
+    EndState.STOPPED_EARLY: "KILLED",
+    EndState.INTERRUPTED: "KILLED",
+    EndState.DIVERGED: "FAILED",
+    EndState.OUT_OF_MEMORY: "FAILED",
+    EndState.FAILED: "FAILED",
+}
+
+
+@dataclass(frozen=True)
+class TrackingContext:
+    """Where a trial logs to: travels from the driver to every trial."""
+
+    uri: str
+    experiment: str
+    sweep: str
+    parent_run_id: str
+    objective: str

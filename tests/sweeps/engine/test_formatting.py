@@ -1,0 +1,20 @@
+"""One way to write hyperparameters."""
+
+from ali.config import Config
+from sweeps.engine.formatting import HYPERPARAMETERS, format_hyperparameters, format_line
+
+
+def test_all_headings_of_any_configuration():
+    cells = format_hyperparameters(Config().to_dict())
+    assert list(cells) == list(HYPERPARAMETERS)
+    assert cells["lr D/EG"] == "1.0e-4/1.0e-4" and cells["bn D(x)"] == "–"
+    assert cells["1−β₂ D/EG"] == "1e-3/1e-3" and cells["dropout x/z/xz"] == "–/–/–"
+
+
+def test_a_line_leaves_out_what_is_not_searched():
+    config = Config(bn_x=(True, False, True), dropout_x=0.125, dropout_z=0.0)
+    assert format_line(config.to_dict()) == (
+        "lr D/EG 1.0e-4/1.0e-4, dropout x/z/xz .12/.00/–, bn D(x) 101"
+    )
+    assert format_line(Config().to_dict()) == "lr D/EG 1.0e-4/1.0e-4"
+    assert format_line({}) == ""

@@ -1,0 +1,90 @@
+"""The search space: what it has of each table, and the points that are tried first."""
+
+import pytest
+
+from ali.config import Config
+from ali.models.tables import configured, printed
+from sweeps.engine.space import Space, paper_defaults, short_budget, suggest
+from sweeps.engine.study import CONFIG
+
+PRESETS = {
+    "Table 2": Config(data="cifar10"),
+    "Table 3": Config(data="svhn"),
+    "Table 4": Config(data="celeba"),
+    "Table 5": Config(data="tiny-imagenet"),
+    "Table 5, images of one's own": Config(data="folder", image_size=64),
+    "Fig. 7": Config(data="mixture"),
+    "Table 2, GAN": Config(data="cifar10", model="gan"),
+    "Table 3, two levels": Config(data="svhn", levels=2),
+}
+presets = pytest.mark.parametrize("base", PRESETS.values(), ids=PRESETS)
+
+
+def drawn(study, base, space=None):
+    """The configuration that the study's next trial trains with, as a sweep over `base` asks."""
+    trial = study.ask(lambda trial: suggest(trial, space or Space(), base))
+    return trial, Config.from_dict({**base.to_dict(), **trial.user_attrs[CONFIG]})
+
+
+@presets
+def test_the_papers_point_is_its_table(study, base):
+    study.enqueue(paper_defaults(base))
+    _, config = drawn(study, base)
+    assert configured(config) == printed(base)
+    for who in ("encoder", "decoder", "discriminator"):
+        assert getattr(config, f"slope_{who}") in (None, printed(base).slope)
+    for who in ("d", "g"):
+        adam = [getattr(config, f"{name}_{who}") for name in ("lr", "beta1", "beta2")]
+        assert adam == [1e-4, 0.5, 0.999]
+
+
+@presets
+def test_a_space_has_what_its_table_has(study, base):
+    trials, configs = zip(
+        *(drawn(study, base, Space(bn_with_z=True)) for _ in range(6)), strict=True
+    )
+    names = {name for trial in trials for name in trial.params}
+    table = printed(base)
+    assert ("dropout_x" in names) == bool(table.d_x)
+    assert ("bn_z" in names) == ("dropout_z" in names) == bool(table.d_z and base.model == "ali")
+    rows = {"encoder": table.encoder if base.model == "ali" else (), "decoder": table.decoder}
+    rows["discriminator"] = (*table.d_x, *table.d_z, *table.d_xz)
+    for who, its in rows.items():
+        leaky = table.slope > 0 and "leaky ReLU" in {row.nonlinearity for row in its}
+        assert (f"slope_{who}" in names) == leaky
+    for config in configs:
+        assert [row.kernel for row in configured(config).d_x] == [row.kernel for row in table.d_x]
+        assert config.bn_x is None or len(config.bn_x) == len(table.d_x)
+    assert len({configured(config).d_xz for config in configs}) > 1
+
+
+def test_a_point_outside_the_space_is_one_trial_alone(study):
+    """Table 2's dropout, 0.2 and then 0.5, is no point of the space; the next trial's is."""
+    base = Config(data="cifar10")
+    study.enqueue(paper_defaults(base))
+    first, config = drawn(study, base)
+    assert config.dropout_x is None and first.params["dropout_x"] == pytest.approx(
+        (0.2 + 4 * 0.5) / 5
+    )
+    assert drawn(study, base)[1].dropout_x is not None
+
+
+def test_the_brief_point_is_in_the_space(study):
+    study.enqueue(short_budget(Config()))
+    _, config = drawn(study, Config())
+    assert (config.lr_g, config.dropout_x, config.slope_encoder) == (4e-4, 0.1, 0.15)
+    assert config.bn_x == (True, True, True, False, True)
+
+
+def test_the_space_is_conditional_and_within_its_bounds(study):
+    space = Space(bn_with_z=True)
+    seen = [drawn(study, Config(), space) for _ in range(30)]
+    for trial, config in seen:
+        assert ("lr_g" in trial.params) == trial.params["adam_apart"]
+        assert ("bn_x1" in trial.params) == trial.params["bn"]
+        if not trial.params["adam_apart"]:
+            assert (config.lr_g, config.beta1_g) == (config.lr_d, config.beta1_d)
+        assert space.lr[0] <= config.lr_d <= space.lr[1]
+    assert any(config.bn_z for _, config in seen)
+    _, without = drawn(study, Config())
+    assert not (without.bn_z or without.bn_xz)

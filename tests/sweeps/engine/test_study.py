@@ -1,0 +1,126 @@
+"""The study as a sweep's memory: idempotent, repaired after a kill, repeatable; and "best"."""
+
+import math
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.space import Space
+from sweeps.engine.study import CONFIG, Study, best_trials, ending_of, read_study
+
+COMPLETED, STOPPED = Ending(EndState.COMPLETED, "done"), Ending(EndState.STOPPED_EARLY, "cut")
+DIVERGED = Ending(EndState.DIVERGED, "nan")
+
+
+def again(study, tmp_path):
+    """The study as the next driver opens it."""
+    return Study(tmp_path / "journal", "s", seed=1, startup_trials=3)
+
+
+def test_told_twice_is_told_once(study, tmp_path, point):
+    # The bare stack: the second tell raises UpdateFinishedTrialError and ends the experiment.
+    trial = study.ask(point)
+    study.report(trial.number, 1, 0.5)
+    study.report(trial.number, 1, 0.4)
+    study.tell(trial.number, COMPLETED, 0.3)
+    reopened = again(study, tmp_path)
+    reopened.tell(trial.number, STOPPED, 0.9)
+    reopened.report(trial.number, 2, 0.1)
+    (found,) = reopened.trials()
+    assert (found.state, found.value) == (TrialState.COMPLETE, 0.3)
+    assert found.intermediate_values == {1: 0.5}
+    assert ending_of(found) == COMPLETED
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+def test_a_diverged_trial_is_told_fail(study, value, point):
+    trial = study.ask(point)
+    study.tell(trial.number, DIVERGED, value)
+    assert study.trials()[0].state == TrialState.FAIL
+
+
+def test_a_non_finite_value_is_not_recorded(study, point):
+    trial = study.ask(point)
+    study.report(trial.number, 1, math.nan)
+    assert study.trials()[0].intermediate_values == {}
+
+
+def test_a_trial_stopped_early_is_pruned_with_its_values(study, point):
+    trial = study.ask(point)
+    study.report(trial.number, 1, 0.8)
+    study.tell(trial.number, STOPPED, 0.8)
+    (found,) = study.trials()
+    assert found.state == TrialState.PRUNED
+    assert found.intermediate_values == {1: 0.8}
+
+
+def test_half_a_line_and_a_lock_of_a_killed_driver_are_removed(study, tmp_path, point):
+    study.ask(point)
+    journal = tmp_path / "journal"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code": 4, "worker_id": "ab')
+    (tmp_path / "journal.lock").symlink_to(journal)
+    reopened = again(study, tmp_path)
+    reopened.ask(point)
+    assert len(again(study, tmp_path).trials()) == 2
+
+
+def test_a_point_depends_on_its_number_and_what_was_told_not_on_restarts(study, tmp_path, point):
+    def search(folder, restarts):
+        folder.mkdir()
+        found = Study(folder / "journal", "s", seed=1, startup_trials=3)
+        for _ in range(8):
+            if restarts:
+                found = Study(folder / "journal", "s", seed=1, startup_trials=3)
+            trial = found.ask(point)
+            found.tell(trial.number, COMPLETED, abs(trial.params["dropout_x"] - 0.1))
+        return [t.params for t in found.trials()]
+
+    assert search(tmp_path / "a", False) == search(tmp_path / "b", True)
+
+
+def test_a_draw_cut_short_is_finished_as_it_began(study, tmp_path, point):
+    asked = study.records.ask()
+    study.records.sampler = optuna.samplers.RandomSampler(seed=9)
+    asked.suggest_float("lr_d", *Space().lr, log=True)
+    reopened = again(study, tmp_path)
+    finished = reopened.complete_ask(reopened.trials()[0], point)
+    assert finished.params["lr_d"] == asked.params["lr_d"]
+    assert finished.user_attrs[CONFIG]["lr_d"] == asked.params["lr_d"]
+
+
+def test_a_trial_by_its_number_is_the_one_in_the_list(study, point):
+    for _ in range(3):
+        study.ask(point)
+    study.report(1, 1, 0.5)
+    assert [study.trial(number) for number in range(3)] == study.trials()
+
+
+def test_looking_at_a_sweep_leaves_its_journal_and_its_drivers_lock_alone(study, tmp_path, point):
+    study.ask(point)
+    journal, lock = tmp_path / "journal", tmp_path / "journal.lock"
+    half = journal.read_bytes() + b'{"op_code": 4, "worker_id": "ab'
+    journal.write_bytes(half)
+    lock.symlink_to(journal)
+    assert len(read_study(journal, "s").trials) == 1
+    assert journal.read_bytes() == half and lock.is_symlink()
+
+
+def test_best_is_the_lowest_value_at_full_budget_and_of_equals_the_first(study, point):
+    values = [0.4, 0.2, 0.2, None, 0.1]
+    endings = [COMPLETED, COMPLETED, COMPLETED, DIVERGED, STOPPED]
+    for value, ending in zip(values, endings, strict=True):
+        trial = study.ask(point)
+        study.tell(trial.number, ending, value)
+    assert [trial.number for trial in best_trials(study.trials())] == [1, 2, 0]
+
+
+def test_a_journal_of_the_version_before_is_read(study, point):
+    """The names in the journal are a format: a sweep that was begun with them can be resumed."""
+    trial = study.ask(point)
+    study.tell(trial.number, STOPPED, 0.5)
+    (found,) = study.trials()
+    assert found.user_attrs["end_state"] == "stopped early"
+    assert found.user_attrs["end_reason"] == "cut" and "lr_d" in found.user_attrs["config"]
