@@ -1,10 +1,9 @@
-"""Runs sweeps as real processes, and holds Tune, Optuna and MLflow against each other."""
+"""Runs sweeps and servers as real processes; `tests/audit.py` says what became of a sweep."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import runpy
 import shutil
@@ -21,8 +20,8 @@ from urllib.request import urlopen
 
 import optuna
 from mlflow import MlflowClient
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+
+from tests import audit
 
 PATIENCE = 60  # seconds for a server to come up on a busy machine
 TOY = Path(__file__).with_name("toy_sweep.py")
@@ -78,38 +77,26 @@ class Toy:
 
     def epochs(self) -> Counter[tuple[int, int]]:
         """How often each (seed, epoch) was trained."""
-        log = self.folder / "toy.log"
-        lines = log.read_text().splitlines() if log.exists() else []
-        return Counter(tuple(map(int, line.split())) for line in lines)  # type: ignore[misc]
+        return audit.read_epochs(self.folder / "toy.log")
 
     def study(self) -> optuna.Study:
-        journal = self.runs / self.name / "optuna.journal"
-        storage = JournalStorage(JournalFileBackend(str(journal)))
-        return optuna.load_study(study_name=self.name, storage=storage)
+        return audit.read_study(self.runs / self.name, self.name)
 
     def mlflow(self) -> dict[str, list]:
         """Runs of trials, by trial id."""
-        client = MlflowClient(self.uri)
-        experiment = client.get_experiment_by_name("ali").experiment_id
         found: dict[str, list] = {}
-        where = f"tags.sweep = '{self.name}' and tags.kind = 'trial'"
-        for run in client.search_runs([experiment], where, max_results=1000):
+        for run in audit.read_runs(MlflowClient(self.uri), self.name, "trial"):
             found.setdefault(run.data.tags["trial_id"], []).append(run)
         return found
 
     def parents(self) -> list:
-        client = MlflowClient(self.uri)
-        experiment = client.get_experiment_by_name("ali").experiment_id
-        where = f"tags.sweep = '{self.name}' and tags.kind = 'sweep'"
-        return list(client.search_runs([experiment], where))
+        return audit.read_runs(MlflowClient(self.uri), self.name, "sweep")
 
     def tune(self) -> dict[str, str]:
         """Status by trial id, from Tune's newest experiment state."""
-        states = sorted((self.runs / self.name).glob("experiment_state-*.json"))
-        trials = json.loads(states[-1].read_text())["trial_data"]
-        loaded = [json.loads(data) for data, _ in trials]
-        assert len({t["trial_id"] for t in loaded}) == len(loaded)
-        return {t["trial_id"]: t["status"] for t in loaded}
+        trials = audit.read_tune(self.runs / self.name)
+        assert len(dict(trials)) == len(trials), "a trial is there twice"
+        return {name: trial.status for name, trial in trials}
 
 
 def free_port() -> int:
@@ -190,34 +177,3 @@ def error_line(code: object, err: str) -> str:
     lines = [line for line in err.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("error: "), err
     return lines[0]
-
-
-MLFLOW_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
-
-
-def audit(toy: Toy, trials: int) -> dict[str, str]:
-    """Asserts that each trial has one and the same end everywhere; returns Optuna's, by id."""
-    study = {f"{t.number:05d}": t for t in toy.study().get_trials()}
-    ends = {name: t.state.name for name, t in study.items()}
-    assert len(ends) == trials
-    assert not {"RUNNING", "WAITING"} & set(ends.values()), ends
-    assert toy.tune() == dict.fromkeys(ends, "TERMINATED")
-    runs = toy.mlflow()
-    assert set(runs) == set(ends)
-    for name, found in runs.items():
-        assert len(found) == 1, f"trial {name} has {len(found)} runs"
-        (run,) = found
-        assert run.info.status == MLFLOW_STATUS[ends[name]], name
-        assert run.data.tags["end_reason"]
-        logged = int(run.data.metrics.get("epoch", 0))
-        if ends[name] == "COMPLETE":
-            assert logged == EPOCHS
-            assert study[name].value == run.data.metrics["val_error"]
-            assert sorted(study[name].intermediate_values) == list(range(1, EPOCHS + 1))
-        if ends[name] == "PRUNED":  # the bare stack tells COMPLETE, with a small budget's value
-            assert run.data.tags["end_state"] == "stopped early"
-            assert "above the cut" in run.data.tags["end_reason"]
-            assert max(study[name].intermediate_values) < EPOCHS
-    (parent,) = toy.parents()
-    assert parent.info.status == "FINISHED"
-    return ends

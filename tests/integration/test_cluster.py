@@ -1,6 +1,7 @@
 """The cluster files: Ray's own schema, AWS as moto plays it, and hosts made of namespaces."""
 
 import copy
+import fnmatch
 import os
 import shutil
 import subprocess
@@ -14,7 +15,9 @@ import yaml
 from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from tests.integration.harness import TOY, answers, audit, free_port
+from tests.audit import audit
+from tests.integration.harness import TOY, answers, free_port
+from tests.testbed import testbed
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 CLOUDS = ("gpu.yaml", "gpu-gcp.yaml", "gpu-azure.yaml")
@@ -30,6 +33,16 @@ def test_rays_schema_takes_the_file(name):
     validate_config(prepare_config(copy.deepcopy(read(name))))
     with pytest.raises(Exception, match="cluster_nam"):
         validate_config({**read(name), "cluster_nam": "a misspelt key"})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_all_of_the_code_is_copied_to_the_nodes(name):
+    # rsync takes a pattern without a slash for every folder of that name, `ali/data` for instance.
+    code = [path.relative_to(CLUSTER.parent) for path in (CLUSTER.parent / "ali").rglob("*.py")]
+    for pattern in read(name)["rsync_exclude"]:
+        assert pattern.startswith("/") or not fnmatch.filter(
+            {part for path in code for part in path.parts}, pattern
+        )
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -125,9 +138,6 @@ def test_gpu_yaml_makes_nodes_with_tags_on_aws(tmp_path, monkeypatch):
 
 
 def test_a_host_is_another_machine():
-    sys.path.insert(0, str(CLUSTER / "testbed"))
-    import testbed
-
     if why := testbed.missing():
         pytest.skip(why)
     with testbed.Testbed(2) as bed:

@@ -10,7 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from sweeps.engine.status import status
-from tests.integration.harness import EPOCHS, TOY, Toy, audit, wait_for
+from tests.audit import audit
+from tests.integration.harness import EPOCHS, TOY, Toy, wait_for
 
 STATUS = TOY.parents[2] / "sweeps" / "status.py"
 

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.integration.harness import EPOCHS, Toy, audit, wait_for
+from tests.audit import audit
+from tests.integration.harness import EPOCHS, Toy, wait_for
 
 TRIALS = 8
 

@@ -16,7 +16,8 @@ from pyarrow import fs
 
 from ali.errors import UserError
 from sweeps.engine.storage import LEASE, Mirror, Storage
-from tests.integration.harness import EPOCHS, Server, Toy, answers, audit, free_port, wait_for
+from tests.audit import audit
+from tests.integration.harness import EPOCHS, Server, Toy, answers, free_port, wait_for
 
 BUCKET = "sweeps"
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hush-hush"}

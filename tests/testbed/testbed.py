@@ -320,7 +320,7 @@ def testbed(options: Options) -> int:
         f"--name testbed --data {data} --train-size {options.train_size} --width 0.125 "
         f"--batch-size 50 --epochs {options.epochs} --num-trials {options.num_trials} --draws 1"
     )
-    audit = f"python ali-sweeps/cluster/testbed/audit.py testbed {options.num_trials}"
+    audit = f"python ali-sweeps/tests/audit.py testbed {options.num_trials}"
     with terminable(), Testbed(options.hosts, options.data_dir) as bed:
         bed.run("ray get-auth-token --generate > /dev/null; ls -l ~/.ray/auth_token")
         bed.run(f"ray up -y --log-style=pretty --log-color=false {CLUSTER}")
