@@ -11,7 +11,7 @@ ARGS   ?=
 LAPTOP := --data house-numbers --width 0.125 --batch-size 32 --epochs 6 --num-trials 8 \
           --startup-trials 4 --draws 2
 
-.PHONY: help sweep ui report best test testbed lint bench clean
+.PHONY: help sweep ui report best test testbed faults lint bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -50,6 +50,9 @@ test: lint  ## lint, types and all tests
 
 testbed: $(VENV)/installed-test  ## a sweep over three hosts played by this machine, as root (ARGS=--kill-host)
 	@$(BIN)/python tests/testbed/testbed.py $(ARGS)
+
+faults: $(VENV)/installed-test  ## sweeps under 15 faults and what they lose, as root (ARGS="--only 1 6 10")
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 bench: $(VENV)/installed  ## the benchmarks
 	for name in step trials evaluation memory sweep driver logging_cost; do $(BIN)/python benchmarks/$$name.py || exit 1; done

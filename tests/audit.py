@@ -4,7 +4,7 @@
     python tests/audit.py NAME TRIALS --toy FOLDER --json    the findings about a toy sweep
 
 The sweep is looked for in $ALI_OUTPUT_DIR and $MLFLOW_TRACKING_URI; a toy sweep in FOLDER, which
-holds toy.log, driver.log and runs/. Exit code 1 where the table shows that anything is wrong. File
+holds toy.log and runs/. Exit code 1 where the table shows that anything is wrong. File
 names, tags and end states are written out here and not imported: what a sweep has recorded is not
 checked against itself.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -135,7 +134,7 @@ def read(folder: Path, name: str, uri: str) -> Records:
 
 
 def read_epochs(log: Path) -> Counter[tuple[int, int]]:
-    """How often each (seed, epoch) was trained, from the log of a toy sweep."""
+    """How often each (seed, epoch) is in the log of a toy sweep."""
     lines = log.read_text().splitlines() if log.exists() else []
     return Counter(tuple(map(int, line.split()[:2])) for line in lines)  # type: ignore[misc]
 
@@ -281,11 +280,10 @@ def _find_best(records: Records, found: Findings) -> None:
 
 
 def count_repeats(folder: Path, found: Findings, epochs_per_restart: int = 1) -> None:
-    """Counts the epochs that a toy sweep trained again, from toy.log and driver.log."""
-    starts = Counter(
-        re.findall(r"trial (\d{5}) (?:starts|goes on)", (folder / "driver.log").read_text())
-    )
-    again: Counter[str] = Counter()
+    """Counts the epochs that a toy sweep trained again, from its log."""
+    starts, again = Counter[str](), Counter[str]()
+    for (seed, _), times in read_epochs(folder / "toy.log.starts").items():
+        starts[f"{seed:05d}"] += times
     for (seed, _), times in read_epochs(folder / "toy.log").items():
         again[f"{seed:05d}"] += times - 1
     found.repeated, found.restarts = again.total(), sum(n - 1 for n in starts.values())
@@ -347,12 +345,11 @@ def main() -> int:
     parser.add_argument("name", help="of the sweep")
     parser.add_argument("trials", type=int, help="that it is to have")
     parser.add_argument("--toy", type=Path, metavar="FOLDER", help="of a toy sweep")
-    parser.add_argument("--uri", help="tracking server; default: $MLFLOW_TRACKING_URI")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     options = parser.parse_args()
     environment_runs = Path(os.environ.get("ALI_OUTPUT_DIR", "runs"))
     runs = options.toy.resolve() / "runs" if options.toy else environment_runs.resolve()
-    uri = options.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs}/mlflow.db"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs}/mlflow.db"
     records = read(runs / options.name, options.name, uri)
     if options.toy:
         found = examine(records, options.trials, value=toy_value())

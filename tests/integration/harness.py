@@ -21,6 +21,7 @@ from urllib.request import urlopen
 import optuna
 from mlflow import MlflowClient
 
+from sweeps.engine import tracking
 from tests import audit
 
 PATIENCE = 60  # seconds for a server to come up on a busy machine
@@ -97,6 +98,13 @@ class Toy:
         trials = audit.read_tune(self.runs / self.name)
         assert len(dict(trials)) == len(trials), "a trial is there twice"
         return {name: trial.status for name, trial in trials}
+
+
+def new_database(folder: Path) -> Path:
+    """A new MLflow database to copy: making its tables takes longer than a toy sweep."""
+    folder.mkdir(exist_ok=True)
+    tracking.connect(tracking.default_uri(folder))
+    return folder / "mlflow.db"
 
 
 def free_port() -> int:

@@ -3,7 +3,9 @@
 val_error falls with epochs towards a floor that depends on lr_d and dropout_x. The driver's
 environment says what goes wrong, and when (TOY, a JSON object: {"<trial number>":
 "<fault>@<epoch>"}), how long an epoch takes (TOY_SECONDS) and where each epoch leaves a line
-(TOY_LOG). Trials have that from the driver: on a cluster their environment is another.
+(TOY_LOG: seed, epoch, process, time of its end; each start of a trial leaves one in the same file
+with .starts: seed, epochs in its checkpoint, process). Trials have that from the driver: on a
+cluster their environment is another.
 """
 
 import json
@@ -77,11 +79,11 @@ def run(told, config, state):
     seconds = float(told.get("TOY_SECONDS", "0.02"))
     log = Path(told["TOY_LOG"])
     state = state or ToyState()
+    _note(f"{log}.starts", config.seed, state.epoch, os.getpid())
     while state.epoch < config.epochs:
         time.sleep(seconds)
         epoch = state.epoch + 1
-        with log.open("a") as file:
-            file.write(f"{config.seed} {epoch}\n")
+        _note(log, config.seed, epoch, os.getpid(), f"{time.time():.3f}")
         if epoch == when:
             _break(fault, epoch, log)
         state = ToyState(epoch)
@@ -96,6 +98,11 @@ def run(told, config, state):
                 "val_error": value(config, epoch),
             },
         )
+
+
+def _note(file, *fields):
+    with open(file, "a") as out:
+        out.write(" ".join(map(str, fields)) + "\n")
 
 
 def _fault(told, config):
