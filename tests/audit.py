@@ -5,8 +5,7 @@
 
 The sweep is looked for in $ALI_OUTPUT_DIR and $MLFLOW_TRACKING_URI; a toy sweep in FOLDER, which
 holds toy.log and runs/. Exit code 1 where the table shows that anything is wrong. File names, tags
-and end states are written out here and not imported: what a sweep has recorded is not checked against
-itself.
+and end states are written out here and not imported: the audit is to be independent of `sweeps`.
 """
 
 from __future__ import annotations
