@@ -51,6 +51,7 @@ class TuneTrial(NamedTuple):
 
     status: str
     host: str  # of its last result
+    process: int | None = None  # there
 
 
 @dataclass
@@ -94,7 +95,7 @@ def read_tune(folder: Path) -> list[tuple[str, TuneTrial]]:
     found = []
     for state, metadata in json.loads(newest.read_text())["trial_data"]:
         trial, result = json.loads(state), json.loads(metadata).get("last_result") or {}
-        line = TuneTrial(trial["status"], result.get("hostname", "?"))
+        line = TuneTrial(trial["status"], result.get("hostname", "?"), result.get("pid"))
         found.append((trial["trial_id"], line))
     return found
 
@@ -323,7 +324,7 @@ def table(records: Records, trials: int, found: Findings) -> str:
     ]
     hosts = defaultdict(list)
     for name, row in records.rows.items():
-        status, host = row.tune[0] if row.tune else TuneTrial("-", "-")
+        status, host, _ = row.tune[0] if row.tune else TuneTrial("-", "-")
         state = row.optuna.state.name if row.optuna else "-"
         info, data = (row.runs[0].info, row.runs[0].data) if row.runs else (None, None)
         epochs = int(data.metrics.get("epoch", 0)) if data else 0

@@ -11,8 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -23,6 +25,7 @@ from mlflow import MlflowClient
 
 from sweeps.engine import tracking
 from tests import audit
+from tests.paths import CLUSTER
 
 PATIENCE = 60  # seconds for a server to come up on a busy machine
 TOY = Path(__file__).with_name("toy_sweep.py")
@@ -75,6 +78,12 @@ class Toy:
 
     def refused(self, *options: str) -> str:
         return refused(TOY, "--name", self.name, "--output-dir", self.runs, *options)
+
+    def starts(self) -> list[tuple[int, int, int]]:
+        """(seed, epoch that it went on from, process) of each start of a trial, oldest first."""
+        log = self.folder / "toy.log.starts"
+        lines = log.read_text().splitlines() if log.exists() else []
+        return [tuple(map(int, line.split())) for line in lines]  # type: ignore[misc]
 
     def epochs(self) -> Counter[tuple[int, int]]:
         """How often each (seed, epoch) was trained."""
@@ -163,6 +172,71 @@ def wait_for(condition, process, seconds=120):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "time-out"
         time.sleep(0.05)
+
+
+def kill_when(toy: Toy, condition: Callable[[], object], *options: str) -> None:
+    """Starts the driver and kills it alone (kill -9) as soon as the condition holds."""
+    process = toy.start(*options)
+    wait_for(condition, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def wait_for_death(pid: int, seconds: float = 60) -> None:
+    """Until a process that is no child of this one has ended: a trial outlives its driver."""
+    deadline = time.monotonic() + seconds
+    while is_running(pid):
+        assert time.monotonic() < deadline, "time-out"
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+@contextlib.contextmanager
+def ray_cluster(*cpus: int, options: Sequence[str] = ()) -> Iterator[dict[str, str]]:
+    """A Ray cluster of its own, a node for each number of CPUs: the environment that joins it.
+
+    `options`: of `ray start --head`.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ali-", dir="/tmp"))  # Ray wants a short path
+    address = f"127.0.0.1:{free_port()}"
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, **token, "PATH": path, "RAY_TMPDIR": str(folder)}
+    port = address.rpartition(":")[2]
+    nodes = []
+    try:
+        for number, count in enumerate(cpus):
+            start = ["ray", "start", f"--num-cpus={count}", "--block"]
+            start += [f"--dashboard-agent-listen-port={free_port()}"]
+            start += [f"--address={address}"] if number else ["--head", f"--port={port}", *options]
+            with (folder / f"node-{number}.log").open("w") as out:
+                node = subprocess.Popen(
+                    start, env=env, stdout=out, stderr=out, start_new_session=True
+                )
+            nodes.append(node)
+            if not number:
+                wait_for(lambda: _listens(int(port)), node)
+        env["RAY_ADDRESS"] = address
+        wait = [sys.executable, CLUSTER / "nodes.py", "--wait", str(len(cpus))]
+        subprocess.run(wait, env=env, check=True, stdout=subprocess.DEVNULL)
+        yield env
+    finally:
+        for node in reversed(nodes):
+            node.terminate()
+            node.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def refused(script: Path, *options: object) -> str:

@@ -3,10 +3,7 @@
 import copy
 import fnmatch
 import os
-import shutil
 import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import jsonschema
@@ -16,7 +13,7 @@ from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from tests.audit import audit
-from tests.integration.harness import TOY, answers, free_port
+from tests.integration.harness import TOY, answers, free_port, ray_cluster
 from tests.testbed import testbed
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
@@ -156,22 +153,11 @@ def test_a_host_is_another_machine():
 @pytest.fixture
 def cluster():
     """A head of its own, its dashboard's address, and the environment of commands for it."""
-    folder, port = Path(tempfile.mkdtemp(prefix="ali-", dir="/tmp")), free_port()  # a short path
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
-    env = {**os.environ, **token, "PATH": path, "RAY_TMPDIR": str(folder)}
-    start = ["ray", "start", "--head", f"--port={free_port()}", "--num-cpus=2", "--block"]
-    start += [f"--dashboard-port={port}", f"--dashboard-agent-listen-port={free_port()}"]
-    log = folder / "log"
-    with log.open("w") as out:
-        head = subprocess.Popen(start, env=env, stdout=out, stderr=out, start_new_session=True)
-    try:
-        answers(f"http://127.0.0.1:{port}", log)
+    port = free_port()
+    with ray_cluster(2, options=[f"--dashboard-port={port}"]) as env:
+        answers(f"http://127.0.0.1:{port}", Path(env["RAY_TMPDIR"]) / "node-0.log")
+        env.pop("RAY_ADDRESS")  # a job has its own
         yield f"http://127.0.0.1:{port}", env
-    finally:
-        head.terminate()
-        head.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.slow

@@ -1,24 +1,15 @@
 """kill -9 of the driver at any moment, then --resume: nothing lost, doubled or stuck."""
 
 import itertools
-import os
 import signal
 import time
 
 import pytest
 
 from tests.audit import audit
-from tests.integration.harness import EPOCHS, Toy, wait_for
+from tests.integration.harness import EPOCHS, Toy, kill_when, wait_for
 
 TRIALS = 8
-
-
-def kill_when(toy, condition, *options):
-    """Starts the driver and kills it alone as soon as the condition holds."""
-    process = toy.start(*options)
-    wait_for(condition, process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
 
 
 @pytest.mark.slow
