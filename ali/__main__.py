@@ -292,7 +292,7 @@ def _progress(done: int, epochs: int) -> Iterator[Any]:
 
 
 def _load(options: _Trained) -> tuple[ALI, Config]:
-    from ali.models.networks import compute_dtype
+    from ali.models.precision import compute_dtype
     from ali.training.checkpoint import find_checkpoint
     from ali.training.state import load_networks
     from ali.training.step import device
@@ -382,7 +382,7 @@ def _validation_images(options: _Pictures, networks: ALI, config: Config) -> np.
     """
     from ali import data
 
-    networks.sees()
+    networks.require_encoder()
     _, height, width = networks.table.image
     name = options.data or config.data
     if name != config.data or options.data_dir is not None:
@@ -418,7 +418,7 @@ def encode(options: Encode) -> None:
     from ali.models.inference import mu
 
     networks, _ = _load_for_images(options)
-    networks.sees()
+    networks.require_encoder()
     x, names = read_images(options.input, networks.table.image[1])
     found = {"mu": mu(networks, x)}
     if options.features:

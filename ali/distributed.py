@@ -1,15 +1,15 @@
-"""One training over several processes (torch.distributed): N workers do what one would do.
+"""One training over several workers (processes of torch.distributed), which equals that of one.
 
-Each worker holds the whole State and has 1/N of every batch. To rounding, nothing else differs from
+Each worker holds the whole State and 1/N of every batch. Except for rounding, nothing differs from
 one worker with the whole batch:
 
-- Randomness. All have the same generator and draw noise, z, dropout masks and the order of the data
-  for the whole batch; each takes its own rows. So the stream does not depend on N, and a checkpoint
-  goes on with any other number of workers.
-- Batch norm. Mean and variance are those of the whole batch; so is the gradient through them.
-- Gradients and losses are means over the workers, each of which then takes the same step.
+- Randomness. All workers have the same generator and draw noise, z, dropout masks and the order of
+  the data for the whole batch; each takes its own rows. So the numbers do not depend on N, and a
+  checkpoint can be resumed with any other number of workers.
+- Batch norm. Mean and variance are those of the whole batch, and so is the gradient through them.
+- Gradients and losses are averaged over the workers, each of which then takes the same step.
 
-Where no default group exists there is one worker, and nothing here costs anything.
+Where torch.distributed is not initialised there is one worker, and nothing here costs anything.
 """
 
 from __future__ import annotations
@@ -29,84 +29,86 @@ from ali.errors import UserError
 T = TypeVar("T")
 
 
-def workers() -> int:
-    """How many processes train together."""
+def world_size() -> int:
+    """Number of workers."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This one's number among them."""
-    return dist.get_rank() if workers() > 1 else 0
+    """This worker's number, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def check(batch_size: int, count: int) -> None:
-    """Raises UserError where so many workers cannot have as many images of a batch each."""
-    if batch_size % count:
+def check_world_size(batch_size: int, workers: int) -> None:
+    """Raises UserError unless each worker gets the same number of images of a batch."""
+    if batch_size % workers:
         raise UserError(
-            f"{count} workers cannot share a batch of {batch_size} evenly: "
-            "choose a number that divides it"
+            f"a batch of {batch_size} images cannot be split evenly across {workers} workers: "
+            "choose a number of workers that divides it"
         )
 
 
-def own(x: Tensor) -> Tensor:
+def shard(x: Tensor) -> Tensor:
     """This worker's rows of a batch."""
-    return x if workers() == 1 else x.chunk(workers())[rank()]
+    return x if world_size() == 1 else x.chunk(world_size())[rank()]
 
 
 @dataclass(frozen=True)
-class Share:
-    """A generator that all workers have alike, and which rows of what it gives are this one's.
+class ShardedGenerator:
+    """A generator that is the same in all workers, each of which keeps its rows of what it draws.
 
     Attributes:
-        rows: of one worker in a batch. Where two batches come one after the other, as images and
-            samples do before the discriminator, a worker has its rows of each.
+        rows: a worker's rows of one batch. Where two batches are concatenated, as images and
+            samples are for the discriminator, a worker has its rows of each.
     """
 
     generator: torch.Generator
     rows: int
 
 
-Source = torch.Generator | Share
+RandomSource = torch.Generator | ShardedGenerator
 
 
-def source(generator: torch.Generator, rows: int) -> Source:
-    """What a step draws from, of whose batch a worker has so many rows."""
-    return generator if workers() == 1 else Share(generator, rows)
+def random_source(generator: torch.Generator, rows: int) -> RandomSource:
+    """What a step with `rows` rows a worker draws from."""
+    return generator if world_size() == 1 else ShardedGenerator(generator, rows)
 
 
-def draw(source: Source, rows: int, of: Callable[[int, torch.Generator], Tensor]) -> Tensor:
-    """of(rows, generator), (rows, …): with a Share, this worker's rows of that of the whole."""
+def draw_rows(
+    source: RandomSource, rows: int, draw: Callable[[int, torch.Generator], Tensor]
+) -> Tensor:
+    """draw(rows, generator) → (rows, …): of several workers, this one's rows of the whole batch."""
     if isinstance(source, torch.Generator):
-        return of(rows, source)
-    whole = of(rows * workers(), source.generator)
-    return whole.unflatten(0, (-1, workers(), source.rows))[:, rank()].flatten(0, 1)
+        return draw(rows, source)
+    whole = draw(rows * world_size(), source.generator)
+    return whole.unflatten(0, (-1, world_size(), source.rows))[:, rank()].flatten(0, 1)
 
 
-def mean(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Means over the workers, in one message; the tensors are of one type."""
-    if workers() == 1:
+def all_reduce_mean(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Means over the workers, in one message; the tensors have the same dtype."""
+    if world_size() == 1:
         return list(tensors)
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
-    flat /= workers()
+    flat /= world_size()
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def first(function: Callable[[], T]) -> T:
-    """What `function` returns or raises in worker 0, in all of them; the others wait for it."""
-    if workers() == 1:
+def on_rank_zero(function: Callable[[], T]) -> T:
+    """Runs `function` in worker 0; all workers wait, and return or raise what it did."""
+    if world_size() == 1:
         return function()
-    told: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]  # result, error
     if rank() == 0:
         try:
-            told[0] = function()
+            outcome[0] = function()
         except Exception as error:
-            told[1] = error
-    dist.broadcast_object_list(told)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def batch_norm(
@@ -119,10 +121,10 @@ def batch_norm(
     eps: float,
 ) -> Tensor:
     """F.batch_norm in training mode over the rows of all workers, h (B, C, …) in each."""
-    out, mean_, var = _BatchNorm.apply(h, gamma, beta, eps)
-    n = workers() * h.numel() // h.shape[1]
+    out, mean, var = _BatchNorm.apply(h, gamma, beta, eps)
+    n = world_size() * h.numel() // h.shape[1]
     with torch.no_grad():
-        running_mean.lerp_(mean_, momentum)
+        running_mean.lerp_(mean, momentum)
         running_var.lerp_(var * (n / (n - 1)), momentum)
     return out
 
@@ -135,23 +137,23 @@ class _BatchNorm(torch.autograd.Function):
         ctx: Any, h: Tensor, gamma: Tensor, beta: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide, dims = h.float(), _all_but_maps(h)
-        (mean_,) = mean([wide.mean(dims)])
-        (var,) = mean([(wide - _per_map(mean_, h)).square().mean(dims)])
-        ctx.save_for_backward(h, gamma, mean_, (var + eps).rsqrt())
-        ctx.mark_non_differentiable(mean_, var)
-        return F.batch_norm(h, mean_, var, gamma, beta, False, 0.0, eps), mean_, var
+        (mean,) = all_reduce_mean([wide.mean(dims)])
+        (var,) = all_reduce_mean([(wide - _per_map(mean, h)).square().mean(dims)])
+        ctx.save_for_backward(h, gamma, mean, (var + eps).rsqrt())
+        ctx.mark_non_differentiable(mean, var)
+        return F.batch_norm(h, mean, var, gamma, beta, False, 0.0, eps), mean, var
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        h, gamma, mean_, inverse_std = ctx.saved_tensors
+        h, gamma, mean, inverse_std = ctx.saved_tensors
         g_wide, dims = g.float(), _all_but_maps(h)
-        x_hat = (h.float() - _per_map(mean_, h)) * _per_map(inverse_std, h)
+        x_hat = (h.float() - _per_map(mean, h)) * _per_map(inverse_std, h)
         g_beta, g_gamma = g_wide.sum(dims), (g_wide * x_hat).sum(dims)
         # A worker's loss depends on all rows through mean and variance: the gradient is of the
-        # workers' sum, and `mean` over the weights' gradients divides it.
+        # workers' sum, and all_reduce_mean of the weights' gradients divides it.
         n = h.numel() // h.shape[1]
-        m_beta, m_gamma = mean([g_beta / n, g_gamma / n])
+        m_beta, m_gamma = all_reduce_mean([g_beta / n, g_gamma / n])
         g_h = g_wide - _per_map(m_beta, h) - x_hat * _per_map(m_gamma, h)
         return (g_h * _per_map(gamma * inverse_std, h)).to(h.dtype), g_gamma, g_beta, None
 

@@ -56,7 +56,7 @@ def run(
         metrics |= {EPOCH: state.epoch, TRAIN_SECONDS: time.perf_counter() - start}
         if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
             start = time.perf_counter()
-            metrics |= distributed.first(lambda: evaluated(state, dataset, config))
+            metrics |= distributed.on_rank_zero(lambda: evaluated(state, dataset, config))
             metrics[EVAL_SECONDS] = time.perf_counter() - start
         yield state, metrics
 

@@ -53,7 +53,7 @@ def encoder(config: Config, dataset: data.Dataset) -> State:
     with torch.no_grad():
         for x in inference.chunks(state.networks, dataset.train.x[:2500]):
             for _ in range(12):  # 0.95¹² = 0.54 a chunk: the initial statistics fade out
-                state.networks.sees()(x)
+                state.networks.require_encoder()(x)
     return state
 
 

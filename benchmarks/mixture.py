@@ -103,7 +103,7 @@ def train(config: Config) -> tuple[Seen, ALI]:
 def by_one(networks: ALI, modes: int) -> int:
     """Modes with at least one sample, of the same samples that MODES_MISSED is counted on."""
     with inference.evaluating(networks):
-        z = networks.decoder.prior(quality.POINTS, inference.normal(quality.SEED, networks))
+        z = networks.decoder.sample_prior(quality.POINTS, inference.normal(quality.SEED, networks))
         points = networks.decoder(*z).flatten(1).numpy()
     return int((mixture.count_by_mode(points, modes) > 0).sum())
 

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from ali.config import Config, DataName
 from ali.data import Images
-from ali.models.networks import ALI, Chain, compute_dtype
+from ali.models.networks import ALI, Chain
+from ali.models.precision import compute_dtype
 from ali.models.tables import (
     CONV,
     LEAKY,
@@ -37,7 +38,7 @@ from ali.models.tables import (
     Rows,
     out_maps,
     out_size,
-    printed,
+    paper_table,
 )
 from ali.training import step as training
 from ali.training.losses import losses
@@ -68,7 +69,7 @@ class Plain(nn.Module):
     def __init__(self, networks: ALI) -> None:
         super().__init__()
         self.table = networks.table
-        self.encoder = _plain(networks.sees().layers)
+        self.encoder = _plain(networks.require_encoder().layers)
         self.decoder = _plain(networks.decoder.layers)
         self.d_x = _plain(networks.discriminator.x)
         self.d_z = _plain(networks.discriminator.z)
@@ -163,7 +164,7 @@ def our_step(config: Config, x: Tensor) -> Callable[[], None]:
 
 
 def train_state(config: Config, device: torch.device) -> State:
-    maps, height, width = printed(config).image
+    maps, height, width = paper_table(config).image
     made = np.random.default_rng(0).integers(0, 256, (500, height, width, maps), np.uint8)
     return State.create(config, Images(made, None), device)
 
@@ -228,7 +229,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     config = Config(data=options.data, width=options.width, batch_size=options.batch_size)
-    x = torch.rand(options.batch_size, *printed(config).image, device=device)
+    x = torch.rand(options.batch_size, *paper_table(config).image, device=device)
     x = x.contiguous(memory_format=torch.channels_last)
     if device.type == "cpu":
         training.keep_freed_memory()

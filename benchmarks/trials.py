@@ -18,7 +18,7 @@ import torch
 from step import our_step
 
 from ali.config import Config
-from ali.models.tables import printed
+from ali.models.tables import paper_table
 from ali.training import step as training
 
 
@@ -26,7 +26,7 @@ def serve(config: Config, threads: int, pipe: Connection) -> None:
     """Steps for as many seconds as the pipe asks for, and says how many images a second it was."""
     torch.set_num_threads(threads)
     training.keep_freed_memory()
-    step = our_step(config, torch.rand(config.batch_size, *printed(config).image))
+    step = our_step(config, torch.rand(config.batch_size, *paper_table(config).image))
     step()
     pipe.send(0.0)
     while seconds := pipe.recv():

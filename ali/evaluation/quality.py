@@ -218,7 +218,7 @@ def _of_samples(samples: np.ndarray, real: np.ndarray) -> dict[str, float]:
 
 def _samples(networks: ALI, n: int) -> Tensor:
     """n samples x̃ ~ p(x), on the CPU."""
-    z = networks.decoder.prior(n, inference.normal(SEED, networks))
+    z = networks.decoder.sample_prior(n, inference.normal(SEED, networks))
     return _finite("samples", [_decoded(networks, z)])
 
 
@@ -227,7 +227,7 @@ def _reconstructions(networks: ALI, x: np.ndarray) -> tuple[Tensor, Tensor]:
     normal = inference.normal(SEED, networks)
     top, decoded = [], []
     for part in inference.chunks(networks, x):
-        z_hat = networks.sees().sample(part, normal)
+        z_hat = networks.require_encoder().sample(part, normal)
         top.append(z_hat[-1].cpu())
         decoded.append(_decoded(networks, z_hat))
     return _finite("encodings", top), _finite("reconstructions", decoded)

@@ -42,7 +42,7 @@ def epoch_pictures(networks: ALI, dataset: Dataset, config: Config) -> dict[str,
 def samples(networks: ALI, n: int = 100, seed: int = 0) -> np.ndarray:
     """n samples x̃ = G_x(z), z ~ N(0, I): Figures 2(a) to 5(a)."""
     with evaluating(networks):
-        z = networks.decoder.prior(n, normal(seed, networks))
+        z = networks.decoder.sample_prior(n, normal(seed, networks))
         return _grid(networks.decoder(*z), columns=round(n**0.5))
 
 
@@ -80,7 +80,7 @@ def interpolations(
 
 
 def _z_hat(networks: ALI, x: Tensor, seed: int) -> tuple[Tensor, ...]:
-    return networks.sees().sample(x, normal(seed, networks))
+    return networks.require_encoder().sample(x, normal(seed, networks))
 
 
 def _grid(images: Tensor, columns: int) -> np.ndarray:

@@ -74,7 +74,7 @@ def _samples(
 ) -> tuple[tuple[Tensor, ...], _Panel]:
     """z₁ … z_L from the prior, and the panel of their samples."""
     with evaluating(networks):
-        z = networks.decoder.prior(quality.POINTS, normal(seed, networks))
+        z = networks.decoder.sample_prior(quality.POINTS, normal(seed, networks))
         x_tilde = _plane(networks.decoder(*z))
     mode, distance = mixture.nearest_mode(x_tilde, modes)
     near = distance <= mixture.NEAR

@@ -17,7 +17,7 @@ CHUNK = 500  # images at once
 
 def mu(networks: ALI, x: np.ndarray) -> np.ndarray:
     """Mean of q(z | x) for x, uint8 (N, H, W, 3): fp32 (N, 256), with running statistics."""
-    encoder = networks.sees()
+    encoder = networks.require_encoder()
     with evaluating(networks):
         return torch.cat([encoder(h)[0].cpu() for h in chunks(networks, x)]).numpy()
 

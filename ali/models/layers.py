@@ -38,7 +38,7 @@ INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 # Dropout and leaky ReLU ---------------------------------------------------------------------
 
 
-def dropout_multiplier(like: Tensor, p: float, generator: distributed.Source) -> Tensor:
+def dropout_multiplier(like: Tensor, p: float, generator: distributed.RandomSource) -> Tensor:
     """0 with probability p, else 1/(1−p), elementwise; shape and type of `like`, channels-last.
 
     p is met to 1/65536, and 1/(1−p) to the rounding of the type.
@@ -52,7 +52,7 @@ def dropout_multiplier(like: Tensor, p: float, generator: distributed.Source) ->
         words.random_(-(2**63), None, generator=rng)
         return words.view(torch.int16)[:n].view(rows, -1)  # uniform over −2¹⁵ … 2¹⁵ − 1
 
-    parts = distributed.draw(generator, len(like), uniform)
+    parts = distributed.draw_rows(generator, len(like), uniform)
     torch.ge(parts, min(round(p * 2**16), 2**16 - 1) - 2**15, out=parts)  # 1: keep
     bits = torch.tensor(1 / (1 - p), dtype=like.dtype).view(integer).item()
     multiplier = parts.to(integer).mul_(bits).view(like.dtype)
@@ -62,7 +62,7 @@ def dropout_multiplier(like: Tensor, p: float, generator: distributed.Source) ->
     return multiplier.view(b, h, w, c).permute(0, 3, 1, 2)
 
 
-def dropout(h: Tensor, p: float, generator: distributed.Source | None) -> Tensor:
+def dropout(h: Tensor, p: float, generator: distributed.RandomSource | None) -> Tensor:
     """Inverted elementwise dropout; without a generator or at p = 0, h itself."""
     if generator is None or p == 0:
         return h
@@ -70,7 +70,7 @@ def dropout(h: Tensor, p: float, generator: distributed.Source | None) -> Tensor
 
 
 def leaky_relu_dropout(
-    h: Tensor, slope: float, p: float, generator: distributed.Source | None
+    h: Tensor, slope: float, p: float, generator: distributed.RandomSource | None
 ) -> Tensor:
     """Leaky ReLU, then dropout (none without a generator or at p = 0), slope in [0, 1]."""
     multiplier = dropout_multiplier(h, p, generator) if generator is not None and p > 0 else None

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ali import distributed
-from ali.config import Config, Precision
+from ali.config import Config
 from ali.errors import UserError
 from ali.models import layers
 from ali.models.tables import (
@@ -26,7 +26,7 @@ from ali.models.tables import (
     Row,
     Rows,
     Table,
-    configured,
+    apply_config,
     out_maps,
     out_size,
 )
@@ -72,7 +72,7 @@ class Layer(nn.Module):
 
     def normalise(self, h: Tensor) -> Tensor:
         """Batch norm, or the bias a pixel, of `operation`'s output: what the nonlinearity gets."""
-        if self.row.bn and self.training and distributed.workers() > 1:
+        if self.row.bn and self.training and distributed.world_size() > 1:
             statistics = self.running_mean, self.running_var
             return distributed.batch_norm(
                 h, *statistics, self.gamma, self.beta, layers.BN_MOMENTUM, layers.BN_EPS
@@ -105,17 +105,17 @@ class Chain(nn.Sequential):
         super().__init__(*built)
         self.rows, self.slope, self.pieces, self.out_maps = built, slope, pieces, in_maps
 
-    def forward(self, *parts: Tensor, generator: distributed.Source | None = None) -> Tensor:
+    def forward(self, *parts: Tensor, generator: distributed.RandomSource | None = None) -> Tensor:
         """The output for the parts' concatenation along the batch; shares its statistics.
 
         The first operation runs on each part apart, so that no gradient is computed of a part
         that needs none. In training mode dropout masks are drawn from `generator` (None: no
         dropout).
         """
-        return self.ends(*parts, generator=generator)[1]
+        return self.forward_with_penultimate(*parts, generator=generator)[1]
 
-    def ends(
-        self, *parts: Tensor, generator: distributed.Source | None = None
+    def forward_with_penultimate(
+        self, *parts: Tensor, generator: distributed.RandomSource | None = None
     ) -> tuple[Tensor | None, Tensor]:
         """What the last row gets (None where it is the only one), and the output."""
         if not self.rows:
@@ -131,7 +131,7 @@ class Chain(nn.Sequential):
         return last, self.activation(self.rows[-1].normalise(h), self.rows[-1].row)
 
     def activation(
-        self, h: Tensor, row: Row, p: float = 0.0, rng: distributed.Source | None = None
+        self, h: Tensor, row: Row, p: float = 0.0, rng: distributed.RandomSource | None = None
     ) -> Tensor:
         """The row's nonlinearity (of the sigmoid the argument), then dropout."""
         if row.nonlinearity == LEAKY:
@@ -175,7 +175,7 @@ class Encoder(nn.Module):
         """x (B, C, H, W) → ẑ₁ … ẑ_L ~ q(z | x), each (B, z) fp32."""
         if self.noise:
             x = torch.cat([x, normal((len(x), self.noise, *x.shape[2:]))], dim=1)
-        seen, out = self.layers.ends(self._cast(x))
+        seen, out = self.layers.forward_with_penultimate(self._cast(x))
         z_hat = [out.float() if self.noise else _gaussian(out, normal)]
         for chain in self.upper:
             assert seen is not None
@@ -216,11 +216,11 @@ class Decoder(nn.Module):
         x_tilde = out.float() if self.linear else out.sigmoid()
         return x_tilde.view(len(out), *self.image) if x_tilde.dim() == 2 else x_tilde
 
-    def prior(self, n: int, normal: Normal) -> tuple[Tensor, ...]:
+    def sample_prior(self, n: int, normal: Normal) -> tuple[Tensor, ...]:
         """z₁ … z_L ~ p(z), each (n, z) fp32: z_L is standard normal."""
-        return self.given(normal((n, self.z)), normal)
+        return self.sample_below(normal((n, self.z)), normal)
 
-    def given(self, z_top: Tensor, normal: Normal) -> tuple[Tensor, ...]:
+    def sample_below(self, z_top: Tensor, normal: Normal) -> tuple[Tensor, ...]:
         """z₁ … z_L with z_L = z_top (n, z), the others ~ p(z_l | z_{l+1} … z_L)."""
         z = [z_top]
         for chain in self.upper:
@@ -244,13 +244,16 @@ class Discriminator(nn.Module):
         self.dtype = dtype
 
     def forward(
-        self, x: Tensor, z: Tensor | None, generator: distributed.Source | None = None
+        self, x: Tensor, z: Tensor | None, generator: distributed.RandomSource | None = None
     ) -> Tensor:
-        """x (B, C, H, W), z (B, L·z) → logit (B,) fp32; dropout as in `both`."""
-        return self.both((x,), () if z is None else (z,), generator)
+        """x (B, C, H, W), z (B, L·z) → logit (B,) fp32; dropout as in `logits`."""
+        return self.logits((x,), () if z is None else (z,), generator)
 
-    def both(
-        self, x: Sequence[Tensor], z: Sequence[Tensor], generator: distributed.Source | None = None
+    def logits(
+        self,
+        x: Sequence[Tensor],
+        z: Sequence[Tensor],
+        generator: distributed.RandomSource | None = None,
     ) -> Tensor:
         """Logits (ΣB,) fp32 of several batches, concatenated: one pass, shared batch norm.
 
@@ -293,7 +296,7 @@ class ALI(nn.Module):
             table, 0 if gan else config.levels, slope(config.slope_discriminator), dtype
         )
 
-    def sees(self) -> Encoder:
+    def require_encoder(self) -> Encoder:
         """The encoder. Raises UserError for a GAN."""
         if self.encoder is None:
             raise UserError("a GAN has no encoder: it only samples; train with --model ali")
@@ -335,7 +338,7 @@ def build(
             are fp32 always: their modes are narrower than bf16's steps.
     """
     generator = generator or torch.Generator().manual_seed(config.seed)
-    table = configured(config)
+    table = apply_config(config)
     networks = ALI(table, config, torch.float32 if table.image[1] == 1 else dtype)
     for layer in networks.modules():
         if isinstance(layer, Layer):
@@ -347,19 +350,3 @@ def build(
             assert last.bias is not None
             last.bias.copy_(mean.logit())
     return networks
-
-
-def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """What activations are computed in on `device`.
-
-    "auto" is bf16 where the hardware multiplies matrices in it (AMX or AVX512-BF16 on a CPU),
-    else fp32. Raises UserError when bf16 is asked of a GPU that cannot.
-    """
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        if precision == "bf16" and not has_bf16:
-            raise UserError("this GPU has no bf16 arithmetic: use --precision fp32")
-    else:
-        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    bf16 = precision == "bf16" or (precision == "auto" and has_bf16)
-    return torch.bfloat16 if bf16 else torch.float32

@@ -259,20 +259,20 @@ _OF_DATA = {
 _OF_SIZE = {32: TABLE3, 64: TABLE5}  # of a data set that the paper does not have
 
 
-def printed(config: Config) -> Table:
+def paper_table(config: Config) -> Table:
     """The table that belongs to the configuration's data set, as it stands above."""
     return _OF_DATA.get(config.data) or _OF_SIZE[config.image_size]
 
 
-def configured(config: Config) -> Table:
-    """That table at the configuration's width, slopes aside, dropout and batch norm.
+def apply_config(config: Config) -> Table:
+    """The paper's table with the configuration's width, dropout and batch norm (not its slopes).
 
     Width multiplies the hidden rows' maps; the outputs (μ and log σ, pixels, logit) and with them z
     keep the paper's size, so that every width has the same prior and the SVM's μ the same length. A
     row that gains batch norm loses its bias, one that loses it gets a bias a map (the authors' rule
     for D(x)). Raises UserError for a bn_x that does not have one value a row of D(x).
     """
-    table = printed(config)
+    table = paper_table(config)
     if config.bn_x is not None and len(config.bn_x) != len(table.d_x):
         raise UserError(
             f"--bn-x has {len(config.bn_x)} values: D(x) on {config.data} has "

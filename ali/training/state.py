@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ali.config import Config
 from ali.errors import UserError
-from ali.models.networks import ALI, build, compute_dtype
-from ali.models.tables import printed
+from ali.models.networks import ALI, build
+from ali.models.precision import compute_dtype
+from ali.models.tables import paper_table
 from ali.training import checkpoint
 from ali.training.checkpoint import Manifest
 
@@ -54,7 +55,7 @@ class State:
 
         Images whose size is not the table's raise UserError.
         """
-        maps, height, width = printed(config).image
+        maps, height, width = paper_table(config).image
         if images.x.shape[1:] != (height, width, maps):
             raise UserError(
                 f"training images are {images.x.shape[1:]}; the networks for {config.data} take "

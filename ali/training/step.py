@@ -27,30 +27,30 @@ def train_step(state: State, x: Tensor) -> tuple[Tensor, Tensor]:
     Of several workers each gets its own M images. Returns (L_d, L_g) in nats, before the updates,
     detached fp32 scalars on the device.
     """
-    networks, rng = state.networks, distributed.source(state.generator, len(x))
+    networks, rng = state.networks, distributed.random_source(state.generator, len(x))
 
     def normal(shape: tuple[int, ...]) -> Tensor:
         def of(rows: int, generator: torch.Generator) -> Tensor:
             return torch.randn((rows, *shape[1:]), generator=generator, device=x.device)
 
-        return distributed.draw(rng, shape[0], of)
+        return distributed.draw_rows(rng, shape[0], of)
 
     pairs: tuple[Tensor, ...] = ()  # a GAN's discriminator sees no z
     z_hat = networks.encoder.sample(x, normal) if networks.encoder is not None else ()  # ~ q(z | x)
-    z = networks.decoder.prior(len(x), normal)  # ~ p(z)
+    z = networks.decoder.sample_prior(len(x), normal)  # ~ p(z)
     x_tilde = networks.decoder(*z)  # ~ p(x | z)
     if z_hat:
         pairs = torch.cat(z_hat, dim=1), torch.cat(z, dim=1)
 
     # ρ_q = σ(a), ρ_p = σ(b): one pass over both, so that batch norm sees the mixed batch of 2M
-    a, b = networks.discriminator.both((x, x_tilde), pairs, rng).chunk(2)
+    a, b = networks.discriminator.logits((x, x_tilde), pairs, rng).chunk(2)
     loss_d, loss_g = losses(a, b)
 
     # Both gradients from that one graph, each with respect to its own weights, then both updates
     theta_d, theta_g = _weights(state.optimizer_d), _weights(state.optimizer_g)
     gradients_d = torch.autograd.grad(loss_d, theta_d, retain_graph=True)
     gradients_g = torch.autograd.grad(loss_g, theta_g)
-    loss_d, loss_g, *gradients = distributed.mean(
+    loss_d, loss_g, *gradients = distributed.all_reduce_mean(
         [loss_d.detach(), loss_g.detach(), *gradients_d, *gradients_g]
     )
     _update(state.optimizer_d, theta_d, gradients[: len(theta_d)])
@@ -73,7 +73,7 @@ def train_epoch(state: State, images: Tensor) -> dict[str, float]:
             f"{len(images)} training images do not fill a batch of {state.config.batch_size}: "
             "lower --batch-size"
         )
-    distributed.check(state.config.batch_size, distributed.workers())
+    distributed.check_world_size(state.config.batch_size, distributed.world_size())
     start, first = time.perf_counter(), state.step
     state.networks.train()
     if images.device.type == "cpu":
@@ -81,7 +81,7 @@ def train_epoch(state: State, images: Tensor) -> dict[str, float]:
     seen = torch.empty(steps, 2, device=images.device)  # L_d, L_g of each step
     with _repeatable():
         for i, x in enumerate(data.batches(images, state.config.batch_size, state.generator)):
-            seen[i, 0], seen[i, 1] = train_step(state, distributed.own(x))
+            seen[i, 0], seen[i, 1] = train_step(state, distributed.shard(x))
             if images.device.type == "cpu":  # elsewhere this would wait for the device
                 _check(seen[i : i + 1], first + i, state)
     _check(seen, first, state)

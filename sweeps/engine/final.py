@@ -69,7 +69,7 @@ def train_best(options: Options) -> int:
     data_dir = options.data_dir and options.data_dir.resolve()
     changes: dict[str, Any] = {"epochs": options.epochs, "data_dir": data_dir}
     config = config.replace(**{k: v for k, v in changes.items() if v is not None})
-    distributed.check(config.batch_size, options.workers)
+    distributed.check_world_size(config.batch_size, options.workers)
     if options.threads:
         torch.set_num_threads(options.threads)
     # A stop between two epochs loses nothing, whichever signal asks for it.

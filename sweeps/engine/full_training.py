@@ -110,7 +110,7 @@ class FullTraining:
 
     def say(self, line: str) -> None:
         """Prints a line once; of several workers the first writes it to the log instead."""
-        if distributed.workers() == 1:
+        if distributed.world_size() == 1:
             print(line, flush=True)
         elif distributed.rank() == 0:
             with (self.folder / LOG).open("a") as file:
@@ -172,7 +172,7 @@ class FullTraining:
         """Trains to the last epoch; of several workers the first saves and logs."""
         state = start = self._start()
         for state, metrics in self.experiment.run(self.config, self.dataset, start):
-            distributed.first(partial(self._end_epoch, state, metrics))
+            distributed.on_rank_zero(partial(self._end_epoch, state, metrics))
         assert state is not None
         return state
 

@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 
 from ali.config import Config
-from ali.models.tables import LEAKY, Rows, printed
+from ali.models.tables import LEAKY, Rows, paper_table
 
 Range = tuple[float, float]
 
@@ -60,7 +60,7 @@ PAPER_VALUES = "as_printed"  # user attribute of a trial: InitialPoint.paper_val
 
 def paper_defaults(base: Config) -> InitialPoint:
     """The table of the data set, exactly as printed."""
-    table = printed(base)
+    table = paper_table(base)
     params: dict[str, Any] = {
         "adam_apart": False,
         "lr_d": 1e-4,
@@ -126,7 +126,7 @@ def suggest(trial: optuna.Trial, space: Space, base: Config) -> dict[str, Any]:
 
 def _discriminator(base: Config) -> dict[str, Rows]:
     """The parts of the discriminator that there are, by the ending of their fields in Config."""
-    table = printed(base)
+    table = paper_table(base)
     z = table.d_z if base.model == "ali" else ()
     parts = {"x": table.d_x, "z": z, "xz": table.d_xz}
     return {name: rows for name, rows in parts.items() if rows}
@@ -134,7 +134,7 @@ def _discriminator(base: Config) -> dict[str, Rows]:
 
 def _leaky(base: Config) -> list[str]:
     """The networks with leaky ReLUs; a slope of 0 in the table means ReLU, and is not searched."""
-    table = printed(base)
+    table = paper_table(base)
     rows = {
         "encoder": table.encoder if base.model == "ali" else (),
         "decoder": table.decoder,

@@ -75,7 +75,7 @@ def tensors(state):
 def first_moments(config):
     """Adam's first moments after a step, by weight: (1 − β₁) times its gradients."""
     state = begin(config)
-    step.train_step(state, distributed.own(to_unit(torch.from_numpy(images().x[:8]))))
+    step.train_step(state, distributed.shard(to_unit(torch.from_numpy(images().x[:8]))))
     names = {weight: name for name, weight in state.networks.named_parameters()}
     return {
         names[weight]: moments["exp_avg"].numpy()
@@ -168,10 +168,11 @@ def evaluates():
         raise FloatingPointError("bad samples")
 
     with pytest.raises(FloatingPointError, match="bad samples"):
-        distributed.first(evaluate)
+        distributed.on_rank_zero(evaluate)
     features = np.random.default_rng(0).normal(size=(8, 2))
-    distributed.first(lambda: frechet_distance(features, features))  # torchmetrics must not wait
-    return distributed.first(lambda: f"of {distributed.rank()}")
+    # torchmetrics must not wait for the other worker
+    distributed.on_rank_zero(lambda: frechet_distance(features, features))
+    return distributed.on_rank_zero(lambda: f"of {distributed.rank()}")
 
 
 def test_a_failure_in_one_worker_ends_all(pair):
@@ -184,5 +185,6 @@ def test_one_worker_evaluates_for_all(pair):
 
 def test_a_batch_is_shared_evenly_or_not_at_all():
     told = together(one_epoch, workers=3)
-    assert all("3 workers cannot share a batch of 8" in str(error) for error in told), told
+    says = "a batch of 8 images cannot be split evenly across 3 workers"
+    assert all(says in str(error) for error in told), told
     assert {type(error) for error in told} == {UserError}

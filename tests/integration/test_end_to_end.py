@@ -130,7 +130,7 @@ def test_workers_train_the_best_together_and_one_may_be_lost(swept):
     refused = subprocess.run(
         [sys.executable, str(best), *options, "3"], cwd=swept, capture_output=True, text=True
     )
-    assert refused.returncode == 2 and "3 workers cannot share a batch" in refused.stderr
+    assert refused.returncode == 2 and "across 3 workers" in refused.stderr
     with subprocess.Popen(
         [sys.executable, str(best), *options, "2"],
         cwd=swept,

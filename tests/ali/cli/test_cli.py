@@ -23,7 +23,7 @@ from ali.data.image_files import read_images
 from ali.errors import UserError
 from ali.evaluation import protocol
 from ali.models.networks import build
-from ali.models.tables import printed
+from ali.models.tables import paper_table
 from ali.training.state import State
 
 TINY = ["--width", "0.1", "--batch-size", "20", "--labels", "20", "--draws", "1"]
@@ -87,7 +87,7 @@ def trained(tmp_path_factory, data):
 
 def untrained(folder, config):
     """A checkpoint without training, which takes no data."""
-    channels, height, width = printed(config).image
+    channels, height, width = paper_table(config).image
     dtype = np.float32 if config.data == "mixture" else np.uint8
     images = Images(np.zeros((4, height, width, channels), dtype), None)
     State.create(config, images, "cpu").save(folder)

@@ -199,7 +199,7 @@ class Ideal(torch.nn.Module):
         self.scale = torch.nn.Parameter(torch.tensor(0.0 if forget else 1.0))
         self.encoder, self.decoder = SimpleNamespace(sample=self.sample), IdealDecoder(self)
 
-    def sees(self):
+    def require_encoder(self):
         return self.encoder
 
     def sample(self, x, normal):
@@ -218,7 +218,7 @@ class IdealDecoder:
         n = self.networks
         return (n.m + n.scale * n.s * z[-1])[:, :, None, None]
 
-    def prior(self, n, normal):
+    def sample_prior(self, n, normal):
         return self.networks.on_top(
             torch.from_numpy(mixture.sample_points(n, 9, seed=9)[0]), normal
         )

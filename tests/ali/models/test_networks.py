@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import torch
 from ali.config import Config
 from ali.errors import UserError
 from ali.models import layers
-from ali.models.networks import Layer, build, compute_dtype
+from ali.models.networks import Layer, build
 from tests.paths import BENCHMARKS
 
 STEP = BENCHMARKS / "step.py"
@@ -108,7 +107,7 @@ def test_the_other_tables_equal_plain_torch(data):
     x, z = torch.rand(16, *networks.table.image), torch.randn(16, networks.table.z)
     points = z[:, :, None, None]
     for ours, theirs in [
-        (networks.sees()(x)[0], plain.encode(x)[0].flatten(1)),
+        (networks.require_encoder()(x)[0], plain.encode(x)[0].flatten(1)),
         (networks.decoder(z), plain.decode(points)),
         (networks.discriminator(x, z), plain.discriminate(x, points)),
     ]:
@@ -119,7 +118,7 @@ def test_a_pass_over_two_batches_is_one_over_their_concatenation():
     d = build(SMALL).discriminator.train()
     x, z = torch.rand(6, 3, 32, 32), torch.randn(6, 256)
     whole = d(x, z)
-    apart = d.both((x[:2], x[2:]), (z[:2], z[2:]))
+    apart = d.logits((x[:2], x[2:]), (z[:2], z[2:]))
     assert torch.allclose(whole, apart, atol=1e-6)
     assert not torch.allclose(whole[:2], d(x[:2], z[:2]), atol=1e-7)  # batch norm saw all six
 
@@ -189,22 +188,6 @@ def test_bf16_networks_are_near_fp32(width):
             assert (a - b).norm() < 0.05 * a.norm()
 
 
-def test_precision_is_resolved_by_the_hardware():
-    cpu = torch.device("cpu")
-    assert compute_dtype("fp32", cpu) == torch.float32
-    assert compute_dtype("bf16", cpu) == torch.bfloat16
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    has_bf16 = "avx512_bf16" in flags or "amx_bf16" in flags
-    assert compute_dtype("auto", cpu) == (torch.bfloat16 if has_bf16 else torch.float32)
-
-
-def test_bf16_on_a_gpu_without_it_is_the_users_mistake(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
-    with pytest.raises(UserError, match="--precision fp32"):
-        compute_dtype("bf16", torch.device("cuda"))
-    assert compute_dtype("auto", torch.device("cuda")) == torch.float32
-
-
 def test_table_2s_discriminator_has_the_authors_weights():
     discriminator = build(Config(data="cifar10")).discriminator
     assert sum(p.numel() for n, p in discriminator.named_parameters() if "weight" in n) == 2_607_968
@@ -220,17 +203,17 @@ def test_every_table_builds_and_takes_its_images(data, model):
         return torch.randn(shape, generator=rng)
 
     x = torch.rand(4, *networks.table.image, generator=rng)
-    z = networks.decoder.prior(4, normal)
+    z = networks.decoder.sample_prior(4, normal)
     x_tilde = networks.decoder(*z)
     assert x_tilde.shape == x.shape
     if model == "gan":
         with pytest.raises(UserError, match="no encoder"):
-            networks.sees()
-        assert networks.discriminator.both((x, x_tilde), (), rng).shape == (8,)
+            networks.require_encoder()
+        assert networks.discriminator.logits((x, x_tilde), (), rng).shape == (8,)
     else:
-        (z_hat,) = networks.sees().sample(x, normal)
+        (z_hat,) = networks.require_encoder().sample(x, normal)
         assert z_hat.shape == z[0].shape == (4, networks.table.z)
-        assert networks.discriminator.both((x, x_tilde), (z_hat, *z), rng).shape == (8,)
+        assert networks.discriminator.logits((x, x_tilde), (z_hat, *z), rng).shape == (8,)
 
 
 def test_a_gans_features_are_pooled_to_4_by_4():
@@ -249,12 +232,12 @@ def test_the_levels_above_the_first_see_all_below_and_x():
         return torch.zeros(shape)
 
     x = torch.rand(2, 3, 32, 32)
-    z_hat = networks.sees().sample(x, fixed)
+    z_hat = networks.require_encoder().sample(x, fixed)
     assert [part.shape for part in z_hat] == [(2, 256)] * 3
-    assert torch.equal(z_hat[0], networks.sees()(x)[0])  # no noise: μ
-    other = networks.sees().sample(1 - x, fixed)
+    assert torch.equal(z_hat[0], networks.require_encoder()(x)[0])  # no noise: μ
+    other = networks.require_encoder().sample(1 - x, fixed)
     assert not torch.allclose(z_hat[2], other[2], rtol=1e-4, atol=0)
-    one, two = (networks.decoder.given(top, fixed) for top in draw)
+    one, two = (networks.decoder.sample_below(top, fixed) for top in draw)
     assert torch.equal(one[2], draw[0])
     assert not torch.allclose(one[0], two[0], rtol=1e-4, atol=0)
     assert networks.decoder(*one).shape == (2, 3, 32, 32)

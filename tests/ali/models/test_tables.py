@@ -19,10 +19,10 @@ from ali.models.tables import (
     TABLE4,
     TABLE5,
     Rows,
-    configured,
+    apply_config,
     out_maps,
     out_size,
-    printed,
+    paper_table,
 )
 
 
@@ -59,14 +59,14 @@ def test_spatial_sizes(rows, expected):
 @pytest.mark.parametrize("data", get_args(DataName))
 def test_the_default_configuration_is_the_paper(data):
     config = Config(data=data)
-    assert configured(config) == printed(config)
+    assert apply_config(config) == paper_table(config)
 
 
 def test_every_data_set_has_its_table():
-    assert [printed(Config(data=d)) for d in ("cifar10", "svhn", "celeba", "tiny-imagenet")] == [
-        *(TABLE2, TABLE3, TABLE4, TABLE5)
-    ]
-    assert printed(Config(data="folder", image_size=64)).image == (3, 64, 64)
+    assert [
+        paper_table(Config(data=d)) for d in ("cifar10", "svhn", "celeba", "tiny-imagenet")
+    ] == [*(TABLE2, TABLE3, TABLE4, TABLE5)]
+    assert paper_table(Config(data="folder", image_size=64)).image == (3, 64, 64)
 
 
 def test_the_input_widths_of_the_joint_follow_from_the_rows():
@@ -81,17 +81,17 @@ def test_the_input_widths_of_the_joint_follow_from_the_rows():
 
 
 def test_width_scales_hidden_rows_and_leaves_the_outputs():
-    table = configured(Config(width=0.25))
+    table = apply_config(Config(width=0.25))
     for name in ("encoder", "decoder", "d_x", "d_z", "d_xz"):
         for row, paper in zip(getattr(table, name), getattr(TABLE3, name), strict=True):
             hidden = paper.nonlinearity == LEAKY
             assert row.maps == (paper.maps // 4 if hidden else paper.maps)
     assert table.z == 256
-    assert min(row.maps for row in configured(Config(width=1e-6)).encoder) == 1
+    assert min(row.maps for row in apply_config(Config(width=1e-6)).encoder) == 1
 
 
 def test_dropout_goes_to_every_row_of_its_own_part():
-    table = configured(Config(dropout_x=0.1, dropout_z=0.3, dropout_xz=0.5))
+    table = apply_config(Config(dropout_x=0.1, dropout_z=0.3, dropout_xz=0.5))
     assert [row.dropout for row in table.d_x] == [0.1] * 5
     assert [row.dropout for row in table.d_z] == [0.3] * 2
     assert [row.dropout for row in table.d_xz] == [0.5] * 3
@@ -100,7 +100,7 @@ def test_dropout_goes_to_every_row_of_its_own_part():
 
 def test_batch_norm_is_per_layer_and_replaces_the_bias():
     bn_x = (True, False, True, False, True)
-    table = configured(Config(bn_x=bn_x, bn_z=True, bn_xz=True))
+    table = apply_config(Config(bn_x=bn_x, bn_z=True, bn_xz=True))
     assert tuple(row.bn for row in table.d_x) == bn_x
     assert [row.bias for row in table.d_x] == [NONE, MAP, NONE, MAP, NONE]
     assert [row.bn for row in table.d_z] == [True, True]
@@ -110,12 +110,12 @@ def test_batch_norm_is_per_layer_and_replaces_the_bias():
 
 def test_a_bn_x_of_another_length_is_a_clear_error():
     with pytest.raises(UserError, match="6 convolutions"):
-        configured(Config(data="tiny-imagenet", bn_x=(True,) * 5))
+        apply_config(Config(data="tiny-imagenet", bn_x=(True,) * 5))
 
 
 def test_width_keeps_whole_maxout_groups():
     for data in ("cifar10", "mixture"):
-        table = configured(Config(data=data, width=0.3))
+        table = apply_config(Config(data=data, width=0.3))
         rows = [r for r in table.d_x + table.d_z + table.d_xz if r.nonlinearity == MAXOUT]
         assert rows and all(row.maps % table.pieces == 0 for row in rows)
     assert MIXTURE.d_xz[0].maps == 800

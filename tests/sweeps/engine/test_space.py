@@ -3,7 +3,7 @@
 import pytest
 
 from ali.config import Config
-from ali.models.tables import configured, printed
+from ali.models.tables import apply_config, paper_table
 from sweeps.engine.space import Space, paper_defaults, short_budget, suggest
 from sweeps.engine.study import CONFIG
 
@@ -30,9 +30,9 @@ def drawn(study, base, space=None):
 def test_the_papers_point_is_its_table(study, base):
     study.enqueue(paper_defaults(base))
     _, config = drawn(study, base)
-    assert configured(config) == printed(base)
+    assert apply_config(config) == paper_table(base)
     for who in ("encoder", "decoder", "discriminator"):
-        assert getattr(config, f"slope_{who}") in (None, printed(base).slope)
+        assert getattr(config, f"slope_{who}") in (None, paper_table(base).slope)
     for who in ("d", "g"):
         adam = [getattr(config, f"{name}_{who}") for name in ("lr", "beta1", "beta2")]
         assert adam == [1e-4, 0.5, 0.999]
@@ -44,7 +44,7 @@ def test_a_space_has_what_its_table_has(study, base):
         *(drawn(study, base, Space(bn_with_z=True)) for _ in range(6)), strict=True
     )
     names = {name for trial in trials for name in trial.params}
-    table = printed(base)
+    table = paper_table(base)
     assert ("dropout_x" in names) == bool(table.d_x)
     assert ("bn_z" in names) == ("dropout_z" in names) == bool(table.d_z and base.model == "ali")
     rows = {"encoder": table.encoder if base.model == "ali" else (), "decoder": table.decoder}
@@ -53,9 +53,9 @@ def test_a_space_has_what_its_table_has(study, base):
         leaky = table.slope > 0 and "leaky ReLU" in {row.nonlinearity for row in its}
         assert (f"slope_{who}" in names) == leaky
     for config in configs:
-        assert [row.kernel for row in configured(config).d_x] == [row.kernel for row in table.d_x]
+        assert [row.kernel for row in apply_config(config).d_x] == [row.kernel for row in table.d_x]
         assert config.bn_x is None or len(config.bn_x) == len(table.d_x)
-    assert len({configured(config).d_xz for config in configs}) > 1
+    assert len({apply_config(config).d_xz for config in configs}) > 1
 
 
 def test_a_point_outside_the_space_is_one_trial_alone(study):
