@@ -24,7 +24,6 @@ from ali.errors import UserError
 
 READ_BLOCK = 4096  # 32×32 images that readers pass to a sink at once: 12 MiB
 
-
 Sink = Callable[[np.ndarray], None]  # called with the next images, uint8 (B, H, W, C)
 # Passes all images to the sink, block by block; returns labels (N,) or None, and notes.
 Build = Callable[[Sink], tuple[np.ndarray | None, tuple[str, ...]]]

@@ -18,7 +18,7 @@ from ali.data.splits import TEST_FRACTION, VALID_FRACTION, Images, Split, Splits
 from ali.errors import UserError
 
 FOLDER = "img_align_celeba"
-SIZE = 202_599
+OFFICIAL_SIZE = 202_599
 PARTITION = "list_eval_partition.txt"  # lines `000001.jpg 0`: 0 train, 1 validation, 2 test
 # A line with the number of faces, one with the attributes' names, then `000001.jpg -1  1 …`
 ATTRIBUTES = "list_attr_celeba.txt"
@@ -38,8 +38,8 @@ def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
         raise UserError(f"{folder} holds {len(names)} images: CelebA is the folder {FOLDER}")
     parts, note = _partition(folder, names)
     notes = () if note is None else (f"celeba: {note}",)
-    if len(names) != SIZE:
-        notes = (f"celeba: {len(names):,} of {SIZE:,} images", *notes)
+    if len(names) != OFFICIAL_SIZE:
+        notes = (f"celeba: {len(names):,} of {OFFICIAL_SIZE:,} images", *notes)
     splits = {
         name: image_files.cached_split(f"celeba-{name}", folder, parts[name], None, crop_face)
         for name in wanted

@@ -10,7 +10,7 @@ from ali.data.splits import Split, Splits, mixed_order
 from ali.errors import UserError
 
 FOLDER = "tiny-imagenet-200"
-SIZES = {"train": 100_000, "test": 10_000}
+OFFICIAL_SIZES = {"train": 100_000, "test": 10_000}
 ANNOTATIONS = "val_annotations.txt"
 
 
@@ -38,10 +38,10 @@ def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
         splits[name] = image_files.cached_split(
             f"tiny-imagenet-{name}", root, list(found), y, image_files.require_size(64)
         )
-        if len(found) != SIZES[name]:
+        if len(found) != OFFICIAL_SIZES[name]:
             notes += (
                 f"tiny-imagenet: {len(found):,} images of {len(wnids)} classes for {name}, "
-                f"not the official {SIZES[name]:,} of 200",
+                f"not the official {OFFICIAL_SIZES[name]:,} of 200",
             )
     return Splits(splits, len(wnids), notes)
 

@@ -1,16 +1,21 @@
 """ali.data: what load gives of each split, what it refuses, and batches."""
 
 import dataclasses
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from ali import data
-from ali.config import Config
+from ali.config import Config, DataName
 from ali.data import house_numbers, splits
 from ali.errors import UserError
 from tests.ali.data.conftest import svhn_config, write_mat
+
+
+def test_every_name_of_a_data_set_can_be_loaded():
+    assert set(data.DATASETS) == set(get_args(DataName))
 
 
 def test_extra_is_what_the_model_trains_on(monkeypatch, few):
