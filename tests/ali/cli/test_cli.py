@@ -16,9 +16,9 @@ import scipy.io
 from PIL import Image
 
 from ali import __main__ as commands
-from ali import cli
+from ali import cli, files
 from ali.config import Config
-from ali.data import Images, files
+from ali.data import Images
 from ali.data.image_files import read_images
 from ali.errors import UserError
 from ali.evaluation import protocol
