@@ -93,7 +93,7 @@ def damage_checkpoint(sweep: SweepUnderTest, truncate: bool) -> None:
 
     def has_two_checkpoints() -> bool:
         for folder in (sweep.runs / sweep.name).glob("0*"):
-            if len(list(folder.glob("checkpoint_*/sums.json"))) > 1:
+            if len(list(folder.glob("checkpoint_*/metrics.json"))) > 1:
                 found[:] = [folder]
                 return bool(list(trial_processes(sweep.process.pid)))
         return False

@@ -36,7 +36,8 @@ def test_trials_share_processes_and_start_clean(toy):
     kept = sorted((toy.runs / toy.name).glob("*/checkpoint_*/metrics.json"))
     assert kept
     for file in kept:
-        assert [m["epoch"] for m in json.loads(file.read_text())] == list(range(1, EPOCHS + 1))
+        history = json.loads(json.loads(file.read_text())["history"])
+        assert [metrics["epoch"] for metrics in history] == list(range(1, EPOCHS + 1))
 
 
 @pytest.mark.slow
