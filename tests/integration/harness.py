@@ -23,7 +23,7 @@ from urllib.request import urlopen
 import optuna
 from mlflow import MlflowClient
 
-from sweeps.engine import tracking
+from sweeps.engine.tracking.client import connect, default_uri
 from tests import audit
 from tests.paths import CLUSTER
 
@@ -112,7 +112,7 @@ class Toy:
 def new_database(folder: Path) -> Path:
     """A new MLflow database to copy: making its tables takes longer than a toy sweep."""
     folder.mkdir(exist_ok=True)
-    tracking.connect(tracking.default_uri(folder))
+    connect(default_uri(folder))
     return folder / "mlflow.db"
 
 
