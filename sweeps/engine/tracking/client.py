@@ -35,10 +35,11 @@ def default_uri(output_dir: Path) -> str:
 
 def open_client(uri: str) -> MlflowClient:
     """A client, without asking whether its server answers."""
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # AsyncLogQueue logs errors in a line
     from mlflow import MlflowClient
 
+    # After the import, which sets levels of its own. AsyncLogQueue logs errors in a line.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
