@@ -28,9 +28,9 @@ from ray import tune
 
 from ali.config import Config
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, VAL_ERROR
-from sweeps.engine import driver as sweeps
-from sweeps.engine.space import Space, suggest
-from sweeps.engine.trial import Experiment
+from sweeps import Experiment, Options, Space, Sweep, launch
+from sweeps.engine import cluster, driver
+from sweeps.engine.space import suggest
 
 SIDES = ("bare", "ours")
 CONCURRENT = 2
@@ -98,8 +98,8 @@ def bare(trials: int, results: int, folder: Path) -> Clock:
     sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, group=True, constant_liar=True)
     OptunaSearch.suggest = timed(OptunaSearch.suggest)
     search = OptunaSearch(space, metric=VAL_ERROR, mode="min", sampler=sampler)
-    sweeps._quiet()
-    sweeps.start_ray()
+    driver.quiet_libraries()
+    cluster.start_ray()
     tune.Tuner(
         tune.with_resources(tune.with_parameters(Nothing, results=results), {"cpu": 1}),
         tune_config=tune.TuneConfig(
@@ -127,21 +127,38 @@ class State:
         self.epoch = epoch
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "epoch.json").write_text(json.dumps(self.epoch))
 
 
-def run(config: Config, state: State | None) -> Iterator[tuple[State, dict[str, float]]]:
-    plain = config.to_dict()
-    for epoch in range(1, config.epochs + 1):
-        yield State(epoch), metrics(plain, epoch)
+class Toy(Experiment):
+    """A trial of our side; subclasses train otherwise."""
+
+    def load_data(self, config: Config) -> None:
+        return None
+
+    def objective(self, config: Config, dataset: None) -> str:
+        return VAL_ERROR
+
+    def fingerprint(self, dataset: None) -> str:
+        return "none"
+
+    def run(
+        self, config: Config, dataset: None, state: State | None
+    ) -> Iterator[tuple[State, dict[str, float]]]:
+        plain = config.to_dict()
+        for epoch in range(1, config.epochs + 1):
+            yield State(epoch), metrics(plain, epoch)
+
+    def load_state(self, folder: Path, config: Config) -> State:
+        return State(0)
 
 
 def ours(trials: int, results: int, folder: Path) -> Clock:
-    from sweeps.engine import progress, search
+    from sweeps.engine import progress, study
 
     clock = Clock()
-    search.Study.ask = timed(search.Study.ask)  # type: ignore[method-assign]
+    study.Study.ask = timed(study.Study.ask)  # type: ignore[method-assign]
     result = progress.Progress.on_trial_result
 
     def both(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -149,7 +166,7 @@ def ours(trials: int, results: int, folder: Path) -> Clock:
         clock.on_trial_result()
 
     progress.Progress.on_trial_result = both  # type: ignore[method-assign]
-    options = sweeps.Options(
+    options = Options(
         name="ours",
         data="house-numbers",
         num_trials=trials,
@@ -159,14 +176,7 @@ def ours(trials: int, results: int, folder: Path) -> Clock:
         max_concurrent=CONCURRENT,
         output_dir=folder,
     )
-    experiment = Experiment(
-        run,
-        lambda *_: State(0),
-        lambda *_: {},
-        lambda _: "none",
-        lambda _: VAL_ERROR,
-    )
-    sweeps.launch(sweeps.Sweep(first=(), experiment=experiment), options)
+    launch(Sweep(points_to_evaluate=(), experiment=Toy()), options)
     return clock
 
 

@@ -22,7 +22,8 @@ from ali.config import Config
 from ali.metrics import VAL_ERROR
 from ali.training.step import device
 from sweeps.engine import tracking
-from sweeps.engine.trial import ALI, versions
+from sweeps.engine.experiment import AliExperiment
+from sweeps.engine.trial import versions
 
 
 def main() -> None:
@@ -45,24 +46,24 @@ def main() -> None:
         client = tracking.connect(uri)
         where = tracking.experiment_id(client, Path(folder))
         parent = tracking.start_sweep(client, where, "cost", VAL_ERROR, {})
-        to = tracking.Destination(uri, where, "cost", parent, VAL_ERROR)
+        to = tracking.TrackingContext(uri, where, "cost", parent, VAL_ERROR)
         tracking.open_trial(client, to, "00000")
         run = tracking.TrialRun(to, "00000", {**config.to_dict(), **versions()})
         background: list[float] = []
-        run.courier.put(lambda: background.append(time.thread_time()))
+        run.queue.put(lambda: background.append(time.thread_time()))
 
         start, pictures, calls = time.perf_counter(), 0.0, 0.0
         for state, metrics in experiment.run(config, dataset, device=device()):
             began = time.perf_counter()
             shown = state.epoch % 3 == 0 or state.epoch == config.epochs
-            images = ALI.pictures(state, config) if shown else {}
+            images = AliExperiment().pictures(state, config, dataset) if shown else {}
             pictures += time.perf_counter() - began
             began = time.perf_counter()
             run.epoch(metrics, images)
             calls += time.perf_counter() - began
         began = time.perf_counter()
-        run.courier.put(lambda: background.append(time.thread_time()))
-        run.courier.close()
+        run.queue.put(lambda: background.append(time.thread_time()))
+        run.queue.close()
         end = time.perf_counter() - began
         total = time.perf_counter() - start
     rows = {

@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py --data-dir DIR [--seeds 3] [--epochs 24] [--width 0.25]
 
-SVHN's files, or crops in their layout, at the settings of `sweeps.space.brief`. As many runs at a
+SVHN's files, or crops in their layout, at the settings of `sweeps.short_budget`. As many runs at a
 time as there are cores, one thread each. Means over seeds ± their standard deviation; the last row
 is Welch's t of the difference.
 """
@@ -22,7 +22,8 @@ from scipy.stats import ttest_ind
 from ali import data, experiment
 from ali.config import Config
 from ali.metrics import CODE_USE, SAMPLE_DISTANCE, VAL_ERROR
-from sweeps.engine.space import Space, brief, suggest
+from sweeps import Space, short_budget
+from sweeps.engine.space import suggest
 
 MEASURES = (VAL_ERROR, SAMPLE_DISTANCE, CODE_USE)
 
@@ -48,7 +49,7 @@ def main() -> None:
         epochs=options.epochs,
         eval_every=options.epochs,
     )
-    point = suggest(optuna.trial.FixedTrial(brief(base).params), Space(), base)
+    point = suggest(optuna.trial.FixedTrial(short_budget(base).params), Space(), base)
     base = Config.from_dict({**base.to_dict(), **point})
     precisions = ("fp32", "bf16")
     runs = [base.replace(precision=p, seed=s) for p in precisions for s in range(options.seeds)]

@@ -22,16 +22,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
-from driver import State
+from driver import State, Toy
 
 from ali.config import Config
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, VAL_ERROR
-from sweeps.engine import driver as sweeps
+from sweeps import Options, Sweep, launch
 from sweeps.engine import tracking
-from sweeps.engine.trial import Experiment
+from sweeps.engine.tracking.schema import DRIVER_SECONDS, KIND_TRIAL, SLOT_USE
 
 EPOCHS = 6
 BARE = (
@@ -58,22 +57,28 @@ def our_start() -> float:
         subprocess.run([*command, *TINY.split()], check=True, capture_output=True)
         client = tracking.connect(tracking.default_uri(Path(folder)))
         where = tracking.experiment_id(client, Path(folder))
-        (run,) = tracking.find_runs(client, where, kind=tracking.KIND_TRIAL)
+        (run,) = tracking.find_runs(client, where, kind=KIND_TRIAL)
         (first,) = client.get_metric_history(run.info.run_id, EPOCH)
         spent = sum(run.data.metrics[key] for key in ("train_seconds", "eval_seconds"))
         return first.timestamp / 1000 - spent - start
 
 
-def sleeping(
-    seconds: float, config: Config, state: State | None
-) -> Iterator[tuple[State, dict[str, float]]]:
-    for epoch in range(1, config.epochs + 1):
-        time.sleep(seconds / EPOCHS)
-        yield State(epoch), {EPOCH: epoch, VAL_ERROR: 1 / epoch, D_LOSS: 1.0, G_LOSS: 1.0}
+class Sleeping(Toy):
+    """Trials that sleep so many seconds in their epochs together."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def run(
+        self, config: Config, dataset: None, state: State | None
+    ) -> Iterator[tuple[State, dict[str, float]]]:
+        for epoch in range(1, config.epochs + 1):
+            time.sleep(self.seconds / EPOCHS)
+            yield State(epoch), {EPOCH: epoch, VAL_ERROR: 1 / epoch, D_LOSS: 1.0, G_LOSS: 1.0}
 
 
 def slot_use(trials: int, seconds: float, folder: Path) -> dict[str, float]:
-    options = sweeps.Options(
+    options = Options(
         name="slots",
         data="house-numbers",
         num_trials=trials,
@@ -82,15 +87,8 @@ def slot_use(trials: int, seconds: float, folder: Path) -> dict[str, float]:
         max_concurrent=2,
         output_dir=folder,
     )
-    experiment = Experiment(
-        partial(sleeping, seconds),
-        lambda *_: State(0),
-        lambda *_: {},
-        lambda _: "none",
-        lambda _: VAL_ERROR,
-    )
     with contextlib.redirect_stdout(io.StringIO()):
-        sweeps.launch(sweeps.Sweep(first=(), experiment=experiment), options)
+        launch(Sweep(points_to_evaluate=(), experiment=Sleeping(seconds)), options)
     client = tracking.connect(options.uri)
     parent = tracking.find_sweep(client, tracking.experiment_id(client, folder), "slots")
     assert parent is not None
@@ -117,7 +115,7 @@ def main() -> None:
         found = slot_use(options.trials, options.trial_seconds, Path(folder))
     print(
         f"{options.trials} trials of {options.trial_seconds:g} s: slots in use "
-        f"{found[tracking.SLOT_USE]:.1%} of {found[tracking.DRIVER_SECONDS]:.0f} s"
+        f"{found[SLOT_USE]:.1%} of {found[DRIVER_SECONDS]:.0f} s"
     )
 
 

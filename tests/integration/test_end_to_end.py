@@ -105,7 +105,7 @@ def test_the_best_is_trained_in_full_after_a_kill_too_and_tested_once(swept):
     process.communicate()
 
     out = python(best, *options, cwd=swept)
-    assert "goes on from epoch" in out and "ALI" in out and "Not comparable" in out
+    assert "continues from epoch" in out and "ALI" in out and "Not comparable" in out
     assert "testing with 5 SVMs" in out
     client, (run,) = runs(swept, "best")
     assert run.info.status == "FINISHED"

@@ -15,7 +15,8 @@ from mlflow import MlflowClient
 from pyarrow import fs
 
 from ali.errors import UserError
-from sweeps.engine.storage import LEASE, Mirror, Storage
+from sweeps.engine.mirror import LEASE, JournalMirror
+from sweeps.engine.storage import Storage
 from tests.audit import audit
 from tests.integration.harness import EPOCHS, Server, Toy, answers, free_port, wait_for
 
@@ -128,7 +129,7 @@ def test_the_longer_journal_is_gone_on_with(storage, tmp_path, here, there, then
     journal.parent.mkdir()
     journal.write_text(here)
     storage.write("journal", there.encode())
-    with contextlib.nullcontext() if then else pytest.raises(UserError, match="has gone on in"):
+    with contextlib.nullcontext() if then else pytest.raises(UserError, match="was continued in"):
         storage.catch_up(journal)
     assert journal.read_text() == (then or here)
 
@@ -136,7 +137,7 @@ def test_the_longer_journal_is_gone_on_with(storage, tmp_path, here, there, then
 def test_the_mirror_follows_a_growing_file_and_is_complete_at_its_end(storage, tmp_path):
     journal, copy = tmp_path / "journal", storage.read
     journal.write_text("1\n")
-    with Mirror(storage, "it", journal, tmp_path / "absent"), journal.open("a") as file:
+    with JournalMirror(storage, "it", journal, tmp_path / "absent"), journal.open("a") as file:
         file.write("2\n")
     # a local folder has the journal itself
     assert copy("journal") == (b"1\n2\n" if storage.remote else None)
@@ -146,10 +147,11 @@ def test_the_mirror_follows_a_growing_file_and_is_complete_at_its_end(storage, t
 DRIVER = """
 import sys
 from pathlib import Path
-from sweeps.engine import storage
-storage.MIRROR_SECONDS, storage.LEASE_SECONDS = 0.5, 3
+from sweeps.engine import mirror
+from sweeps.engine.storage import Storage
+mirror.MIRROR_SECONDS, mirror.LEASE_SECONDS = 0.5, 3
 address, name, journal = sys.argv[1:]
-with storage.Mirror(storage.Storage.at(address, name), "the sweep", Path(journal)):
+with mirror.JournalMirror(Storage.at(address, name), "the sweep", Path(journal)):
     print("drives", flush=True)
     sys.stdin.read()
 """
@@ -328,11 +330,11 @@ def test_a_full_training_outlives_its_machine_too(clustered, store):
     epoch = int(damaged.split("/")[3].removeprefix("checkpoint_"))
     out = run(*best, str(epoch + 1))
     assert "note: checkpoint" in out and "starts from the beginning" not in out
-    assert f"goes on from epoch {epoch - 1} (sweeps/runs/{toy.name}/best-00000/" in out
+    assert f"continues from epoch {epoch - 1} (sweeps/runs/{toy.name}/best-00000/" in out
     kept = sorted({key.split("/")[3] for key in store.keys(under)})
     assert kept == [f"checkpoint_{n:06d}" for n in (epoch, epoch + 1)]
     workers = run(*best, str(epoch + 2), "--workers", "2")
-    assert f"goes on from epoch {epoch + 1} (sweeps/runs/" in workers
+    assert f"continues from epoch {epoch + 1} (sweeps/runs/" in workers
 
 
 def test_a_bucket_that_is_not_there_is_said_in_one_line(clustered, store):

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 
 from ali.errors import UserError
 from sweeps.engine import tracking
+from sweeps.engine.endings import Ending, EndState
 from tests.integration.harness import Server
 
 
@@ -24,6 +25,9 @@ def server(tmp_path):
     made.stop()
 
 
+DONE = Ending(EndState.COMPLETED, "done")
+
+
 @pytest.fixture
 def local(tmp_path, database):
     """(client, destination) on a local database, with the parent run open."""
@@ -32,7 +36,7 @@ def local(tmp_path, database):
     client = tracking.connect(uri)
     experiment = tracking.experiment_id(client, tmp_path)
     parent = tracking.start_sweep(client, experiment, "s", "val_error", {"epochs": 3})
-    return client, tracking.Destination(uri, experiment, "s", parent, "val_error")
+    return client, tracking.TrackingContext(uri, experiment, "s", parent, "val_error")
 
 
 FIRST = """
@@ -77,8 +81,8 @@ def test_a_trial_that_starts_again_goes_on_in_its_run(local):
         run = tracking.TrialRun(to, "00000", {"lr": 1})
         for epoch in range(first, last):
             run.epoch({"epoch": epoch, "val_error": 0.5}, image())
-        run.courier.close()
-        assert run.courier.lost == 0
+        run.queue.close()
+        assert run.queue.lost == 0
     runs = tracking.find_runs(client, to.experiment, sweep="s", kind="trial")
     assert len(runs) == 1
     assert logged_steps(client, to, "00000") == [1, 2, 3, 4]
@@ -98,13 +102,13 @@ def test_an_epoch_is_one_request_and_the_trial_does_not_wait_for_it(local, monke
             batches.append(len(what["metrics"]))
 
     run = tracking.TrialRun(to, "00000", {})
-    assert run.courier.flush(60)
+    assert run.queue.flush(60)
     monkeypatch.setattr(MlflowClient, "log_batch", slow)
     monkeypatch.setattr(MlflowClient, "log_metric", None)
     start = time.monotonic()
     run.epoch({"epoch": 1} | {f"m{i}": 0.0 for i in range(20)}, {})
     assert time.monotonic() - start < 0.1
-    run.courier.close()
+    run.queue.close()
     assert batches == [21]
 
 
@@ -112,7 +116,7 @@ def test_an_epoch_whose_answer_was_lost_is_logged_once(local, monkeypatch):
     client, to = local
     tracking.open_trial(client, to, "00000")
     run = tracking.TrialRun(to, "00000", {})
-    assert run.courier.flush(60)
+    assert run.queue.flush(60)
     log_batch, calls = MlflowClient.log_batch, []
 
     def cut(self, run_id, **what):
@@ -123,8 +127,8 @@ def test_an_epoch_whose_answer_was_lost_is_logged_once(local, monkeypatch):
 
     monkeypatch.setattr(MlflowClient, "log_batch", cut)
     run.epoch({"epoch": 1, "val_error": 0.5}, {})
-    run.courier.close()
-    assert calls and run.courier.lost == 0
+    run.queue.close()
+    assert calls and run.queue.lost == 0
     assert logged_steps(client, to, "00000") == [1]
 
 
@@ -146,8 +150,8 @@ def test_a_parameter_that_is_another_at_a_later_start_stops_no_record(local):
     for threads in (1, 2):
         run = tracking.TrialRun(to, "00000", {"threads": threads, "lr": 0.1}, outage_seconds=1)
         run.epoch({"epoch": threads, "val_error": 0.5}, {})
-        run.courier.close()
-        assert run.courier.lost == 0
+        run.queue.close()
+        assert run.queue.lost == 0
     data = tracking.find_trial(client, to, "00000").data
     assert (data.params["threads"], data.tags["later.threads"]) == ("1", "2")
     assert "later.lr" not in data.tags
@@ -157,7 +161,7 @@ def test_what_a_lost_process_did_not_deliver_comes_from_the_study(local):
     client, to = local
     config = {"lr_d": 0.1, "seed": 0}
     tracking.open_trial(client, to, "00000", config)
-    tracking.end_trial(client, to, "00000", "completed", "done", {1: 0.5, 2: 0.4}, config)
+    tracking.end_trial(client, to, "00000", DONE, {1: 0.5, 2: 0.4}, config)
     run = tracking.find_trial(client, to, "00000")
     assert run.data.params == {"lr_d": "0.1", "seed": "0"}
     assert json.loads(run.data.tags["config"]) == config
@@ -165,18 +169,14 @@ def test_what_a_lost_process_did_not_deliver_comes_from_the_study(local):
     assert logged_steps(client, to, "00000") == [1, 2]
 
 
-def test_best_means_best_at_full_budget(local):
-    # `get_best_result(scope="last")` would take the trial that was stopped early.
+def test_the_best_trials_are_those_that_the_driver_wrote(local):
     client, to = local
-    ends = [("completed", 0.4), ("stopped early", 0.1), ("completed", 0.3), ("completed", 0.3)]
-    for number, (end, value) in enumerate(ends):
-        name = f"{number:05d}"
-        tracking.open_trial(client, to, name)
-        tracking.end_trial(client, to, name, end, "", {1: value})
-    best = tracking.best_trial(client, to.experiment, "s")
-    assert best.data.tags["trial_id"] == "00002"
-    with pytest.raises(UserError, match="known are s"):
-        tracking.best_trial(client, to.experiment, "unknown")
+    assert tracking.best_trials(tracking.require_sweep(client, to.experiment, "s")) == []
+    tracking.set_best_trials(client, to, ["00002", "00000"])
+    run = tracking.require_sweep(client, to.experiment, "s")
+    assert tracking.best_trials(run) == ["00002", "00000"]
+    with pytest.raises(UserError, match="it has s"):
+        tracking.require_sweep(client, to.experiment, "unknown")
 
 
 def test_no_server_is_a_clear_error_within_seconds():
@@ -191,19 +191,19 @@ def test_records_wait_for_a_server_that_is_away(server):
     client = tracking.connect(server.uri)
     experiment = tracking.experiment_id(client, server.folder)
     parent = tracking.start_sweep(client, experiment, "s", "val_error", {})
-    to = tracking.Destination(server.uri, experiment, "s", parent, "val_error")
+    to = tracking.TrackingContext(server.uri, experiment, "s", parent, "val_error")
     tracking.open_trial(client, to, "00000")
     run = tracking.TrialRun(to, "00000", {"lr": 1})
     run.epoch({"epoch": 1, "val_error": 0.5}, image())
-    assert run.courier.flush(60)
+    assert run.queue.flush(60)
     server.stop()
     start = time.monotonic()
     run.epoch({"epoch": 2, "val_error": 0.4}, image())
     assert time.monotonic() - start < 0.5, "training does not wait"
     time.sleep(3)
     server.start()
-    run.courier.close()
-    assert run.courier.lost == 0
+    run.queue.close()
+    assert run.queue.lost == 0
     assert logged_steps(client, to, "00000") == [1, 2]
 
 
