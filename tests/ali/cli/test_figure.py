@@ -12,13 +12,6 @@ from ali.figures import paper
 from tests.ali.figures.pictures import MIXTURE, SIZES, TINY, noise, saved, tile
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ALI_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def images_of(tmp_path_factory):
     """A folder of 40 PNGs of 64×64 by which any data set is stood in for: --data folder."""
@@ -35,7 +28,7 @@ def figure(number, folder, output, *options):
 
 @pytest.mark.parametrize("number", [2, 3, 4, 5, 6])
 def test_each_figure_on_a_checkpoint_of_its_data_set(tmp_path, monkeypatch, number):
-    """The files of a data set are read in test_sources; here its images are made up."""
+    """The files of a data set are read in tests/ali/data; here its images are made up."""
     data = paper.DATA.get(number, "celeba")
     folder = saved(tmp_path / "checkpoint", Config(data=data, **TINY))
     asked = []

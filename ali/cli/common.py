@@ -1,0 +1,45 @@
+"""What several commands do alike: checks of their options, threads, PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ali.errors import UserError
+from ali.files import atomic_write
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PROG = "python -m ali"
+
+
+def check_at_least(least: int, **options: int | None) -> None:
+    """Raises UserError for the first option below `least`; None is no value."""
+    for name, value in options.items():
+        if value is not None and value < least:
+            domain = "0 or more" if least == 0 else f"at least {least}"
+            raise UserError(f"--{name.replace('_', '-')} must be {domain}, not {value}")
+
+
+def check_suffix(path: Path | None, suffix: str) -> None:
+    """Raises UserError where the file to write has another ending."""
+    if path is not None and path.suffix != suffix:
+        raise UserError(f"--output must end in {suffix}, not {path.name!r}")
+
+
+def set_threads(threads: int | None) -> None:
+    """Sets the CPU threads of torch; None leaves them as they are."""
+    check_at_least(1, threads=threads)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Writes a picture, uint8 (H, W, 3)."""
+    from PIL import Image
+
+    with atomic_write(path) as partial:
+        Image.fromarray(picture).save(partial, format="PNG")

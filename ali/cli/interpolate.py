@@ -1,0 +1,28 @@
+"""`python -m ali interpolate`: a grid of interpolations between pairs of validation images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ali.cli.checkpoints import ImageOptions, load_image_networks, validation_images
+from ali.cli.common import check_at_least, check_suffix, set_threads, write_png
+
+
+@dataclass(frozen=True)
+class Interpolate(ImageOptions):
+    """Draw a PNG grid of interpolations, one pair of validation images per row."""
+
+    rows: int = 8
+    """Pairs of images."""
+    steps: int = 10
+    """Decoded points of a row, both ends included."""
+
+    def run(self) -> None:
+        check_at_least(1, rows=self.rows, steps=self.steps)
+        check_suffix(self.output, ".png")
+        set_threads(self.threads)
+        from ali.figures import grids
+
+        networks, config = load_image_networks(self)
+        x = validation_images(self, networks, config)[: 2 * self.rows]
+        write_png(self.output, grids.interpolations(networks, x, self.rows, self.steps, self.seed))

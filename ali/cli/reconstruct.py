@@ -1,0 +1,26 @@
+"""`python -m ali reconstruct`: a grid of validation images and their reconstructions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ali.cli.checkpoints import ImageOptions, load_image_networks, validation_images
+from ali.cli.common import check_at_least, check_suffix, set_threads, write_png
+
+
+@dataclass(frozen=True)
+class Reconstruct(ImageOptions):
+    """Draw a PNG grid of validation images (odd columns) and reconstructions (even columns)."""
+
+    count: int = 50
+    """Images reconstructed."""
+
+    def run(self) -> None:
+        check_at_least(1, count=self.count)
+        check_suffix(self.output, ".png")
+        set_threads(self.threads)
+        from ali.figures import grids
+
+        networks, config = load_image_networks(self)
+        x = validation_images(self, networks, config)
+        write_png(self.output, grids.reconstructions(networks, x[: self.count], self.seed))

@@ -1,0 +1,27 @@
+"""`python -m ali sample`: a grid of samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ali.cli.checkpoints import NetworkOptions, load_image_networks
+from ali.cli.common import check_at_least, check_suffix, set_threads, write_png
+
+
+@dataclass(frozen=True)
+class Sample(NetworkOptions):
+    """Draw a PNG grid of samples x̃ = G_x(z), z from the prior."""
+
+    count: int = 100
+    """Samples."""
+    seed: int = 0
+    """Seed of z."""
+
+    def run(self) -> None:
+        check_at_least(1, count=self.count)
+        check_suffix(self.output, ".png")
+        set_threads(self.threads)
+        from ali.figures import grids
+
+        networks, _ = load_image_networks(self)
+        write_png(self.output, grids.samples(networks, self.count, self.seed))

@@ -1,0 +1,165 @@
+"""`python -m ali train`: one experiment without a sweep, into a folder from which it resumes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ali.cli import command, terminable
+from ali.cli.common import check_at_least, set_threads, write_png
+from ali.config import Config
+from ali.errors import NonFiniteError, UserError
+from ali.files import atomic_write, make_folder
+from ali.metrics import (
+    D_LOSS,
+    EPOCH,
+    G_LOSS,
+    IMAGES_PER_SECOND,
+    MODES_MISSED,
+    SAMPLE_DISTANCE,
+    VAL_ERROR,
+)
+
+# Metrics of the line that is printed each epoch, if measured; metrics.jsonl has all of them
+PROGRESS_METRICS = {
+    D_LOSS: ".4f",
+    G_LOSS: ".4f",
+    VAL_ERROR: ".4f",
+    MODES_MISSED: ".0f",
+    SAMPLE_DISTANCE: ".4f",
+}
+CONFIG, LOG = "config.json", "metrics.jsonl"  # in the output folder
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one experiment: a checkpoint each epoch, metrics.jsonl, config.json and pictures."""
+
+    output_dir: Path
+    """Folder for all files of the run; must be new or empty, unless --resume is given."""
+    resume: bool = False
+    """Resume the run in --output-dir from its last checkpoint, with its settings."""
+    config: Path | None = None
+    """Settings to start from, the config.json of a run; options given here override them."""
+    image_every: int = 5
+    """Epochs between pictures of samples and reconstructions (the last epoch has them, too)."""
+    threads: int | None = None
+    """CPU threads; default: as many as there are cores."""
+    experiment: Config = field(default_factory=Config)
+
+    def with_settings(self, parse: Callable[[Train], Train]) -> Train:
+        """The options on top of the settings of --config or of the run that is resumed.
+
+        `parse` parses the command line again, with other defaults.
+        """
+        if self.resume and not (self.output_dir / CONFIG).exists():
+            raise UserError(f"there is no run in {self.output_dir} to resume: leave --resume out")
+        source = self.output_dir / CONFIG if self.resume else self.config
+        if source is None:
+            return self
+        try:
+            settings = json.loads(source.read_text())
+        except OSError as error:
+            raise UserError(f"cannot read {source}: {(error.strerror or '').lower()}") from error
+        except ValueError as error:
+            raise UserError(f"{source} is not JSON: give the config.json of a run") from error
+        if not isinstance(settings, dict):
+            raise UserError(f"{source} holds no settings: give the config.json of a run")
+        return parse(replace(self, experiment=Config.from_dict(settings)))
+
+    def run(self) -> None:
+        """Trains. Ctrl-C and SIGTERM leave a folder from which the run resumes."""
+        check_at_least(1, image_every=self.image_every)
+        set_threads(self.threads)
+        folder = self.output_dir
+        if not self.resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} is in use: choose another --output-dir, or add --resume")
+        with terminable():
+            try:
+                _train(self, folder, self.experiment)
+            except KeyboardInterrupt as stop:
+                again = command("-m", "ali", "train", "--resume", "--output-dir", folder)
+                begun = (folder / CONFIG).exists()
+                stop.args = (f"resume with: {again}" if begun else "nothing was written",)
+                raise
+
+
+def _train(options: Train, folder: Path, config: Config) -> None:
+    from ali import data, experiment
+    from ali.figures.grids import epoch_pictures
+    from ali.training.checkpoint import MANIFEST
+    from ali.training.state import State
+    from ali.training.step import device
+
+    dataset = data.load(config)
+    for note in dataset.notes:
+        print(note, flush=True)
+    checkpoint = folder / "checkpoint"
+    if (checkpoint / MANIFEST).exists():
+        state = State.load(checkpoint, device(), config)
+    else:  # a new run, or one that was stopped in its first epoch
+        state = State.create(config, dataset.train, device())
+        make_folder(folder)
+    with atomic_write(folder / CONFIG) as path:
+        path.write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+    _cut_log(folder / LOG, state.epoch)
+    if state.epoch >= config.epochs:
+        print(f"all {state.epoch} epochs are done: ask for more with --epochs")
+    with _progress(state.epoch, config.epochs) as show:
+        try:
+            for _, metrics in experiment.run(config, dataset, state):
+                with open(folder / LOG, "a") as log:
+                    log.write(json.dumps(metrics) + "\n")
+                if state.epoch % options.image_every == 0 or state.epoch == config.epochs:
+                    for name, picture in epoch_pictures(state.networks, dataset, config).items():
+                        write_png(folder / f"{name}-{state.epoch:04d}.png", picture)
+                state.save(checkpoint)
+                show(metrics)
+        except NonFiniteError as error:
+            raise SystemExit(
+                f"stopped: training diverged ({error}); try a smaller --lr-d and --lr-g. "
+                f"{checkpoint} is from the epoch before"
+            ) from error
+
+
+def _cut_log(path: Path, epoch: int) -> None:
+    """Drops what a killed run logged after its last checkpoint, a half-written line included."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            if json.loads(line)[EPOCH] <= epoch:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            break
+    with atomic_write(path) as partial:
+        partial.write_text("".join(kept))
+
+
+def format_result(metrics: dict[str, float], epochs: int) -> str:
+    """The line of an epoch."""
+    line = f"epoch {metrics[EPOCH]}/{epochs}"
+    for name, spec in PROGRESS_METRICS.items():
+        if name in metrics:
+            line += f"  {name} {metrics[name]:{spec}}"
+    return line + f"  {metrics[IMAGES_PER_SECOND]:.0f} images/s"
+
+
+@contextmanager
+def _progress(done: int, epochs: int) -> Iterator[Callable[[dict[str, float]], None]]:
+    """A function that shows an epoch's metrics: a line each, and on a terminal a bar below."""
+    import rich.console
+    import rich.progress
+
+    console = rich.console.Console()
+    bar = rich.progress.Progress(console=console, disable=not console.is_terminal, transient=True)
+    with bar:
+        task = bar.add_task("epochs", total=epochs, completed=done)
+
+        def show(metrics: dict[str, float]) -> None:
+            console.print(format_result(metrics, epochs), highlight=False, soft_wrap=True)
+            bar.update(task, completed=metrics[EPOCH])
+
+        yield show

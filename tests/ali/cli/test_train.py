@@ -1,0 +1,177 @@
+"""`python -m ali train` across real processes: what a user meets, mistakes included."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from ali.config import Config
+from ali.environment import cache_dir
+from ali.errors import UserError
+from ali.training.checkpoint import read_manifest
+from tests.ali.cli.commands import TINY, ali, epochs, here, mistake
+
+
+def test_train_writes_a_run(trained):
+    folder, out = trained
+    assert epochs(folder) == [1, 2]
+    assert Config.from_dict(json.loads((folder / "config.json").read_text())).epochs == 2
+    assert (folder / "checkpoint" / "state.json").exists()
+    assert Image.open(folder / "samples-0002.png").size == (342, 342)
+    assert Image.open(folder / "reconstructions-0002.png").size[1] > 34
+    assert Image.open(folder / "interpolations-0002.png").size == (2 + 12 * 34, 2 + 7 * 34)
+    lines = [line for line in out.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 2 and "val_error" in lines[0] and "images/s" in lines[0]
+
+
+def test_resumed_run_equals_an_uninterrupted_one(trained, tmp_path, data):
+    whole, _ = trained
+    part = tmp_path / "part"
+    ali("train", "--output-dir", part, "--epochs", 1, *TINY, *data)
+    # as a kill between log and checkpoint leaves it: one line too many, and half a line
+    with open(part / "metrics.jsonl", "a") as log:
+        log.write('{"epoch": 2, "d_loss": 0}\n{"epo')
+    ali("train", "--output-dir", part, "--resume", "--epochs", 2)
+    assert epochs(part) == [1, 2]
+
+    def weights(folder):
+        return json.loads((folder / "checkpoint/state.json").read_text())["files"]
+
+    assert weights(part) == weights(whole)  # names and checksums of weights and moments
+
+
+def test_settings_from_a_file_and_options_on_top(trained, tmp_path):
+    folder, _ = trained
+    out = tmp_path / "again"
+    here("train", "--config", folder / "config.json", "--output-dir", out, "--epochs", 1)
+    again = Config.from_dict(json.loads((out / "config.json").read_text()))
+    assert (again.epochs, again.width, again.labels) == (1, 0.1, 20)
+
+
+def test_mixture_trains_with_its_panels(tmp_path):
+    for model in ("ali", "gan"):
+        folder = tmp_path / model
+        out, _ = ali("train", "--output-dir", folder, "--data", "mixture", "--model", model,
+                     "--epochs", 2, "--image-every", 1, "--train-size", 200, *TINY)  # fmt: skip
+        assert "modes_missed" in out and "val_error" not in out
+        assert sorted(path.name for path in folder.glob("*.png")) == [
+            "samples-0001.png",
+            "samples-0002.png",
+        ]
+        assert epochs(folder) == [1, 2]
+    ali("figure", 7, "--checkpoint", tmp_path / "ali", "--gan", tmp_path / "gan",
+        "--output", tmp_path / "7.png")  # fmt: skip
+    assert Image.open(tmp_path / "7.png").size[0] == 1040
+
+
+def test_gan_samples(tmp_path, data):
+    folder = tmp_path / "gan"
+    out, _ = ali("train", "--output-dir", folder, "--model", "gan", "--epochs", 1, *TINY, *data)
+    assert "val_error" in out and "sample_distance" in out
+    assert [path.name for path in folder.glob("*.png")] == ["samples-0001.png"]
+    ali("sample", "--checkpoint", folder, "--output", tmp_path / "s.png", "--count", 4)
+    assert Image.open(tmp_path / "s.png").size == (70, 70)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_cleanly(tmp_path, data, sent, code):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "ali", "train", "--output-dir", folder, "--epochs", "9999"]
+    process = subprocess.Popen(
+        [*map(str, command), *TINY, *map(str, data)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # tests that a script runs in the background hand down SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    try:
+        limit = time.monotonic() + 240  # a busy machine takes a minute to import torch
+        while not (folder / "checkpoint" / "state.json").exists():
+            assert process.poll() is None and time.monotonic() < limit
+            time.sleep(0.1)
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert len(err.splitlines()) == 1 and f"train --resume --output-dir {folder}" in err
+    done = read_manifest(folder / "checkpoint").epoch
+    # pasted into a fresh shell
+    line = err.partition("resume with: ")[2].strip() + f" --epochs {done + 1}"
+    shell = ["env", "-i", f"ALI_CACHE={cache_dir()}", "OMP_NUM_THREADS=1", "sh", "-c", line]
+    resumed = subprocess.run(shell, capture_output=True, text=True, timeout=240)
+    assert resumed.returncode == 0, resumed.stderr
+    assert epochs(folder) == list(range(1, done + 2))
+
+
+def test_help_names_options_with_unit_and_default():
+    out, _ = ali("train", "--help")
+    shown = " ".join(out.replace("│", " ").split())
+    assert "--lr-d FLOAT Adam learning rate of the discriminator. (default: 0.0001)" in shown
+    assert "--batch-size INT Images a step (M in Algorithm 1). (default: 100)" in shown
+    assert "--output-dir PATH" in shown and "(required)" in shown
+    assert all(
+        name in ali("--help")[0] for name in ("reconstruct", "interpolate", "figure", "encode")
+    )
+
+
+def test_a_reader_that_goes_away_is_no_traceback(trained, tmp_path):
+    folder, _ = trained
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ali", "train", "--output-dir", folder, "--resume"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1
+
+
+# Mistakes: code 2, one line on stderr, nothing written
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--widht", "3"], "--widht"),
+        (["--width", "wide"], "--width"),
+        (["--width", "-1"], "--width must be in (0, 8]"),
+        (["--data", "mnist"], "house-numbers"),
+        (["--bn-x", "True", "False"], "5 convolutions"),
+        (["--image-every", "0"], "--image-every"),
+        (["--threads", "0"], "--threads"),
+        (["--config", "nowhere.json"], "nowhere.json"),
+        (["--resume"], "no run"),
+    ],
+)
+def test_mistaken_options(tmp_path, options, says):
+    mistake(tmp_path, "train", "--output-dir", tmp_path / "run", *options, says=says)
+
+
+def test_mistaken_data(tmp_path, svhn):
+    run = ["train", "--output-dir", tmp_path / "run", *TINY, "--data", "svhn", "--data-dir"]
+    mistake(tmp_path, *run, tmp_path / "nowhere", says="nowhere")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    whole = (svhn / "train_32x32.mat").read_bytes()
+    (broken / "train_32x32.mat").write_bytes(whole[: len(whole) // 2])
+    mistake(tmp_path, *run, broken, says="train_32x32.mat")
+
+
+def test_output_folder_in_use(trained, data):
+    folder, _ = trained
+    mistake(folder, "train", "--output-dir", folder, *TINY, *data, says="--resume")
+    for options, says in (
+        (["--output-dir", folder, "--resume", "--width", 0.2], "width"),
+        (["--output-dir", folder / "config.json"], "in use"),
+    ):
+        with pytest.raises(UserError, match=says):
+            here("train", *options, *TINY[2:])
+
+
+@pytest.mark.parametrize("place", ["/dev/null/run", "/proc/run"])
+def test_output_folder_that_cannot_be_made(tmp_path, data, place):
+    mistake(tmp_path, "train", "--output-dir", place, *TINY, *data, says=place)
