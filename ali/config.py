@@ -18,20 +18,20 @@ DataName = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """What all trials of a sweep have in common: data, size, budget, evaluation."""
+    """What all trials of a sweep share: data, size, budget, evaluation."""
 
     # Data
     data: DataName = "house-numbers"
-    """Data set, and with it the paper's table of networks; mixture and house-numbers need no files,
-    folder is the user's own images."""
+    """Data set, which also selects the paper's table of networks. mixture and house-numbers need no
+    files; folder is your own images."""
     data_dir: Path | None = None
     """Folder of the data set's official files, or of the images; default: ./data/<name>,
-    downloaded if need be."""
+    downloaded if missing."""
     image_size: Literal[32, 64] = 32
     """Pixels a side of folder's images, centre-cropped: 32 (Table 3) or 64 (Table 5)."""
     attribute: str | None = None
-    """Attribute of celeba's faces, such as Smiling, as their class: 0 without, 1 with it; default:
-    unlabelled."""
+    """celeba only: an attribute, such as Smiling, to use as the label (1 with it, 0 without);
+    default: no labels."""
     modes: Literal[9, 25] = 9
     """Gaussians of mixture, on a square grid (Fig. 7)."""
     train_size: int | None = None
@@ -45,19 +45,19 @@ class Common:
     width: float = 1.0
     """Multiplier of every hidden layer's feature maps; 1 is the paper's."""
     batch_size: int = 100
-    """Images a step (M in Algorithm 1)."""
+    """Images per step (M in Algorithm 1)."""
     epochs: int = 100
-    """Passes over the training images; of a sweep's trial, its full budget."""
+    """Passes over the training images; in a sweep, a trial's full budget."""
     precision: Precision = "auto"
     """fp32, or bf16 activations; auto: bf16 where the hardware multiplies matrices in it."""
 
     # Evaluation (§4.4)
     labels: int = 1000
-    """Labelled images the SVM sees."""
+    """Labelled images that the SVM is trained on."""
     balanced: bool = True
-    """Draw as many labelled images of each class; otherwise at random."""
+    """Draw equally many labelled images of each class; otherwise uniformly at random."""
     draws: int = 3
-    """Labelled draws averaged for val_error."""
+    """Random draws of the labelled images that val_error is averaged over."""
     eval_every: int = 1
     """Epochs between evaluations of val_error (the last epoch is always evaluated)."""
 
@@ -66,7 +66,7 @@ class Common:
 class Config(Common):
     """One experiment. The defaults are the paper's, of the table that belongs to the data set."""
 
-    # Networks; None: what the data set's table has
+    # Networks; None: the value of the data set's table
     slope_encoder: float | None = None
     """Leaky ReLU slope in the encoder G_z; default: the table's."""
     slope_decoder: float | None = None
@@ -110,7 +110,7 @@ class Config(Common):
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `Config.from_dict` gives the same experiment back."""
+        """As plain JSON types; `Config.from_dict` is the inverse."""
         plain = dataclasses.asdict(self)
         plain["data_dir"] = None if self.data_dir is None else str(self.data_dir)
         plain["bn_x"] = None if self.bn_x is None else list(self.bn_x)
@@ -130,7 +130,7 @@ class Config(Common):
         try:
             return cls(**values)
         except TypeError as error:
-            raise UserError(f"settings do not make a configuration: {error}") from error
+            raise UserError(f"not a valid configuration: {error}") from error
 
 
 def _check(config: Config) -> None:

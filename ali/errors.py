@@ -1,8 +1,8 @@
-"""The two errors that callers tell apart: the user's mistake, and training that diverged."""
+"""The two errors that callers handle: a mistake of the user's, and training that diverged."""
 
 
 class UserError(Exception):
-    """A mistake of the user's: the message is one line that says what is wrong and what to do.
+    """A mistake of the user's; the message is one line: what is wrong, and what to do.
 
     Command lines print it on stderr and exit with code 2, without a traceback.
     """
@@ -12,8 +12,8 @@ class NonFiniteError(ArithmeticError):
     """A loss or a weight became NaN or infinite.
 
     Attributes:
-        step: optimisation steps done when it was seen.
-        what: names of what was non-finite, e.g. ("d_loss",) or ("decoder.layers.0.weight",).
+        step: optimisation steps done when it was found.
+        what: names of the non-finite values, e.g. ("d_loss",) or ("decoder.layers.0.weight",).
     """
 
     def __init__(self, step: int, what: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""One experiment as a generator of epochs; the command line, the trainable and best.py drive it."""
+"""One experiment as a generator of epochs: what the command line, a trial and best.py run."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def run(
 ) -> Iterator[tuple[State, dict[str, float]]]:
     """Trains from `state` (None: a new one) to config.epochs, yielding after each epoch.
 
-    Yields (state, metrics): always the same State, changed in place; metrics hold EPOCH, D_LOSS,
-    G_LOSS, IMAGES_PER_SECOND and TRAIN_SECONDS, and every config.eval_every epochs and after the
-    last what `evaluated` finds, and EVAL_SECONDS. Training is the same to the bit whatever is
-    evaluated. Ends at once where the state has its epochs already.
+    Yields (state, metrics). The State is always the same one, changed in place. Metrics have EPOCH,
+    D_LOSS, G_LOSS, IMAGES_PER_SECOND and TRAIN_SECONDS; every config.eval_every epochs and after
+    the last also those of `evaluate`, and EVAL_SECONDS. Evaluation does not change training, to the
+    bit. Yields nothing if the state already has all its epochs.
 
-    Raises NonFiniteError when training diverges, UserError for what the data cannot give.
+    Raises NonFiniteError if training diverges, UserError if the data does not suit the config.
     """
     dataset = data.load(config) if dataset is None else dataset
     if state is None:
@@ -56,7 +56,7 @@ def run(
         metrics |= {EPOCH: state.epoch, TRAIN_SECONDS: time.perf_counter() - start}
         if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
             start = time.perf_counter()
-            metrics |= distributed.on_rank_zero(lambda: evaluated(state, dataset, config))
+            metrics |= distributed.on_rank_zero(lambda: evaluate(state, dataset, config))
             metrics[EVAL_SECONDS] = time.perf_counter() - start
         yield state, metrics
 
@@ -68,11 +68,11 @@ def objective(config: Config, dataset: Dataset) -> str:
     return SAMPLE_DISTANCE if dataset.valid.y is None else VAL_ERROR
 
 
-def evaluated(state: State, dataset: Dataset, config: Config) -> dict[str, float]:
-    """quality.measure's metrics, and VAL_ERROR of labelled images.
+def evaluate(state: State, dataset: Dataset, config: Config) -> dict[str, float]:
+    """The metrics of quality.measure, and VAL_ERROR if the images have labels.
 
-    Raises NonFiniteError for what is not finite: a metric, or features, samples, reconstructions,
-    encodings that one is made of.
+    Raises NonFiniteError if a metric is not finite, or the features, samples, reconstructions or
+    encodings that it is computed from.
     """
     try:
         metrics = quality.measure(state.networks, dataset, config)
@@ -89,9 +89,9 @@ def evaluated(state: State, dataset: Dataset, config: Config) -> dict[str, float
 
 
 def baseline_errors(config: Config, dataset: Dataset) -> dict[str, float]:
-    """What val_error is without training: RAW_PIXEL_ERROR, UNTRAINED_ERROR, UNTRAINED_BN_ERROR.
+    """val_error without training: RAW_PIXEL_ERROR, UNTRAINED_ERROR and UNTRAINED_BN_ERROR.
 
-    Empty where val_error is not the objective.
+    Empty if val_error is not the objective.
     """
     if objective(config, dataset) != VAL_ERROR:
         return {}

@@ -1,4 +1,4 @@
-"""Writing files so that a kill or a full disk leaves no half-written one behind."""
+"""Writing files and folders: a kill or a full disk leaves no half-written file behind."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 # Metrics
 VAL_ERROR = "val_error"  # fraction in [0, 1], validation split: the objective with labels
 SAMPLE_DISTANCE = "sample_distance"  # of samples from the data: the objective without labels
-SAMPLE_DIVERSITY = "sample_diversity"  # 0: samples all alike; 1: as different as the data
-CODE_USE = "code_use"  # share of what tells images apart that reconstructions get from ẑ
+SAMPLE_DIVERSITY = "sample_diversity"  # 0: all samples the same; 1: as different as the data
+CODE_USE = "code_use"  # how much reconstructions depend on ẑ: 0 not at all, 1 exact
 PRIOR_GAP = "prior_gap"  # nats a dimension between the encodings of the data and the prior
 MODES_MISSED = "modes_missed"  # of the mixture: the objective there
 NEAR_MODES = "near_modes"  # share of the mixture's samples within 3σ of a mode

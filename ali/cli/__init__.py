@@ -1,7 +1,7 @@
-"""What every command line here shares: options from dataclasses, one clear line for a mistake.
+"""What all command lines share: options from dataclasses, errors as one line, exit codes.
 
-Exit codes: 0 done; 2 the user's mistake, one line on stderr; 130 and 143 ended by Ctrl-C and
-SIGTERM; 1 anything else.
+Exit codes: 0 done; 2 a mistake of the user's, one line on stderr; 130 Ctrl-C; 143 SIGTERM; 1
+anything else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ali import environment
 from ali.errors import UserError
 
 T = TypeVar("T")
-# Markers: an experiment's options are --epochs, not --config.epochs; nor after a subcommand's name
+# The options of a nested dataclass have no prefix: --epochs, not --experiment.epochs
 _MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
 
@@ -33,14 +33,14 @@ def parse_args(
     default: T | None = None,
     prog: str | None = None,
 ) -> Any:
-    """The dataclass `options` (or a union of them, one a subcommand) from the command line.
+    """Parses the command line into the dataclass `options`, or a union of them (subcommands).
 
     Args:
-        argv: the arguments; None: the process's own.
-        default: instance whose values stand where an option is not given.
-        prog: the program's name in its help.
+        argv: the arguments; None: those of the process.
+        default: instance with the values of options that are not given.
+        prog: how the program is called, for --help; None: the script of the process.
 
-    Raises UserError, one line, for what does not parse. `--help` prints and exits.
+    Raises UserError, one line, if parsing fails. `--help` prints and exits.
     """
     arguments: dict[str, Any] = {"args": argv, "prog": prog, "config": _MARKERS}
     if default is not None:
@@ -51,20 +51,20 @@ def parse_args(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-    # tyro has printed a box. Once more with room for unbroken lines, to make a sentence of it.
+    # tyro has printed its error in a box. Again, so wide that no line is wrapped, to extract it.
     box = io.StringIO()
     wide, quiet = environment.temporarily(COLUMNS="10000"), contextlib.redirect_stderr(box)
     with wide, quiet, contextlib.suppress(SystemExit):
         tyro.cli(options, **arguments)
-    name = prog or Path(sys.argv[0]).name
-    raise UserError(f"{_sentence(box.getvalue())} ({name} --help lists the options)")
+    program = prog.split()[1:] if prog else sys.argv[:1]  # without "python"
+    raise UserError(f"{_sentence(box.getvalue())}; see {command(*program, '--help')}")
 
 
 def main(function: Callable[[], int | None]) -> NoReturn:
-    """Runs `function` and ends the process: its result (None: 0) is the exit code.
+    """Runs `function` and exits with its result (None: 0) as the exit code.
 
-    A UserError, and an OSError that the user can mend (no permission, read-only, full disk), are
-    one line on stderr and code 2. Any other exception keeps its traceback and is code 1.
+    A UserError, and an OSError that the user can fix (no permission, read-only, full disk), become
+    one line on stderr and exit code 2. Any other exception keeps its traceback and exits with 1.
     """
     try:
         code = function() or 0
@@ -77,10 +77,10 @@ def main(function: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt as stop:
         code = _fail(str(stop) or "interrupted", 128 + getattr(stop, "signal", signal.SIGINT))
     except OSError as error:
-        if error.errno not in _MENDABLE:
+        if error.errno not in _FIXES:
             raise
         where = f" {error.filename}" if error.filename else ""
-        code = _fail(f"cannot write{where}: {error.strerror}; {_MENDABLE[error.errno]}", 2)
+        code = _fail(f"cannot write{where}: {error.strerror}; {_FIXES[error.errno]}", 2)
     sys.exit(code)
 
 
@@ -96,7 +96,7 @@ def command(*arguments: object) -> str:
     return shlex.join([first, *map(str, arguments)])
 
 
-_MENDABLE = {
+_FIXES = {
     13: "choose a folder you may write to",  # EACCES
     1: "choose a folder you may write to",  # EPERM
     30: "choose a folder that is not read-only",  # EROFS
@@ -106,7 +106,7 @@ _MENDABLE = {
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where Ctrl-C would be."""
+    """Raised by SIGTERM, as KeyboardInterrupt is by Ctrl-C."""
 
     signal = signal.SIGTERM
 
@@ -131,9 +131,9 @@ def _fail(message: str, code: int) -> int:
 
 
 def _sentence(box: str) -> str:
-    """What went wrong, of a box that tyro drew: its sections but for those that repeat the help."""
+    """The error message in a box that tyro has drawn, without the parts that repeat the help."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     inside = "\n".join(line.strip("│ ") for line in plain.splitlines() if line[:1] == "│")
     sections = [" ".join(section.split()) for section in re.split(r"^─+$", inside, flags=re.M)]
-    told = [s for s in sections if s and not s.startswith(("Argument helptext", "For full help"))]
-    return "; ".join(told) or " ".join(plain.split())
+    said = [s for s in sections if s and not s.startswith(("Argument helptext", "For full help"))]
+    return "; ".join(said) or " ".join(plain.split())

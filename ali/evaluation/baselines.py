@@ -1,20 +1,20 @@
 """Table 1's rows that need no training of networks: nearest neighbour, L2-SVM and transductive SVM.
 
-All see pixels in [0, 1] and follow §4.4 as ali.evaluate does: the same labelled draws, what there
-is to choose chosen once by the error on the validation set on draw 0, then one classifier a draw
-and its error on the test images.
+All use pixels in [0, 1] and follow §4.4 as ali.evaluation.protocol does: the same labelled draws;
+hyperparameters chosen once, by the validation error on draw 0; then one classifier per draw and its
+error on the test images.
 
 The paper does not say how its TSVM was set up. Here it is linear, one class against the rest, with
-the squared hinge of ali.svm on unlabelled images too (Sindhwani & Keerthi 2006):
+the squared hinge of ali.evaluation.svm on unlabelled images too (Sindhwani & Keerthi 2006):
 
     min_w,y' ½‖w‖² + C Σ_i max(0, 1 − y_i w·x_i)² + C' Σ_j max(0, 1 − y'_j w·x_j)²,
 
-where as large a share of y' is positive as of y. In turns it is minimised over w and over y', for a
-C' that rises to C·(labelled / unlabelled), where both sums weigh the same. That finds a local
-minimum: labelled images that mislead the plain machine a little are overruled, those that mislead
-it a lot are followed. It differs from Vapnik's in that the unlabelled images are training images
-and not the test images, which choose nothing here, and in that pixels are first projected on the
-COMPONENTS leading principal components of the unlabelled images.
+where y' has the same fraction of positives as y. It is minimised alternately over w and over y',
+with C' increasing to C·(labelled / unlabelled), where both sums have the same weight. That finds a
+local minimum, starting from the SVM of the labelled images alone. It differs from Vapnik's in two
+ways: the unlabelled images are training images, not the test images, on which nothing is chosen
+here; and pixels are first projected on the COMPONENTS leading principal components of the
+unlabelled images.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from ali.data import Dataset, Images, labelled_draw, pixel_features
 from ali.data.labelled import DRAWS_SEED
 from ali.evaluation import svm
 
-NEIGHBOURS = (1, 2, 4, 8, 16, 32, 64)  # the k to choose from
-COMPONENTS = 256  # principal components that the transductive SVM sees
-RISE = (1 / 64, 1 / 16, 1 / 4, 1.0)  # weight of all unlabelled images beside all labelled ones
-TURNS = 10  # at most, of w and y' at one weight
-NEAR = range(-6, 7, 2)  # the C to choose from: places in svm.GRID from the plain SVM's C
+NEIGHBOURS = (1, 2, 4, 8, 16, 32, 64)  # candidates of k
+COMPONENTS = 256  # principal components, the features of the transductive SVM
+RISE = (1 / 64, 1 / 16, 1 / 4, 1.0)  # weight of all unlabelled images relative to all labelled
+TURNS = 10  # at most, of minimising over w and over y' at one weight
+NEAR = range(-6, 7, 2)  # candidates of C: steps in svm.GRID from the plain SVM's C
 
 CHUNK = 5000  # images classified at once
 
@@ -46,7 +46,7 @@ Classify = Callable[[np.ndarray], np.ndarray]  # features (N, D) → labels (N,)
 def nearest_neighbour_errors(
     dataset: Dataset, test: Images, config: Config, draws: int = 100
 ) -> np.ndarray:
-    """Test error (draws,), fractions, by the k nearest labelled images (Euclidean, of pixels)."""
+    """Test errors (draws,), fractions, of k nearest neighbours (Euclidean distance of pixels)."""
     from sklearn.neighbors import KNeighborsClassifier
 
     def machine(draw: int, k: int) -> Classify:
@@ -61,7 +61,7 @@ def nearest_neighbour_errors(
 def raw_pixel_errors(
     dataset: Dataset, test: Images, config: Config, draws: int = 100
 ) -> np.ndarray:
-    """Test error (draws,), fractions, of the L2-SVM on pixels."""
+    """Test errors (draws,), fractions, of the L2-SVM on pixels."""
     c = svm.GRID[_plain_c(dataset, config, pixel_features)]
 
     def machine(draw: int) -> Classify:
@@ -73,9 +73,9 @@ def raw_pixel_errors(
 def transductive_svm_errors(
     dataset: Dataset, test: Images, config: Config, draws: int = 100, unlabelled: int = 4000
 ) -> np.ndarray:
-    """Test error (draws,), fractions, of the transductive SVM with so many unlabelled images.
+    """Test errors (draws,), fractions, of the transductive SVM with `unlabelled` unlabelled images.
 
-    They are drawn once from dataset.train; all of it where there are no more.
+    They are drawn once from dataset.train, or are all of it if it has fewer.
     """
     from sklearn.decomposition import PCA
 
@@ -104,7 +104,7 @@ def transductive_svm_errors(
 def transductive_svm(
     x: np.ndarray, y: np.ndarray, unlabelled: np.ndarray, c: float
 ) -> svm.Machines:
-    """Transductive machines for one C; without unlabelled rows the plain ones.
+    """Transductive SVMs for one C; without unlabelled rows plain SVMs.
 
     Args:
         x: (N, D) labelled features.
@@ -123,7 +123,7 @@ def transductive_svm(
         costs = np.repeat([c, c * weight * len(x) / len(unlabelled)], [len(x), len(unlabelled)])
         guess: np.ndarray | None = None
         for _ in range(TURNS):
-            # Of all y' with so many positives, those of the largest outputs cost least.
+            # Of all y' with that many positives, the one with the largest outputs costs least.
             before = guess
             guess = _largest(w @ rows[len(x) :].T, positive)
             if before is not None and (guess == before).all():
@@ -133,7 +133,7 @@ def transductive_svm(
 
 
 def _largest(f: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """1 at the count (K,) largest of each row of f (K, U), −1 elsewhere."""
+    """1 at the `count` (K,) largest values of each row of f (K, U), −1 elsewhere."""
     ranks = np.argsort(np.argsort(-f, axis=1, kind="stable"), axis=1)
     return np.where(ranks < count[:, None], 1.0, -1.0)
 
@@ -156,7 +156,7 @@ def _weighted_svm(rows: np.ndarray, y: np.ndarray, costs: np.ndarray, w: np.ndar
         return float(value), solve_triangular(lower, gradient.T, lower=True).T.ravel()
 
     shape = w.shape
-    with threadpool_limits(1, "blas"):  # as in ali.svm
+    with threadpool_limits(1, "blas"):  # as in ali.evaluation.svm
         found = minimize(
             objective,
             (w @ lower).ravel(),
@@ -171,7 +171,7 @@ def _weighted_svm(rows: np.ndarray, y: np.ndarray, costs: np.ndarray, w: np.ndar
 
 
 def _plain_c(dataset: Dataset, config: Config, encode: Encode) -> int:
-    """Place in svm.GRID of the plain SVM's C."""
+    """Index in svm.GRID of the plain SVM's C."""
     machines = svm.fit(*_drawn(dataset, config, 0, encode))
     assert dataset.valid.y is not None
     return int(machines.errors(encode(dataset.valid.x), dataset.valid.y).argmin())
@@ -186,17 +186,17 @@ def _drawn(
 
 
 def _classifier(machines: svm.Machines) -> Classify:
-    """Of machines for a single C."""
+    """The classifier of SVMs for a single C."""
     return lambda x: machines.classes[(x @ machines.w[0].T + machines.b[0]).argmax(1)]
 
 
 def _best(candidates: Sequence[Classify], encode: Encode, valid: Images) -> int:
-    """Place of the candidate with the least validation error."""
+    """Index of the candidate with the lowest validation error."""
     return int(_errors(candidates, encode, valid).argmin())
 
 
 def _errors(classifiers: Sequence[Classify], encode: Encode, images: Images) -> np.ndarray:
-    """Fraction (len(classifiers),) of images that each gives another label."""
+    """Fraction of images that each classifier gets wrong, (len(classifiers),)."""
     assert images.y is not None
     wrong = np.zeros(len(classifiers))
     for start in range(0, len(images), CHUNK):

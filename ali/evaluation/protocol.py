@@ -20,7 +20,7 @@ Encode = Callable[[np.ndarray], np.ndarray]  # uint8 (N, H, W, C) → features (
 def features(networks: ALI, x: np.ndarray) -> np.ndarray:
     """Encoder features of x, uint8 (N, H, W, 3): fp32 (N, 5376) at width 1, see Encoder.features.
 
-    Batch norm uses its running statistics; the networks' mode is left as it was.
+    Batch norm uses its running statistics; the networks' mode is restored.
     """
     with evaluating(networks):
         return torch.cat([networks.features(h).cpu() for h in chunks(networks, x)]).numpy()
@@ -29,13 +29,13 @@ def features(networks: ALI, x: np.ndarray) -> np.ndarray:
 def val_error(networks: ALI, dataset: Dataset, config: Config) -> float:
     """Validation error, a fraction: the objective of a sweep.
 
-    C is picked once, on the first labelled draw, by its error on the validation set over the whole
-    grid; the result is the mean at that C over config.draws draws of config.labels images. The
-    first draw's share is a little optimistic, as C was chosen on the images it is judged by. The
+    C is chosen once, on the first labelled draw, as the one of the grid with the lowest error on
+    the validation set; the result is the mean at that C over config.draws draws of config.labels
+    images. The first draw's error is a little optimistic, as C was chosen on the same images. The
     draws do not depend on config.seed.
 
-    Raises FloatingPointError where a feature is not finite, and UserError for a draw that the
-    labelled pool cannot give.
+    Raises FloatingPointError if a feature is not finite, and UserError if the labelled pool is too
+    small for a draw.
     """
     return _val_error(_encoder(networks), dataset, config)
 
@@ -59,17 +59,17 @@ def update_bn_stats(networks: ALI, x: np.ndarray, batches: int = 50) -> None:
 
 
 def raw_pixel_error(dataset: Dataset, config: Config) -> float:
-    """As `val_error`, with the pixels in [0, 1] as features: what an encoder has to beat."""
+    """val_error with the pixels in [0, 1] as features, which an encoder should beat."""
     return _val_error(pixel_features, dataset, config)
 
 
 def test_errors(
     networks: ALI, dataset: Dataset, test: Images, config: Config, draws: int = 100
 ) -> np.ndarray:
-    """Test error (draws,), fractions, of one SVM for each labelled draw; report mean ± std.
+    """Test errors (draws,), fractions, of one SVM per labelled draw; report mean ± std.
 
-    As in §4.4, C is picked on the validation set, once and as `val_error` picks it, and then 100
-    machines are fitted to 100 draws. The test images choose nothing.
+    As in §4.4, C is chosen on the validation set, once and as `val_error` does, and then 100 SVMs
+    are fitted to 100 draws. Nothing is chosen on the test images.
     """
     assert test.y is not None
     encode = _encoder(networks)
@@ -101,7 +101,7 @@ def _val_error(encode: Encode, dataset: Dataset, config: Config) -> float:
 def _pick_c(
     encode: Encode, valid: np.ndarray, dataset: Dataset, config: Config
 ) -> tuple[float, float]:
-    """The C of the grid with the least error on the validation features, on draw 0; that error."""
+    """The C of the grid with the lowest validation error on draw 0, and that error."""
     assert dataset.valid.y is not None
     curve = _fit(encode, dataset, config, 0, svm.GRID).errors(valid, dataset.valid.y)
     return float(svm.GRID[curve.argmin()]), float(curve.min())
@@ -110,7 +110,7 @@ def _pick_c(
 def _fit(
     encode: Encode, dataset: Dataset, config: Config, draw: int, cs: Sequence[float] | np.ndarray
 ) -> svm.Machines:
-    """Machines for labelled draw number `draw`."""
+    """SVMs fitted to labelled draw number `draw`, one per C."""
     x, y = labelled_draw(dataset, config, draw)
     return svm.fit(encode(x), y, cs)
 

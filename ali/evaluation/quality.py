@@ -1,9 +1,9 @@
-"""How good samples, reconstructions and encodings are, without labels: stands beside val_error.
+"""How good samples, reconstructions and encodings are, measured without labels.
 
-The measures answer what users of ALI complain of: collapse of the samples, a code ẑ that the
-reconstructions ignore (§4.1), encodings that leave the prior. Nothing is downloaded: images are
-compared by the features of a fixed random network. They rank models on one data set; the FID of
-papers (`FID`) is measured beside them only where Inception's weights lie on this machine.
+The measures detect how ALI fails: samples that collapse, reconstructions that ignore ẑ (§4.1),
+encodings far from the prior. Nothing is downloaded: images are compared by the features of a fixed
+random network, which ranks models on one data set. FID is measured too if Inception's weights are
+on this machine.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from ali.metrics import (
 from ali.models import inference
 from ali.models.networks import ALI
 
-FID = "fid"  # Fréchet distance on Inception features, where these can be had
+FID = "fid"  # Fréchet distance of Inception features, if the weights are on this machine
 IMAGES = 1000  # samples, and validation images they are compared with, at most
 POINTS = 10_000  # samples of the mixture, as the authors draw
-SEED = 160600704  # of everything drawn here: the same in every trial
+SEED = 160600704  # of all random numbers here: the same in every trial
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity keeps it
 
 
 def measure(networks: ALI, dataset: Dataset, config: Config) -> dict[str, float]:
-    """Every measure that suits the data and the model, by name; the same bits on every call.
+    """All measures that apply to the data and the model, by name; the same bits on every call.
 
-    Images: SAMPLE_DISTANCE, SAMPLE_DIVERSITY, and FID where `inception_weights` finds them.
-    Mixture: MODES_MISSED and NEAR_MODES of 10,000 samples. With an encoder also CODE_USE and
-    PRIOR_GAP, and on the mixture RECONSTRUCTION_DISTANCE.
+    Images: SAMPLE_DISTANCE, SAMPLE_DIVERSITY, and FID if `inception_weights` finds them. Mixture:
+    MODES_MISSED and NEAR_MODES of 10,000 samples. With an encoder also CODE_USE and PRIOR_GAP, and
+    on the mixture RECONSTRUCTION_DISTANCE.
 
-    Networks run on their running statistics and are left as they were; no random state but this
-    module's own is used. Raises FloatingPointError where samples, reconstructions or encodings are
-    not finite, its message their name; UserError for fewer than two validation images.
+    The networks use their running statistics and are not changed; no global random state is used.
+    Raises FloatingPointError if samples, reconstructions or encodings are not finite (the message
+    names which), UserError for fewer than two validation images.
     """
     points, held_out = config.data == "mixture", len(dataset.valid)
     if held_out < 2:
@@ -84,8 +84,8 @@ def measure(networks: ALI, dataset: Dataset, config: Config) -> dict[str, float]
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """‖m_a − m_b‖² + Tr(C_a + C_b − 2 (C_a C_b)^½) of features (n, D) (Heusel et al. 2017).
 
-    In squared units of the features; 0 for equal means and covariances, no upper end. Two finite
-    sets from one distribution are some way from 0, less the more there are (house numbers on
+    In squared units of the features; 0 for equal means and covariances, unbounded above. Two finite
+    samples of one distribution have a distance above 0, which decreases with n (house numbers on
     RandomFeatures: 0.06 at n = 300, 0.02 at 1000, 0.004 at 4000): compare values at equal n only.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance  # here: its import costs seconds
@@ -100,9 +100,9 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def diversity(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean distance between two of a, over that between two of b; features (n, D).
+    """Mean distance between two of a, divided by that between two of b; features (n, D).
 
-    0: all of a are one image (mode collapse); 1: as different from each other as those of b.
+    0: all of a are the same image (mode collapse); 1: as different from each other as those of b.
     """
     return float(pdist(a).mean() / pdist(b).mean())
 
@@ -110,8 +110,8 @@ def diversity(a: np.ndarray, b: np.ndarray) -> float:
 def code_use(x: np.ndarray, x_hat: np.ndarray) -> float:
     """1 − E d(x, G_x(ẑ(x))) / E d(x, G_x(ẑ(x′))), x′ another image; features (n, D) of x, G_x(ẑ).
 
-    1: reconstructions are exact; 0: that of any image would do as well, so ẑ says nothing of x.
-    Chance may take it a little below 0.
+    1: reconstructions are exact; 0: that of any other image is as close, so ẑ says nothing about x.
+    By chance it can be a little below 0.
     """
     distances = cdist(x, x_hat)
     own, n = distances.trace(), len(x)
@@ -121,8 +121,9 @@ def code_use(x: np.ndarray, x_hat: np.ndarray) -> float:
 def prior_gap(z_hat: np.ndarray) -> float:
     """Mean over dimensions of KL(N(m, s²) ‖ N(0, 1)), m and s² those of ẑ (n, z): nats.
 
-    0: the aggregate posterior has the prior's moments in each dimension, which does not yet make it
-    the prior; no upper end. A variance of 0 (the encoder ignores x) counts as 1e-12: 13.3 nats.
+    0: the aggregate posterior has the prior's mean and variance in each dimension (it can still
+    differ from the prior); unbounded above. A variance of 0 (the encoder ignores x) counts as
+    1e-12: 13.3 nats.
     """
     z_hat = z_hat.astype(np.float64)
     m, s2 = z_hat.mean(axis=0), np.maximum(z_hat.var(axis=0), 1e-12)
@@ -130,9 +131,9 @@ def prior_gap(z_hat: np.ndarray) -> float:
 
 
 def inception_weights() -> Path | None:
-    """The weights of FID's Inception network, where torch-fidelity has downloaded them; or None.
+    """The file of FID's Inception weights, if torch-fidelity has downloaded it before; else None.
 
-    That is $TORCH_HOME/hub/checkpoints (default ~/.cache/torch). None too without torch-fidelity.
+    It is in $TORCH_HOME/hub/checkpoints (default ~/.cache/torch). None without torch-fidelity.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
     return path if importlib.util.find_spec("torch_fidelity") and path.is_file() else None
@@ -141,8 +142,8 @@ def inception_weights() -> Path | None:
 def inception_distance(x_tilde: Tensor, x: Tensor, weights: Path, device: torch.device) -> float:
     """FID (Heusel et al. 2017) of samples from images, both fp32 (n, 3, H, W) in [0, 1].
 
-    Papers take 50,000 samples; of 1000 the distance is larger, and not to be compared with theirs.
-    About 12 GFLOP an image: seconds on a GPU, minutes on a CPU.
+    Papers use 50,000 samples; with 1000 the distance is larger and not comparable with theirs.
+    About 12 GFLOP per image: seconds on a GPU, minutes on a CPU.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance  # here: its import costs seconds
 
@@ -161,12 +162,12 @@ def inception_distance(x_tilde: Tensor, x: Tensor, weights: Path, device: torch.
 class RandomFeatures(nn.Module):
     """Images fp32 (B, 3, H, W) in [0, 1], 32 or 64 pixels a side → features fp32 (B, 304).
 
-    The mean colour in each cell of a 4×4 grid, then of three layers how strong each of their random
-    patterns is in each quarter of the image (in the whole of it, for the last). A layer is a
-    convolution with random filters of zero mean, so that even areas count for nothing, the modulus,
-    and a halving of the pixels: a scattering network (Bruna and Mallat 2013) with random filters.
-    The filters' gain balances the two parts: blur, noise, wrong colours, wrong places and missing
-    variety all take samples away from the data.
+    First the mean colour in each cell of a 4×4 grid; then, for each of three layers, the strength
+    of its random patterns in each quarter of the image (the last layer: in the whole image). A
+    layer is a convolution with random filters of zero mean (so constant areas give 0), the modulus,
+    and 2×2 pooling: a scattering network (Bruna and Mallat 2013) with random filters. GAIN balances
+    colours and patterns: blur, noise, wrong colours, wrong places and missing variety all increase
+    the distance.
     """
 
     MAPS, CELLS, GAIN = (16, 32, 64), (2, 2, 1), 2.0
@@ -192,14 +193,14 @@ class RandomFeatures(nn.Module):
 
 
 class _Features(nn.Identity):
-    """Stands for the network where features are given to torchmetrics in place of images."""
+    """Replaces torchmetrics' network when it gets features in place of images."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
 
 
-# What they are taken of
+# The inputs of the measures
 
 
 def _of_mixture(x_tilde: np.ndarray, modes: int) -> dict[str, float]:

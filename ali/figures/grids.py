@@ -22,10 +22,10 @@ PAIRS = 8  # rows of interpolations
 
 
 def epoch_pictures(networks: ALI, dataset: Dataset, config: Config) -> dict[str, np.ndarray]:
-    """What is shown of an epoch, by SAMPLES, RECONSTRUCTIONS and INTERPOLATIONS of ali.metrics.
+    """The pictures that are logged for an epoch: SAMPLES, RECONSTRUCTIONS and INTERPOLATIONS.
 
-    Images of the validation set are reconstructed and interpolated. The mixture has the panels of
-    Fig. 7 as its samples, and nothing else; a GAN has only samples.
+    Reconstructions and interpolations are of validation images. A GAN has only samples; for the
+    mixture the samples are the panels of Fig. 7, and there are no others.
     """
     if config.data == "mixture":
         from ali.figures.mixture import mixture_panels  # matplotlib, which takes a second

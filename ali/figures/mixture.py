@@ -20,7 +20,7 @@ from ali.models.networks import ALI
 
 PANEL, DPI = 2.6, 100  # inches a side, pixels an inch
 CODES_REACH = 4.0  # of the axes of z; 0.01 % of the prior lies beyond
-DATA_SEED = 7  # of the points shown, which no model was trained on
+DATA_SEED = 7  # of the data points shown; no model was trained on them
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 GREY = (0.55, 0.55, 0.55)
 
@@ -38,13 +38,13 @@ class _Panel:
 def mixture_panels(
     networks: ALI, config: Config, gan: ALI | None = None, seed: int = quality.SEED
 ) -> np.ndarray:
-    """Fig. 7, or as much of it as one model gives; config is of `networks`, seed of z and ẑ.
+    """Fig. 7, or the panels of it that one model has; `config` is that of `networks`.
 
-    Above: data, ALI reconstructions, ALI samples, and samples of `gan` where it is given. Below,
-    for each stochastic layer: encodings, prior. Where `networks` is a GAN: data and its samples,
-    and below the prior. The data, its encodings and reconstructions have the colour of their mode;
-    a sample and its z that of the mode that it lies within 3σ of, grey where there is none. The
-    default seed draws the samples that MODES_MISSED is counted on.
+    First row: data, ALI reconstructions, ALI samples, and samples of `gan` if given. Then a row for
+    each stochastic layer: encodings, prior. If `networks` is a GAN: data and samples, then prior.
+    Data points, their encodings and reconstructions have the colour of their mode; a sample and its
+    z that of the mode within 3σ, grey if there is none. `seed` is that of z and ẑ; with the default
+    the samples are those that MODES_MISSED is counted on.
     """
     x, mode = mixture.sample_points(quality.POINTS, config.modes, DATA_SEED)
     reach = float(mixture.centres(config.modes).max()) + 1

@@ -30,9 +30,9 @@ _NUMBERS = {data: number for number, data in DATA.items()}
 
 
 def check(number: int, data: str) -> None:
-    """Raises UserError where figure `number` does not show the data set, and names one that does.
+    """Raises UserError if figure `number` is of other data; the message names the right one.
 
-    Fig. 6 is of CelebA in the paper; here any images will do.
+    Fig. 6 is of CelebA in the paper; here it can be of any images.
     """
     subject = STANDS_FOR.get(data, data)
     if number == 6 and data != "mixture":
@@ -41,7 +41,7 @@ def check(number: int, data: str) -> None:
         wanted = NAMES[DATA[number]] if number in DATA else "images"
         right = _NUMBERS.get(subject)
         instead = f"that is figure {right}" if right else "figure 6 shows any images"
-        raise UserError(f"figure {number} is of {wanted}, not of {data}: {instead}")
+        raise UserError(f"figure {number} shows {wanted}, not {data}: {instead}")
 
 
 def samples_and_reconstructions(

@@ -1,18 +1,18 @@
-"""The operations of a table row, in the form that is fast on a CPU without a compiler.
+"""The operations of a table row, implemented to be fast on a CPU without a compiler.
 
-A step of Table 3 is about 1 GFLOP an image; plain torch under bf16 autocast reaches 40 to 50 % of
-what matrix products reach on the same cores, this about 70 % (benchmarks/step.py). What is done
-for it, each equal to plain torch (tests/test_layers.py):
+A step of Table 3 is about 1 GFLOP per image. Plain torch under bf16 autocast reaches 40 to 50 % of
+the speed of matrix products on the same cores, this about 70 % (benchmarks/step.py). Each of these
+measures equals plain torch (tests/ali/models/test_layers.py):
 
-- Activations stay in one type (bf16 where the hardware has it), channels-last, from end to end; a
-  weight is cast once a step.
+- Activations stay in one dtype (bf16 where the hardware has it), channels-last, from end to end; a
+  weight is cast once per step.
 - A map of one pixel is a vector, and a convolution onto or out of it a matrix product: oneDNN's
   convolutions reach a third to a tenth of its matmul there.
 - Strided convolutions between the smallest maps take their weight gradient from unfold + matmul:
   oneDNN's takes up to twice as long.
-- Dropout masks are random 64-bit words read as four 16-bit ones; `bernoulli_` draws one number
-  an element. Integer comparison and multiplication, which write the bits of 1/(1−p) or of 0, are
-  vectorised; arithmetic on bool tensors is not, and ten times slower.
+- Dropout masks are random 64-bit words, each read as four 16-bit ones; `bernoulli_` draws one
+  number per element. Integer comparison and multiplication, which write the bits of 1/(1−p) or
+  of 0, are vectorised; arithmetic on bool tensors is not, and ten times slower.
 - Leaky ReLU and the next layer's dropout are one multiplier: one product forward, one backward.
 """
 
@@ -31,7 +31,7 @@ from ali import distributed
 BN_EPS = 1e-4
 BN_MOMENTUM = 0.05  # of the running statistics: 0.05 new + 0.95 old
 
-UNFOLD_PIXELS = 16  # strided layers go through unfold where the smaller map has at most so many
+UNFOLD_PIXELS = 16  # strided layers use unfold if the smaller map has at most this many
 INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
@@ -85,7 +85,7 @@ def maxout(h: Tensor, pieces: int) -> Tensor:
 
 
 class _LeakyReLUDropout(torch.autograd.Function):
-    """Keeps the joint multiplier, or without dropout the output; never h, which can be freed."""
+    """Saves the joint multiplier, or the output if no dropout; not h, which can be freed."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, slope: float, multiplier: Tensor | None) -> Tensor:
@@ -123,7 +123,7 @@ def conv(h: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
         return F.linear(_nhwc(h).flatten(1), _rows(weight), bias)
     if not _by_unfold(h, (h.shape[2] - k) // stride + 1, stride):
         return F.conv2d(h, weight, bias, stride)
-    # A node for each gradient, so that autograd leaves the weight's out where only h's is asked for
+    # One node per gradient, so that autograd skips the weight's where only h's is needed
     out = _nchw(F.linear(unfold(h.detach(), k, stride), _rows(weight), bias))
     return _DataGradient.apply(out, h, weight.detach(), stride)
 
@@ -151,7 +151,7 @@ def unfold(h: Tensor, k: int, stride: int) -> Tensor:
 
 
 class _DataGradient(torch.autograd.Function):
-    """Identity on a convolution's output; hands its gradient on to the convolution's input h."""
+    """Identity on a convolution's output; its backward gives the gradient of the input h."""
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, h: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -190,7 +190,7 @@ class _StridedTransposed(torch.autograd.Function):
 
 
 def _by_unfold(h: Tensor, size: int, stride: int) -> bool:
-    """`size`: side of the smaller map in pixels. cuDNN and oneDNN's fp32 need no such help."""
+    """`size`: side of the smaller map in pixels. Only oneDNN's bf16 is slow here."""
     small = stride > 1 and size * size <= UNFOLD_PIXELS
     return small and h.dtype == torch.bfloat16 and h.device.type == "cpu"
 

@@ -63,7 +63,7 @@ class Layer(nn.Module):
             self.register_buffer("running_var", torch.ones(row.maps))
 
     def operation(self, h: Tensor) -> Tensor:
-        """The (transposed) convolution, with its bias if that is one a map."""
+        """The (transposed) convolution, with its bias if that is one per map."""
         weight = self.weight.to(h.dtype)
         if self.row.operation == TCONV:
             return layers.tconv(h, weight, self.row.stride)
@@ -71,7 +71,7 @@ class Layer(nn.Module):
         return layers.conv(h, weight, bias, self.row.stride)
 
     def normalise(self, h: Tensor) -> Tensor:
-        """Batch norm, or the bias a pixel, of `operation`'s output: what the nonlinearity gets."""
+        """Batch norm or per-pixel bias of `operation`'s output: the nonlinearity's input."""
         if self.row.bn and self.training and distributed.world_size() > 1:
             statistics = self.running_mean, self.running_var
             return distributed.batch_norm(
@@ -95,7 +95,7 @@ class Layer(nn.Module):
 
 
 class Chain(nn.Sequential):
-    """Rows one after the other, from `in_maps` maps of `size` × `size` pixels; none: identity."""
+    """Rows in sequence, on `in_maps` maps of `size` × `size` pixels; no rows: identity."""
 
     def __init__(self, rows: Rows, in_maps: int, size: int, slope: float, pieces: int = 1) -> None:
         built: list[Layer] = []
@@ -106,10 +106,10 @@ class Chain(nn.Sequential):
         self.rows, self.slope, self.pieces, self.out_maps = built, slope, pieces, in_maps
 
     def forward(self, *parts: Tensor, generator: distributed.RandomSource | None = None) -> Tensor:
-        """The output for the parts' concatenation along the batch; shares its statistics.
+        """The output for the parts, concatenated along the batch, with joint batch statistics.
 
-        The first operation runs on each part apart, so that no gradient is computed of a part
-        that needs none. In training mode dropout masks are drawn from `generator` (None: no
+        The first operation runs on each part separately, so that no gradient is computed for a
+        part that needs none. In training mode dropout masks are drawn from `generator` (None: no
         dropout).
         """
         return self.forward_with_penultimate(*parts, generator=generator)[1]
@@ -117,7 +117,7 @@ class Chain(nn.Sequential):
     def forward_with_penultimate(
         self, *parts: Tensor, generator: distributed.RandomSource | None = None
     ) -> tuple[Tensor | None, Tensor]:
-        """What the last row gets (None where it is the only one), and the output."""
+        """The last row's input (None if it is the only row), and the output."""
         if not self.rows:
             return None, torch.cat(parts).flatten(1)
         rng = generator if self.training else None
@@ -133,7 +133,7 @@ class Chain(nn.Sequential):
     def activation(
         self, h: Tensor, row: Row, p: float = 0.0, rng: distributed.RandomSource | None = None
     ) -> Tensor:
-        """The row's nonlinearity (of the sigmoid the argument), then dropout."""
+        """The row's nonlinearity (of a sigmoid only its argument), then dropout."""
         if row.nonlinearity == LEAKY:
             return layers.leaky_relu_dropout(h, self.slope, p, rng)
         if row.nonlinearity == MAXOUT:
@@ -142,17 +142,17 @@ class Chain(nn.Sequential):
 
     def preactivations(self, h: Tensor) -> list[Tensor]:
         """Every row's values before its nonlinearity, first to last; no dropout."""
-        seen: list[Tensor] = []
+        found: list[Tensor] = []
         for layer in self.rows:
-            seen.append(layer.normalise(layer.operation(h)))
-            h = F.leaky_relu(seen[-1], self.slope)
-        return seen
+            found.append(layer.normalise(layer.operation(h)))
+            h = F.leaky_relu(found[-1], self.slope)
+        return found
 
 
 class Encoder(nn.Module):
     """G_z: q(z₁ | x) = N(μ(x), σ²(x) I), and q(z_l | z_1 … z_{l−1}, x) for the levels above (§2.6).
 
-    Those are Gaussian too; of x they see what the last row of the table sees. With a table's
+    Those are Gaussian too; their input from x is that of the table's last row. If the table has
     `noise`, z₁ is a deterministic function of x and that noise (Fig. 7).
     """
 
@@ -160,9 +160,9 @@ class Encoder(nn.Module):
         super().__init__()
         maps, size, _ = table.image
         self.layers = Chain(table.encoder, maps + table.noise, size, slope)
-        seen, rows = table.encoder[-2].maps, _level_rows(table)
+        penultimate, rows = table.encoder[-2].maps, _level_rows(table)
         self.upper = nn.ModuleList(
-            Chain(rows, seen + level * table.z, 1, slope) for level in range(1, levels)
+            Chain(rows, penultimate + level * table.z, 1, slope) for level in range(1, levels)
         )
         self.noise, self.dtype = table.noise, dtype
 
@@ -175,11 +175,11 @@ class Encoder(nn.Module):
         """x (B, C, H, W) → ẑ₁ … ẑ_L ~ q(z | x), each (B, z) fp32."""
         if self.noise:
             x = torch.cat([x, normal((len(x), self.noise, *x.shape[2:]))], dim=1)
-        seen, out = self.layers.forward_with_penultimate(self._cast(x))
+        penultimate, out = self.layers.forward_with_penultimate(self._cast(x))
         z_hat = [out.float() if self.noise else _gaussian(out, normal)]
         for chain in self.upper:
-            assert seen is not None
-            below = torch.cat([seen, *(z.to(self.dtype) for z in z_hat)], dim=1)
+            assert penultimate is not None
+            below = torch.cat([penultimate, *(z.to(self.dtype) for z in z_hat)], dim=1)
             z_hat.append(_gaussian(chain(below), normal))
         return tuple(z_hat)
 
@@ -230,7 +230,7 @@ class Decoder(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """D(x, z): the logit that (x, z₁ … z_L) comes from the encoder's joint; a GAN's sees no z."""
+    """D(x, z): the logit that (x, z₁ … z_L) is from the encoder's joint; a GAN's has no z."""
 
     def __init__(self, table: Table, levels: int, slope: float, dtype: torch.dtype) -> None:
         super().__init__()
@@ -269,12 +269,13 @@ class Discriminator(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) → (B, D) fp32: D(x)'s layers, max-pooled to 4×4 (Table 1's DCGAN row)."""
-        h, seen = x.to(self.dtype, memory_format=torch.channels_last), []
+        h, pooled = x.to(self.dtype, memory_format=torch.channels_last), []
         for layer in self.x.rows:
             h = self.x.activation(layer.normalise(layer.operation(h)), layer.row)
-            pooled = F.adaptive_max_pool2d(h, POOLED) if h.dim() == 4 and layer.size > POOLED else h
-            seen.append(pooled.float().flatten(1))
-        return torch.cat(seen, dim=1)
+            large = h.dim() == 4 and layer.size > POOLED
+            part = F.adaptive_max_pool2d(h, POOLED) if large else h
+            pooled.append(part.float().flatten(1))
+        return torch.cat(pooled, dim=1)
 
 
 class ALI(nn.Module):
@@ -299,7 +300,9 @@ class ALI(nn.Module):
     def require_encoder(self) -> Encoder:
         """The encoder. Raises UserError for a GAN."""
         if self.encoder is None:
-            raise UserError("a GAN has no encoder: it only samples; train with --model ali")
+            raise UserError(
+                "a GAN has no encoder: use it to sample only, or train with --model ali"
+            )
         return self.encoder
 
     def features(self, x: Tensor) -> Tensor:
@@ -309,9 +312,9 @@ class ALI(nn.Module):
 
 
 def _level_rows(table: Table) -> Rows:
-    """A Gaussian level's [μ, log σ]: two hidden layers as wide as the encoder's last.
+    """Rows for [μ, log σ] of a Gaussian level: two hidden layers as wide as the encoder's last.
 
-    The paper gives none; batch norm as it asks for in all of G_z and G_x but the outputs (§4).
+    The paper does not give them. They have batch norm, as all of G_z and G_x but the outputs (§4).
     """
     hidden = Row(CONV, 1, 1, table.encoder[-2].maps, True, 0.0, LEAKY, NONE)
     return hidden, hidden, Row(CONV, 1, 1, 2 * table.z, False, 0.0, LINEAR, MAP)
@@ -334,8 +337,8 @@ def build(
     Args:
         pixel_mean: (3, H, W) in [0, 1], mean of training images; the decoder's last bias starts
             at its log-odds (None: at 0).
-        dtype: what activations are computed in; weights are fp32 in any case. Points of the plane
-            are fp32 always: their modes are narrower than bf16's steps.
+        dtype: of the activations; weights are always fp32. For points in the plane activations are
+            fp32 too: their modes are narrower than bf16's steps.
     """
     generator = generator or torch.Generator().manual_seed(config.seed)
     table = apply_config(config)

@@ -14,7 +14,7 @@ LEAKY, MAXOUT, LINEAR, SIGMOID = "leaky ReLU", "maxout", "linear", "sigmoid"
 HIDDEN = (LEAKY, MAXOUT)
 Y, N = True, False
 # Biases are not in the tables; they follow the authors' code (IshmaelBelghazi/ALI, 5f2de51).
-NONE, MAP, PIXEL = "none", "one a feature map", "one a pixel and map (untied)"
+NONE, MAP, PIXEL = "none", "one per feature map", "one per pixel and map (untied)"
 
 
 class Row(NamedTuple):
@@ -260,17 +260,17 @@ _OF_SIZE = {32: TABLE3, 64: TABLE5}  # of a data set that the paper does not hav
 
 
 def paper_table(config: Config) -> Table:
-    """The table that belongs to the configuration's data set, as it stands above."""
+    """The table of the configuration's data set, unchanged."""
     return _OF_DATA.get(config.data) or _OF_SIZE[config.image_size]
 
 
 def apply_config(config: Config) -> Table:
     """The paper's table with the configuration's width, dropout and batch norm (not its slopes).
 
-    Width multiplies the hidden rows' maps; the outputs (μ and log σ, pixels, logit) and with them z
-    keep the paper's size, so that every width has the same prior and the SVM's μ the same length. A
-    row that gains batch norm loses its bias, one that loses it gets a bias a map (the authors' rule
-    for D(x)). Raises UserError for a bn_x that does not have one value a row of D(x).
+    Width multiplies the hidden rows' maps. The outputs (μ and log σ, pixels, logit) keep the
+    paper's size, and so does z: every width has the same prior, and the SVM's μ the same length. A
+    row that gains batch norm loses its bias, one that loses it gets a bias per map (the authors'
+    rule for D(x)). Raises UserError if bn_x does not have one value per row of D(x).
     """
     table = paper_table(config)
     if config.bn_x is not None and len(config.bn_x) != len(table.d_x):

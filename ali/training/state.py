@@ -34,7 +34,7 @@ class State:
     """Everything that training changes.
 
     `generator` is the only source of randomness: data order, z, noise and dropout masks.
-    `epoch` and `step` count what is done.
+    `epoch` and `step` are the numbers of those done.
     """
 
     config: Config
@@ -92,7 +92,7 @@ class State:
     def load(
         cls, folder: Path | str, device: torch.device | str, config: Config | None = None
     ) -> State:
-        """The state that was saved in `folder`, ready to go on training on `device`.
+        """The state saved in `folder`, ready to continue training on `device`.
 
         `config` may differ in RESUMABLE_CHANGES, such as epochs. On the kind of device it was
         saved on, training continues bit for bit; on another kind, randomness starts anew from the
@@ -168,8 +168,8 @@ def _continued(saved: Config, config: Config) -> Config:
             f"{name} {getattr(saved, name)!r} → {getattr(config, name)!r}" for name in differing
         )
         raise UserError(
-            f"the checkpoint is of another experiment ({shown}): "
-            "keep these settings to continue it, or start a new run"
+            f"the checkpoint has other settings ({shown}): keep them to resume it, or start a new "
+            "run"
         )
     return config
 

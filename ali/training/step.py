@@ -1,4 +1,4 @@
-"""Algorithm 1: a step, and an epoch of steps; no files, no loggers."""
+"""Algorithm 1: one step, and one epoch of steps. Reads and writes no files, logs nothing."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def device() -> torch.device:
 def train_step(state: State, x: Tensor) -> tuple[Tensor, Tensor]:
     """One iteration of Algorithm 1 on x (M, 3, H, W) in [0, 1]; the networks are in training mode.
 
-    Of several workers each gets its own M images. Returns (L_d, L_g) in nats, before the updates,
-    detached fp32 scalars on the device.
+    With several workers, x is this worker's shard. Returns (L_d, L_g) in nats, before the updates,
+    as detached fp32 scalars on the device.
     """
     networks, rng = state.networks, distributed.random_source(state.generator, len(x))
 
     def normal(shape: tuple[int, ...]) -> Tensor:
-        def of(rows: int, generator: torch.Generator) -> Tensor:
+        def draw(rows: int, generator: torch.Generator) -> Tensor:
             return torch.randn((rows, *shape[1:]), generator=generator, device=x.device)
 
-        return distributed.draw_rows(rng, shape[0], of)
+        return distributed.draw_rows(rng, shape[0], draw)
 
     pairs: tuple[Tensor, ...] = ()  # a GAN's discriminator sees no z
     z_hat = networks.encoder.sample(x, normal) if networks.encoder is not None else ()  # ~ q(z | x)
@@ -62,10 +62,10 @@ def train_step(state: State, x: Tensor) -> tuple[Tensor, Tensor]:
 def train_epoch(state: State, images: Tensor) -> dict[str, float]:
     """One pass over images, uint8 (N, H, W, 3) on the state's device, in a random order.
 
-    Returns the means of both losses (nats) and images a second. On CUDA the host does not wait
-    for the device until the end. Raises NonFiniteError for a loss (CPU: at once; CUDA: at the end
-    of the epoch, with the step it occurred in) or a weight (at the end), and UserError where there
-    are fewer images than a batch.
+    Returns the means of both losses (nats) and images per second. On CUDA the host waits for the
+    device only at the end. Raises NonFiniteError for a loss (CPU: at once; CUDA: at the end of the
+    epoch, with the step it occurred in) or a weight (at the end), and UserError if the images do
+    not fill one batch.
     """
     steps = len(images) // state.config.batch_size
     if steps == 0:
@@ -78,16 +78,16 @@ def train_epoch(state: State, images: Tensor) -> dict[str, float]:
     state.networks.train()
     if images.device.type == "cpu":
         keep_freed_memory()
-    seen = torch.empty(steps, 2, device=images.device)  # L_d, L_g of each step
+    step_losses = torch.empty(steps, 2, device=images.device)  # L_d, L_g of each step
     with _repeatable():
         for i, x in enumerate(data.batches(images, state.config.batch_size, state.generator)):
-            seen[i, 0], seen[i, 1] = train_step(state, distributed.shard(x))
+            step_losses[i, 0], step_losses[i, 1] = train_step(state, distributed.shard(x))
             if images.device.type == "cpu":  # elsewhere this would wait for the device
-                _check(seen[i : i + 1], first + i, state)
-    _check(seen, first, state)
+                _check(step_losses[i : i + 1], first + i, state)
+    _check(step_losses, first, state)
     if broken := non_finite(state):
         raise NonFiniteError(state.step, broken)
-    loss_d, loss_g = seen.mean(dim=0).tolist()
+    loss_d, loss_g = step_losses.mean(dim=0).tolist()
     state.epoch += 1
     seconds = time.perf_counter() - start
     return {
@@ -104,9 +104,9 @@ def non_finite(state: State) -> tuple[str, ...]:
     return tuple(name for name, fine in zip(named, finite, strict=True) if not fine)
 
 
-def _check(seen: Tensor, first: int, state: State) -> None:
-    """Raises NonFiniteError for the first row of `seen` (steps, 2) that is not finite."""
-    bad = ~seen.isfinite()
+def _check(step_losses: Tensor, first: int, state: State) -> None:
+    """Raises NonFiniteError for the first row of `step_losses` (steps, 2) that is not finite."""
+    bad = ~step_losses.isfinite()
     if bad.any():
         i = int(bad.any(dim=1).nonzero()[0])
         what = tuple(n for n, b in zip((D_LOSS, G_LOSS), bad[i].tolist(), strict=True) if b)
@@ -114,10 +114,10 @@ def _check(seen: Tensor, first: int, state: State) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc's malloc to reuse what is freed rather than give it back to the kernel.
+    """Makes glibc's malloc keep freed memory for reuse instead of returning it to the kernel.
 
-    Every step frees and allocates the same hundreds of megabytes, and as fresh pages these cost
-    about a tenth of the step. Holds for the process; other C libraries are left as they are.
+    Every step frees and allocates the same hundreds of megabytes; getting them from the kernel
+    takes about a tenth of the step. Affects the whole process; does nothing without glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -129,7 +129,7 @@ def keep_freed_memory() -> None:
 
 
 def _repeatable() -> AbstractContextManager[None]:
-    """cuDNN's convolutions give the same bits every time, which exact resuming rests on."""
+    """Within, cuDNN's convolutions give the same bits every time, as exact resuming needs."""
     cudnn = torch.backends.cudnn
     return cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32

@@ -171,7 +171,7 @@ def test_samples_that_overflow_are_a_divergence(dataset):
     with torch.no_grad():
         state.networks.decoder.layers.rows[0].weight.fill_(torch.inf)
     with pytest.raises(NonFiniteError, match="non-finite samples at step 0"):
-        experiment.evaluated(state, dataset, CONFIG)
+        experiment.evaluate(state, dataset, CONFIG)
 
 
 def test_baseline_errors(dataset):

@@ -112,7 +112,7 @@ def test_help_names_options_with_unit_and_default():
     out, _ = ali("train", "--help")
     shown = " ".join(out.replace("│", " ").split())
     assert "--lr-d FLOAT Adam learning rate of the discriminator. (default: 0.0001)" in shown
-    assert "--batch-size INT Images a step (M in Algorithm 1). (default: 100)" in shown
+    assert "--batch-size INT Images per step (M in Algorithm 1). (default: 100)" in shown
     assert "--output-dir PATH" in shown and "(required)" in shown
     assert all(
         name in ali("--help")[0] for name in ("reconstruct", "interpolate", "figure", "encode")
