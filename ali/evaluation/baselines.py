@@ -148,7 +148,7 @@ def _weighted_svm(rows: np.ndarray, y: np.ndarray, costs: np.ndarray, w: np.ndar
     """
     lower = np.linalg.cholesky(np.eye(rows.shape[1]) + 2 * (rows.T * costs) @ rows)
 
-    def objective(v: np.ndarray) -> tuple[float, np.ndarray]:
+    def loss(v: np.ndarray) -> tuple[float, np.ndarray]:
         w = solve_triangular(lower, v.reshape(shape).T, lower=True, trans=1).T
         hinge = np.maximum(0, 1 - y * (w @ rows.T))  # (K, N)
         gradient = w - 2 * (costs * y * hinge) @ rows
@@ -158,7 +158,7 @@ def _weighted_svm(rows: np.ndarray, y: np.ndarray, costs: np.ndarray, w: np.ndar
     shape = w.shape
     with threadpool_limits(1, "blas"):  # as in ali.evaluation.svm
         found = minimize(
-            objective,
+            loss,
             (w @ lower).ravel(),
             method="L-BFGS-B",
             jac=True,

@@ -1,4 +1,4 @@
-"""A training run in one value, saved and loaded exactly: networks, Adam, epoch, randomness."""
+"""All that training changes, saved and loaded exactly: networks, Adam, randomness, epoch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class State:
     """Everything that training changes.
 
     `generator` is the only source of randomness: data order, z, noise and dropout masks.
-    `epoch` and `step` are the numbers of those done.
+    `epoch` and `step` count those done.
     """
 
     config: Config
@@ -101,7 +101,7 @@ class State:
         """
         folder = Path(folder)
         manifest = checkpoint.read_manifest(folder)
-        config = manifest.config if config is None else _continued(manifest.config, config)
+        config = manifest.config if config is None else _resumed_config(manifest.config, config)
         networks = _networks(folder, manifest, config, torch.device(device))
         generator = torch.Generator(device)
         if manifest.generator["device"] == generator.device.type:
@@ -156,7 +156,7 @@ def _pixel_mean(x: np.ndarray, seed: int) -> Tensor:
     return torch.from_numpy(x[chosen].mean(axis=0) / 255).permute(2, 0, 1).float()
 
 
-def _continued(saved: Config, config: Config) -> Config:
+def _resumed_config(saved: Config, config: Config) -> Config:
     differing = [
         field.name
         for field in fields(Config)

@@ -129,7 +129,7 @@ def test_nearest_neighbours_equal_a_search_by_hand(dataset, test_split):
 
 
 def test_raw_pixels_equal_val_error_on_its_own_images(dataset):
-    """On the validation set as test, the draws' mean is ali.evaluate's raw_pixel_error."""
+    """On the validation set as test, the draws' mean is protocol.raw_pixel_error."""
     errors = baselines.raw_pixel_errors(dataset, dataset.valid, CONFIG, draws=2)
     assert errors.mean() == pytest.approx(protocol.raw_pixel_error(dataset, CONFIG), abs=0.004)
 

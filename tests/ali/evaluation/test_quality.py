@@ -1,4 +1,4 @@
-"""ali.quality: each measure where its value is known, and in the order that eyes would put it."""
+"""ali.evaluation.quality: measures where their value is known, and ordered as eyes would do it."""
 
 import itertools
 import math
