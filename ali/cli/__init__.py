@@ -57,7 +57,8 @@ def parse_args(
     with wide, quiet, contextlib.suppress(SystemExit):
         tyro.cli(options, **arguments)
     program = prog.split()[1:] if prog else sys.argv[:1]  # without "python"
-    raise UserError(f"{_sentence(box.getvalue())}; see {command(*program, '--help')}")
+    sentence = _sentence(box.getvalue()).rstrip(".")
+    raise UserError(f"{sentence}; see {command(*program, '--help')}")
 
 
 def main(function: Callable[[], int | None]) -> NoReturn:

@@ -39,17 +39,17 @@ class Table1:
     data: Literal["svhn", "house-numbers", "cifar10"] = "svhn"
     """Data set: labelled, with a test split."""
     data_dir: Path | None = None
-    """Folder of its official files; default: ./data/<name>, downloaded if need be."""
+    """Folder of its official files; default: ./data/<name>, downloaded if missing."""
     train_size: int | None = None
     """Unlabelled training images used; default: all."""
     labels: int = 1000
-    """Labelled images a classifier sees."""
+    """Labelled images that a classifier is trained on."""
     balanced: bool = True
-    """Draw as many labelled images of each class; otherwise at random."""
+    """Draw equally many labelled images of each class; otherwise uniformly at random."""
     draws: int = 100
-    """Labelled draws, each with its own classifier, behind a mean ± std."""
+    """Random draws of the labelled images, each with its own classifier; an error is mean ± std."""
     unlabelled: int = 4000
-    """Training images that the transductive SVM sees besides; 0 leaves its row out."""
+    """Unlabelled training images for the transductive SVM; 0 leaves its row out."""
     ali: Path | None = None
     """For the row ALI: a checkpoint, run, trial or full training; default: trained here for
     --epochs."""
@@ -60,7 +60,7 @@ class Table1:
     width: float = 1.0
     """For training here: multiplier of every hidden layer's feature maps; 1 is the paper's."""
     batch_size: int = 100
-    """For training here: images a step."""
+    """For training here: images per step."""
     precision: Precision = "auto"
     """For training here: fp32, or bf16 activations; auto: bf16 where the hardware multiplies
     matrices in it."""
