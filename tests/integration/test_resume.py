@@ -56,7 +56,7 @@ def test_ctrl_c_ends_cleanly_a_second_one_at_once_and_a_damaged_checkpoint_gives
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=90)
     assert process.returncode == 130, out + err
-    assert f"stopped; resume with: {sys.executable}" in out and "Traceback" not in out + err
+    assert "stopped; resume with: " in out and "Traceback" not in out + err
     statuses = {run.info.status for found in toy.mlflow().values() for run in found}
     assert "RUNNING" not in statuses
     time.sleep(3)  # the trial's own process outlives its driver by a moment
@@ -72,7 +72,7 @@ def test_ctrl_c_ends_cleanly_a_second_one_at_once_and_a_damaged_checkpoint_gives
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
-    assert out.startswith(f"stopped at once; resume with: {sys.executable}") and "--resume" in out
+    assert out.startswith("stopped at once; resume with: ") and "--resume" in out
     assert "Traceback" not in "".join(told) + out + err
 
     toy.env["TOY_SECONDS"] = "0.02"
@@ -88,5 +88,5 @@ def test_ctrl_c_before_there_is_a_trial_ends_cleanly_too(toy):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=90)
     assert process.returncode == 130, out + err
-    assert f"stopped; resume with: {sys.executable}" in out and "Traceback" not in out + err
+    assert "stopped; resume with: " in out and "Traceback" not in out + err
     assert not any(run.info.status == "RUNNING" for run in toy.parents())

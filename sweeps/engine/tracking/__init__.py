@@ -1,4 +1,4 @@
-"""Everything that is written to MLflow and read from it: `schema` has the names, `runs` the runs."""
+"""Everything that is written to MLflow and read from it; `schema` has the names."""
 
 from sweeps.engine.tracking.client import connect, default_uri, experiment_id, without_password
 from sweeps.engine.tracking.queue import AsyncLogQueue
