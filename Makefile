@@ -11,10 +11,10 @@ ARGS   ?=
 LAPTOP := --data house-numbers --width 0.125 --batch-size 32 --epochs 6 --num-trials 8 \
           --startup-trials 4 --draws 2
 
-.PHONY: help sweep ui report best test testbed faults lint bench clean
+.PHONY: help sweep ui report best test test-fast testbed faults lint bench clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
@@ -45,8 +45,11 @@ lint: $(VENV)/installed-test  ## ruff and mypy
 	$(BIN)/mypy
 
 # Two files at a time; one thread each, since several pools of threads on two cores slow all of them.
-test: lint  ## lint, types and all tests
+test: lint  ## lint, types and all tests (10 to 15 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-fast: $(VENV)/installed-test  ## the tests for daily work: none that is slow or starts a sweep (2 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not integration" $(ARGS)
 
 testbed: $(VENV)/installed-test  ## a sweep over three hosts played by this machine, as root (ARGS=--kill-host)
 	@$(BIN)/python tests/testbed/testbed.py $(ARGS)

@@ -22,3 +22,10 @@ def host(tmp_path, monkeypatch):
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_):
         """Says nothing."""
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what crosses processes, by its folder."""
+    for item in items:
+        if "integration" in item.path.parts:
+            item.add_marker(pytest.mark.integration)

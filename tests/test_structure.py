@@ -5,6 +5,7 @@ under TYPE_CHECKING.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -32,7 +33,31 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("ali.metrics", "ali.files", "ali.environment"),
         ("ali.errors", "ali"),
     ),
-    "sweeps": (),  # to be filled in
+    "sweeps": (
+        (
+            *("sweeps.svhn", "sweeps.cifar10", "sweeps.celeba", "sweeps.tiny_imagenet"),
+            *("sweeps.mixture", "sweeps.folder", "sweeps.best", "sweeps.report", "sweeps.status"),
+        ),
+        ("sweeps",),  # the public API
+        ("sweeps.engine.driver", "sweeps.engine.final"),
+        ("sweeps.engine.full_training", "sweeps.engine.status", "sweeps.engine.watchdog"),
+        (
+            *("sweeps.engine.progress", "sweeps.engine.search", "sweeps.engine.trial"),
+            *("sweeps.engine.reporting", "sweeps.engine.reconcile", "sweeps.engine.shutdown"),
+            *("sweeps.engine.workers", "sweeps.engine.final_test"),
+        ),
+        (
+            *("sweeps.engine.scheduler", "sweeps.engine.retention", "sweeps.engine.results"),
+            *("sweeps.engine.cluster", "sweeps.engine.mirror"),
+        ),
+        ("sweeps.engine.study", "sweeps.engine.options"),
+        (
+            *("sweeps.engine.tracking", "sweeps.engine.storage", "sweeps.engine.space"),
+            *("sweeps.engine.experiment", "sweeps.engine.rungs", "sweeps.engine.formatting"),
+            *("sweeps.engine.scripts", "sweeps.engine.lock", "sweeps.engine.ray_compat"),
+        ),
+        ("sweeps.engine.endings", "sweeps.engine"),
+    ),
 }
 MAY_READ_ENVIRONMENT = {"ali/environment.py"}
 
@@ -185,3 +210,40 @@ def test_the_library_leaves_the_sweeps_libraries_alone(module):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout == "set()\n", done.stdout + done.stderr
+
+
+# Attributes of Ray's trials, trainables and controllers that its documentation does not name.
+RAYS_OWN = {"temporary_state", "run_metadata", "init_local_path", "set_status", "error_file"}
+RAYS_OWN |= {"_last_result", "_storage", "_mark_trial_to_checkpoint", "current_checkpoint_index"}
+# Modules of Ray that are public: in its documentation, or what documented base classes are in.
+RAYS_PUBLIC = {"ray", "ray.tune", "ray.train", "ray.train.torch", "ray.exceptions"}
+RAYS_PUBLIC |= {f"ray.tune.{name}" for name in ("experiment", "schedulers", "search", "result")}
+
+
+def test_one_file_touches_private_names_of_ray():
+    touching = set()
+    for path in sources("ali", "sweeps"):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            own = isinstance(node, ast.Attribute) and node.attr in RAYS_OWN
+            inside = isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            private = module.split(".")[0] == "ray" and module not in RAYS_PUBLIC
+            text = isinstance(node, ast.Constant) and str(node.value).startswith(("RAY_", "TUNE_"))
+            if (own and not inside) or private or (text and path.name != "environment.py"):
+                touching.add(str(path.relative_to(ROOT)))
+    assert touching == {"sweeps/engine/ray_compat.py"}
+
+
+def test_one_file_touches_private_names_of_optuna():
+    touching = {
+        str(path.relative_to(ROOT))
+        for path in sources("ali", "sweeps")
+        if re.search(r"(?<!self)\._(trial|study)_id|optuna\._", path.read_text())
+    }
+    assert touching == {"sweeps/engine/study.py"}
+
+
+def test_no_private_names_of_torch():
+    for path in sources("ali", "sweeps"):
+        assert "torch.cpu._" not in path.read_text() and "torch._" not in path.read_text(), path
