@@ -7,18 +7,18 @@ python ali-sweeps/cluster/nodes.py --wait 3    waits until so many are
 from __future__ import annotations
 
 import logging
-import os
 import time
 from dataclasses import dataclass
 
 import ray
 
+from ali import environment
 from ali.cli import main, parse_args
 from ali.errors import UserError
 
 
 @dataclass(frozen=True)
-class Options:
+class NodesOptions:
     """The machines of a running Ray cluster."""
 
     wait: int = 1
@@ -27,10 +27,10 @@ class Options:
     """How long to wait for them."""
 
 
-def nodes(options: Options) -> None:
+def nodes(options: NodesOptions) -> None:
     try:
         ray.init(
-            address=os.environ.get("RAY_ADDRESS", "auto"),
+            address=environment.ray_address() or "auto",
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -53,4 +53,4 @@ def nodes(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(lambda: nodes(parse_args(Options)))
+    main(lambda: nodes(parse_args(NodesOptions)))

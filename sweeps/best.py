@@ -10,7 +10,7 @@ error (mean ± std over 100 SVMs, §4.4) beside Table 1 and registers the model 
 """
 
 from ali.cli import main, parse_args
-from sweeps.engine.final import Options, train_best
+from sweeps.engine.final import FinalOptions, train_best
 
 if __name__ == "__main__":
-    main(lambda: train_best(parse_args(Options)))
+    main(lambda: train_best(parse_args(FinalOptions)))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Location):
+class FinalOptions(Location):
     """Options of the full training; it goes to <output-dir>/<name>/best-<trial>."""
 
     epochs: int | None = None
@@ -50,7 +50,7 @@ class Options(Location):
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
-def train_best(options: Options) -> int:
+def train_best(options: FinalOptions) -> int:
     """Finds the best trial, trains it in full, tests it, registers it; returns the exit code."""
     import torch
 

@@ -3,7 +3,14 @@
 import pytest
 
 from ali.errors import UserError
-from sweeps.engine.cluster import NODE_CPU, TrialResources, allocate_resources
+from sweeps.engine import ray_compat
+from sweeps.engine.cluster import (
+    NODE_CPU,
+    TrialResources,
+    allocate_resources,
+    max_cluster_resources,
+    refuse_dead_cluster,
+)
 from sweeps.engine.options import Options
 
 
@@ -33,3 +40,44 @@ def test_shares(asked, resources, share):
 def test_a_share_larger_than_the_node(asked):
     with pytest.raises(UserError, match="lower --cpus-per-trial"):
         allocate_resources(options(**asked), {"CPU": 8, NODE_CPU: 2})
+
+
+CLUSTER = {
+    "max_workers": 4,
+    "head_node_type": "head",
+    "available_node_types": {
+        "head": {"resources": {"CPU": 8}},
+        "small": {"resources": {"CPU": 2}},
+        "large": {"resources": {"CPU": 16, "GPU": 2}},
+    },
+}
+
+
+def test_an_autoscaler_counts_with_the_workers_that_it_may_add(monkeypatch):
+    monkeypatch.setattr(ray_compat, "cluster_config", lambda: CLUSTER)
+    assert max_cluster_resources({"CPU": 8, NODE_CPU: 8, "memory": 1}) == {
+        "CPU": 64,
+        "GPU": 8,
+        NODE_CPU: 16,
+        "memory": 1,
+    }
+    assert max_cluster_resources({"CPU": 100, NODE_CPU: 50})["CPU"] == 100, "there are more already"
+
+
+def test_without_an_autoscaler_there_is_what_there_is(monkeypatch):
+    now = {"CPU": 3, NODE_CPU: 1}
+    monkeypatch.setattr(ray_compat, "cluster_config", lambda: None)
+    assert max_cluster_resources(now) == now
+    alone = CLUSTER | {"available_node_types": {"head": {"resources": {"CPU": 8}}}}
+    monkeypatch.setattr(ray_compat, "cluster_config", lambda: alone)
+    assert max_cluster_resources(now) == now
+
+
+def test_a_cluster_that_is_gone_is_named_at_once(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    file = tmp_path / "ray_current_cluster"
+    monkeypatch.setattr(ray_compat, "recorded_cluster_address", lambda: ("127.0.0.1:9", file))
+    with pytest.raises(UserError, match="does not answer"):
+        refuse_dead_cluster()
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    refuse_dead_cluster()

@@ -1,0 +1,52 @@
+"""Which checkpoints stay on disk."""
+
+from types import SimpleNamespace
+
+from optuna.trial import TrialState
+
+from sweeps.engine.retention import delete_checkpoints
+from sweeps.engine.storage import Storage
+
+
+def ended(number, value, state=TrialState.COMPLETE):
+    return SimpleNamespace(number=number, value=value, state=state)
+
+
+def checkpoints(folder, trials, count=2):
+    for number in range(trials):
+        for index in range(count):
+            path = folder / "s" / f"{number:05d}" / f"checkpoint_{index:06d}"
+            path.mkdir(parents=True)
+            (path / "state.json").write_text("x")
+
+
+def left(folder):
+    return sorted(str(p.relative_to(folder / "s")) for p in (folder / "s").glob("*/checkpoint_*"))
+
+
+def test_the_last_of_each_of_the_best_stays(tmp_path):
+    checkpoints(tmp_path, 4)
+    pruned, failed = TrialState.PRUNED, TrialState.FAIL
+    trials = [ended(0, 0.4), ended(1, 0.1, pruned), ended(2, 0.2), ended(3, None, failed)]
+    kept = delete_checkpoints(Storage.at(tmp_path, "s"), trials, keep=1)
+    assert [trial.number for trial in kept] == [2]
+    assert left(tmp_path) == ["00002/checkpoint_000001"]
+
+
+def test_a_better_trial_takes_the_place_of_one_that_was_kept(tmp_path):
+    checkpoints(tmp_path, 3)
+    storage = Storage.at(tmp_path, "s")
+    kept = delete_checkpoints(storage, [ended(0, 0.4), ended(1, 0.3)], keep=2)
+    kept = delete_checkpoints(storage, [*kept, ended(2, 0.3)], keep=2)
+    assert [trial.number for trial in kept] == [1, 2], "of equals the first is better"
+    assert left(tmp_path) == ["00001/checkpoint_000001", "00002/checkpoint_000001"]
+
+
+def test_running_trials_are_left_alone(tmp_path):
+    checkpoints(tmp_path, 2)
+    delete_checkpoints(Storage.at(tmp_path, "s"), [ended(0, 0.4)], keep=1)
+    assert left(tmp_path) == [
+        "00000/checkpoint_000001",
+        "00001/checkpoint_000000",
+        "00001/checkpoint_000001",
+    ]

@@ -1,0 +1,189 @@
+"""The trial class in this process: results, endings, checkpoints, the next trial of a worker."""
+
+import contextlib
+import json
+
+import pytest
+
+from ali.config import Config
+from ali.errors import NonFiniteError, UserError
+from ali.metrics import EPOCH, VAL_ERROR
+from sweeps.engine import trial as module
+from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.experiment import Experiment
+from sweeps.engine.scheduler import HISTORY
+from sweeps.engine.tracking import TrackingContext
+from sweeps.engine.trial import METRICS, SweepTrial, TrialContext, read_history
+
+
+class State:
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def save(self, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "epoch.json").write_text(json.dumps(self.epoch))
+
+
+class Counting(Experiment):
+    """Counts epochs; raises `error` after `good` of them."""
+
+    def __init__(self, error=None, good=99):
+        self.error, self.good, self.loads = error, good, 0
+
+    def load_data(self, config):
+        self.loads += 1
+        return f"data {self.loads}"
+
+    def objective(self, config, dataset):
+        return VAL_ERROR
+
+    def fingerprint(self, dataset):
+        return dataset
+
+    def run(self, config, dataset, state):
+        for epoch in range(state.epoch + 1 if state else 1, config.epochs + 1):
+            if epoch > self.good:
+                raise self.error
+            yield State(epoch), {EPOCH: epoch, VAL_ERROR: 1 / epoch, "train_seconds": 2.0}
+
+    def load_state(self, folder, config):
+        try:
+            return State(json.loads((folder / "epoch.json").read_text()))
+        except (OSError, ValueError) as error:
+            raise UserError(f"damaged: {error}") from error
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    """What trials log, in place of MLflow: (trial id, metrics)."""
+    records = []
+
+    class Queue:
+        def flush(self, timeout):
+            return True
+
+        finish = close = lambda self: None
+
+    class Run:
+        def __init__(self, to, trial_id, params, outage_seconds, tags):
+            self.queue, self.params = Queue(), params
+
+        def epoch(self, metrics, images):
+            records.append(metrics)
+
+        def text(self, text, file):
+            records.append({file: text})
+
+    monkeypatch.setattr(module, "TrialRun", Run)
+    return records
+
+
+def started(experiment, epochs=3, **config):
+    context = TrialContext(experiment, TrackingContext("", "", "s", "", VAL_ERROR), 9, 2, 1.0)
+    trial = SweepTrial.__new__(SweepTrial)
+    trial.__dict__.update(_trial_info=None, _storage=None, _last_result={})
+    trial.setup(Config(epochs=epochs, **config).to_dict(), context)
+    return trial
+
+
+def test_a_step_is_an_epoch_and_totals_add_up(logged):
+    trial = started(Counting())
+    results = [trial.step() for _ in range(3)]
+    assert [result["done"] for result in results] == [False, False, True]
+    assert [result["total_train_seconds"] for result in results] == [2, 4, 6]
+    assert results[-1]["total_core_seconds"] == 12, "two threads"
+    assert [metrics[EPOCH] for metrics in logged] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [
+        (NonFiniteError(7, ("d_loss",)), Ending(EndState.DIVERGED, "non-finite d_loss at step 7")),
+        (MemoryError(), Ending(EndState.OUT_OF_MEMORY, "MemoryError")),
+        (RuntimeError("a bug"), Ending(EndState.FAILED, "RuntimeError: a bug")),
+    ],
+)
+def test_an_error_is_an_ending_and_no_restart(logged, error, ending):
+    trial = started(Counting(error, good=1))
+    trial.step()
+    result = trial.step()
+    assert result["done"] and Ending.from_result(result) == ending
+    assert any("traceback.txt" in record for record in logged) == (ending.state is EndState.FAILED)
+
+
+def test_a_checkpoint_restores_state_totals_and_what_the_search_may_not_know(logged, tmp_path):
+    first = started(Counting())
+    first.step(), first.step()
+    first.save_checkpoint(str(tmp_path))
+    again = started(Counting())
+    again.load_checkpoint(str(tmp_path))
+    result = again.step()
+    assert result[EPOCH] == 3 and result["total_train_seconds"] == 6
+    assert result[HISTORY] == [(1, 1.0), (2, 0.5)]
+    assert HISTORY not in again.step(), "told once"
+
+
+def test_a_trial_restored_after_its_last_epoch_says_so_again(logged, tmp_path):
+    first = started(Counting(), epochs=1)
+    last = first.step()
+    first.save_checkpoint(str(tmp_path))
+    again = started(Counting(), epochs=1)
+    again.load_checkpoint(str(tmp_path))
+    assert {k: v for k, v in again.step().items() if k != HISTORY} == last
+
+
+@pytest.mark.parametrize("file", [METRICS, "epoch.json"])
+def test_a_damaged_checkpoint_is_not_used(logged, tmp_path, file):
+    first = started(Counting())
+    first.step()
+    first.save_checkpoint(str(tmp_path))
+    path = tmp_path / file
+    path.write_bytes(path.read_bytes()[:-3] + b"###")
+    again = started(Counting())
+    again.load_checkpoint(str(tmp_path))
+    assert again.step()[EPOCH] == 1
+
+
+def test_every_damaged_byte_of_the_metrics_is_noticed(logged, tmp_path):
+    first = started(Counting())
+    first.step()
+    first.save_checkpoint(str(tmp_path))
+    path = tmp_path / METRICS
+    whole, history = path.read_bytes(), read_history(tmp_path)
+    for index in range(len(whole)):
+        path.write_bytes(whole[:index] + bytes([whole[index] ^ 1]) + whole[index + 1 :])
+        with contextlib.suppress(UserError):
+            assert read_history(tmp_path) == history
+
+
+def test_a_checkpoint_of_the_version_before_is_read(logged, tmp_path):
+    """State in a folder of its own, metrics without a checksum, checksums in sums.json."""
+    State(2).save(tmp_path / "state")
+    history = [{EPOCH: epoch, VAL_ERROR: 1 / epoch} for epoch in (1, 2)]
+    (tmp_path / METRICS).write_text(json.dumps(history))
+    (tmp_path / "sums.json").write_text("{}")
+    trial = started(Counting())
+    trial.load_checkpoint(str(tmp_path))
+    assert trial.step()[EPOCH] == 3
+
+
+def test_the_next_trial_of_a_worker_starts_clean_and_keeps_the_data(logged):
+    experiment = Counting()
+    trial = started(experiment)
+    for _ in range(3):
+        trial.step()
+    assert trial.reset_config(Config(epochs=2, seed=5).to_dict())
+    result = trial.step()
+    assert (result[EPOCH], result["total_train_seconds"]) == (1, 2)
+    assert experiment.loads == 1 and trial._opened.params["seed"] == 5
+    assert trial._opened.params["data_fingerprint"] == "data 1"
+
+
+def test_data_that_cannot_be_loaded_fails_the_trial_and_not_the_worker(logged):
+    class Missing(Counting):
+        def load_data(self, config):
+            raise UserError("no files")
+
+    result = started(Missing()).step()
+    assert Ending.from_result(result) == Ending(EndState.FAILED, "UserError: no files")
