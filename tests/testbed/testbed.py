@@ -1,14 +1,14 @@
 """Plays several machines on this one, and runs a sweep over them with Ray's own commands.
 
     make testbed                        three hosts, `ray up`, `ray submit`, `ray exec`, `ray down`
-    make testbed ARGS=--kill-host       the same, and a host loses its power in the middle
+    make testbed ARGS=--kill-host       the same, and a host is switched off in the middle
 
 A host is a set of Linux namespaces: its own network address, processes, /tmp and home; its system
 is this machine's, read-only; it has an sshd and nothing else running. A cable (veth) leads from
 each host to a switch (a bridge in a namespace of its own), so no packet passes this machine's
-network. One more host is the desk that the commands are typed at. All hosts are children of this
-process and are gone when it ends, however it ends. Needs root, iproute2, openssh-server, rsync and
-postgresql.
+network. One more host, the desk, runs the commands that a user would type. All hosts are children
+of this process and are gone when it ends, however it ends. Needs root, iproute2, openssh-server,
+rsync and postgresql.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ali.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[2]
 HOST = Path(__file__).with_name("host.sh")
-CRAWLED = PROJECT.parent / "shared" / "data" / "svhn"
+SVHN_CROPS = PROJECT.parent / "shared" / "data" / "svhn"
 CLUSTER = "cluster/on_prem.yaml"
 SHARED = "/srv/ali"  # on every host
 NETWORK = "10.77.0"  # exists in the hosts' namespaces alone
@@ -77,10 +77,10 @@ class Host:
     def init(self) -> int:
         """Process 1 of the host, as this machine numbers it."""
         task = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        return int(_wait(lambda: task.read_text().split(), f"{self.name} to start")[0])
+        return int(_wait(lambda: task.read_text().split(), self.name)[0])
 
     def plug(self, switch: int) -> None:
-        """Lays the cable to the switch, a process in its network namespace."""
+        """Connects the host to the switch, given by a process in its network namespace."""
         cable, init = f"to-{self.name}", str(self.init)
         _ip(
             "link",
@@ -99,7 +99,7 @@ class Host:
         _ip("link", "set", "lo", "up", at=self.init)
         _ip("addr", "add", f"{self.address}/24", "dev", "eth0", at=self.init)
         _ip("link", "set", "eth0", "up", at=self.init)
-        # Leads nowhere: a program that asks for the way out learns the host's address.
+        # Leads nowhere, but a program that asks which address leads out learns the host's.
         _ip("route", "add", "default", "dev", "eth0", at=self.init)
 
     def command(self, command: str) -> list[str]:
@@ -110,7 +110,7 @@ class Host:
         return [*enter, str(self.folder / "root"), *shell, f"cd; cd ali-sweeps; {command}"]
 
     def kill(self) -> None:
-        """Takes the host's power away: its processes and its network end at once."""
+        """Switches the host off: its processes and its network end at once."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         self._process.wait()
@@ -163,7 +163,7 @@ class Testbed:
         for number, name in enumerate([DESK, *self._names], 9):
             host = Host(name, f"{NETWORK}.{number}", self.folder / name, self.shared)
             self.hosts[name] = host
-            _furnish(host.folder / "home", key if name == DESK else None, key.with_suffix(".pub"))
+            _fill_home(host.folder / "home", key if name == DESK else None, key.with_suffix(".pub"))
             host.plug(switch)
         home = self.hosts[DESK].folder / "home"
         leave_out = shutil.ignore_patterns(".*", "runs", "__pycache__", "*.egg-info")
@@ -230,8 +230,8 @@ class Testbed:
         return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
 
 
-def _furnish(home: Path, key: Path | None, public: Path) -> None:
-    """Files of a home: the desk's key and the token, or what sshd and pip read on a host."""
+def _fill_home(home: Path, key: Path | None, public: Path) -> None:
+    """Writes what ssh, sshd and pip read on a host; the desk has the `key`, the others do not."""
     ssh = home / ".ssh"
     ssh.mkdir(mode=0o700)
     if key:
@@ -269,7 +269,7 @@ def _wait(ready: Callable[[], object], what: str, seconds: float = 30) -> list[s
             if found := ready():
                 return found if isinstance(found, list) else []
         time.sleep(0.1)
-    raise RuntimeError(f"waited {seconds:.0f} s in vain for {what}")
+    raise RuntimeError(f"{what}: not ready after {seconds:.0f} s")
 
 
 def _plain(line: str) -> str:
@@ -288,14 +288,14 @@ class Options:
     """Epochs of a trial."""
     train_size: int = 600
     """Images that a trial trains on."""
-    data_dir: Path | None = CRAWLED if CRAWLED.is_dir() else None
+    data_dir: Path | None = SVHN_CROPS if SVHN_CROPS.is_dir() else None
     """Folder with SVHN's .mat files; without one the sweep is over the embedded house numbers."""
     kill_host: bool = False
-    """Take the last host's power away while a trial runs on it."""
+    """Switch the last host off while a trial runs on it."""
 
 
 class _Killer:
-    """Reads the sweep's output: a while after the first trial has ended, a host loses its power."""
+    """Reads the sweep's output; once a trial has ended and another trains on a host, kills that."""
 
     def __init__(self, bed: Testbed, name: str) -> None:
         self._bed, self._name, self._ended, self.done = bed, name, False, False
