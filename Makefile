@@ -11,7 +11,7 @@ ARGS   ?=
 LAPTOP := --data house-numbers --width 0.125 --batch-size 32 --epochs 6 --num-trials 8 \
           --startup-trials 4 --draws 2
 
-.PHONY: help sweep ui report best test test-fast testbed faults lint bench clean
+.PHONY: help sweep ui report best test test-fast test-versions testbed faults lint bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,9 @@ test: lint  ## lint, types and all tests (10 to 15 minutes on two cores)
 
 test-fast: $(VENV)/installed-test  ## the tests for daily work: none that is slow or starts a sweep (2 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not integration" $(ARGS)
+
+test-versions: $(VENV)/installed-test  ## search, sweeps, storage, tracking at both ends of pyproject.toml's ranges (ARGS=lowest)
+	@$(BIN)/python tests/versions.py $(ARGS)
 
 testbed: $(VENV)/installed-test  ## a sweep over three hosts played by this machine, as root (ARGS=--kill-host)
 	@$(BIN)/python tests/testbed/testbed.py $(ARGS)

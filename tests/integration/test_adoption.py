@@ -8,6 +8,8 @@ import pytest
 from tests.audit import audit
 from tests.integration.harness import kill_when, wait_for_death
 
+pytestmark = pytest.mark.versions
+
 EPOCHS = 12
 
 

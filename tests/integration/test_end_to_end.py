@@ -15,6 +15,8 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+pytestmark = pytest.mark.versions
+
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("ALI_TEST_DATA", ROOT.parent / "shared" / "data")) / "svhn"
 TINY = "--width 0.25 --train-size 600 --labels 100 --draws 1 --batch-size 50"

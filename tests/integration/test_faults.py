@@ -13,6 +13,8 @@ from sweeps.engine.status import status
 from tests.audit import audit
 from tests.integration.harness import EPOCHS, TOY, Toy, wait_for
 
+pytestmark = pytest.mark.versions
+
 STATUS = TOY.parents[2] / "sweeps" / "status.py"
 
 TRIALS = 12

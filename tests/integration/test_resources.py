@@ -7,6 +7,8 @@ import pytest
 from tests.audit import audit
 from tests.integration.harness import EPOCHS, Toy, error_line, ray_cluster
 
+pytestmark = pytest.mark.versions
+
 SECONDS = 1.0  # of an epoch
 
 

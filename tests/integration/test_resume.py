@@ -9,6 +9,8 @@ import pytest
 from tests.audit import audit
 from tests.integration.harness import EPOCHS, Toy, kill_when, wait_for
 
+pytestmark = pytest.mark.versions
+
 TRIALS = 8
 
 

@@ -9,6 +9,8 @@ import pytest
 from tests.audit import audit
 from tests.integration.harness import EPOCHS, kill_when
 
+pytestmark = pytest.mark.versions
+
 OPTIONS = ("--num-trials", "6", "--keep", "2", "--grace-epochs", str(EPOCHS))  # none stopped early
 
 

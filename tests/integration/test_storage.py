@@ -20,6 +20,8 @@ from sweeps.engine.storage import Storage
 from tests.audit import audit
 from tests.integration.harness import EPOCHS, Server, Toy, answers, free_port, wait_for
 
+pytestmark = pytest.mark.versions
+
 BUCKET = "sweeps"
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hush-hush"}
 

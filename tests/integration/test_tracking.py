@@ -16,6 +16,8 @@ from sweeps.engine import tracking
 from sweeps.engine.endings import Ending, EndState
 from tests.integration.harness import Server
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.fixture
 def server(tmp_path):

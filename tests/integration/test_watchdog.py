@@ -9,6 +9,8 @@ import pytest
 from tests.audit import audit
 from tests.integration.harness import EPOCHS, is_running, wait_for
 
+pytestmark = pytest.mark.versions
+
 ALL = ("--grace-epochs", str(EPOCHS))  # no trial is stopped early
 
 

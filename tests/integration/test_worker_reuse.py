@@ -13,6 +13,8 @@ from ali.config import Config
 from tests.audit import audit, read_runs, read_tune
 from tests.integration.harness import EPOCHS, TOY, MlflowClient
 
+pytestmark = pytest.mark.versions
+
 
 def test_trials_share_processes_and_start_clean(toy):
     # In two of them the trial before has failed: its process is as good as another.

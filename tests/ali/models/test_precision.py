@@ -23,13 +23,6 @@ def test_detection_agrees_with_torch(torch_says):
     assert cpu_multiplies_bf16() == torch_says
 
 
-def test_detection_of_older_torch_agrees_too(torch_says, monkeypatch):
-    if not Path("/proc/cpuinfo").exists():
-        pytest.skip("Linux only")
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert cpu_multiplies_bf16() == torch_says
-
-
 @pytest.mark.parametrize(("found", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_auto_follows_the_hardware(monkeypatch, found, dtype):
     monkeypatch.setattr("ali.models.precision.cpu_multiplies_bf16", lambda: found)

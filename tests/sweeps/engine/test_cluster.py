@@ -13,6 +13,8 @@ from sweeps.engine.cluster import (
 )
 from sweeps.engine.options import Options
 
+pytestmark = pytest.mark.versions
+
 
 def options(**more):
     return Options(name="s", **more)

@@ -11,6 +11,8 @@ from ali.config import Config
 from ali.errors import UserError
 from sweeps.engine.options import Location, Options, parse, saved_options
 
+pytestmark = pytest.mark.versions
+
 
 def options(**more):
     return Options(name="s", **more)

@@ -15,6 +15,8 @@ from ray.tune.experiment import Experiment, Trial
 
 from sweeps.engine import ray_compat
 
+pytestmark = pytest.mark.versions
+
 RAYLET = Path(ray.__file__).parent / "core" / "src" / "ray" / "raylet" / "raylet"
 
 
@@ -46,7 +48,7 @@ def local_ray():
 def experiment(tmp_path, local_ray):
     tune.register_trainable("counting", Counting)
     return Experiment(
-        "contract",
+        tmp_path.name,  # Ray keeps folders by name and second: two of one name would share them
         "counting",
         storage_path=str(tmp_path),
         trial_dirname_creator=lambda trial: trial.trial_id,

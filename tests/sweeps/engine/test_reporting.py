@@ -3,12 +3,15 @@
 import io
 from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
 from ali.config import Config
 from sweeps.engine import reporting
 from sweeps.engine.options import Options
 from sweeps.engine.results import TrialResult
+
+pytestmark = pytest.mark.versions
 
 
 def test_the_table_of_best_trials_is_not_cut():

@@ -8,6 +8,8 @@ from ray.tune.schedulers.async_hyperband import _Bracket
 
 from sweeps.engine.rungs import Cut, Rungs
 
+pytestmark = pytest.mark.versions
+
 
 def test_rungs_are_eta_apart_up_to_the_full_budget():
     assert list(Rungs(27, 1, 3)._values) == [1, 3, 9, 27]

@@ -10,6 +10,8 @@ from ali.metrics import EPOCH, SAMPLE_DISTANCE, VAL_ERROR
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.scheduler import HISTORY, AshaScheduler
 
+pytestmark = pytest.mark.versions
+
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
 

@@ -11,6 +11,8 @@ from sweeps.engine.scheduler import HISTORY, AshaScheduler
 from sweeps.engine.search import StudyRecorder, StudySearch
 from sweeps.engine.study import ending_of
 
+pytestmark = pytest.mark.versions
+
 
 def search_over(study, point, objective=VAL_ERROR):
     scheduler = AshaScheduler(objective, 9, 1, 3)

@@ -10,6 +10,8 @@ from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.space import Space
 from sweeps.engine.study import CONFIG, Study, best_trials, ending_of, read_study
 
+pytestmark = pytest.mark.versions
+
 COMPLETED, STOPPED = Ending(EndState.COMPLETED, "done"), Ending(EndState.STOPPED_EARLY, "cut")
 DIVERGED = Ending(EndState.DIVERGED, "nan")
 
