@@ -34,7 +34,9 @@ from ali.errors import UserError
 GRID = np.exp(np.linspace(-20, 20, 50))  # the penalties C of the authors' code
 MAX_STEPS = 60  # Newton steps for one C; a handful is usual
 STRIDE = 4.0  # from one ridge to the next, on the way to one that is not reached at once
-SMALL = 1e-11  # relative size at which refinement has converged
+CLOSE = 1e-6  # relative distance of w from the minimum at which Newton's method has converged
+EPS = np.finfo(float).eps
+REGULAR = 1e4 * EPS  # least eigenvalue, in traces of K, of a system that is solved to four digits
 TALL = 3  # rows a feature from which the system is solved in w: measured, K is faster up to there
 
 
@@ -78,7 +80,10 @@ def fit(x: np.ndarray, y: np.ndarray, cs: Sequence[float] | np.ndarray = GRID) -
 
     Raises FloatingPointError on a non-finite feature, UserError where all labels are equal.
 
-    A C so large that 1/2C is lost in the rounding of K counts as the largest C that is not.
+    The rows' Gram matrix K is known up to its rounding, ε tr K. Where its least eigenvalue λ is not
+    far above that (equal rows, more rows than features), large C do not determine the weights of
+    overlapping classes: every C above 1 / 2(10⁴ ε tr K − λ) counts as that one. Where λ is at least
+    10⁴ ε tr K every C has its minimum.
     """
     classes = np.unique(y)
     if len(classes) < 2:
@@ -90,10 +95,10 @@ def fit(x: np.ndarray, y: np.ndarray, cs: Sequence[float] | np.ndarray = GRID) -
     signs = np.where(y == classes[:, None], 1.0, -1.0)  # (K, N)
     starts = [problem.start() for _ in classes]
     coefficients = []
-    for c in cs:
-        # One BLAS thread: more gain little on these sizes, and where other trials keep the cores
-        # busy OpenBLAS's spinning threads make a factorisation 20 times slower.
-        with threadpool_limits(1, "blas"):
+    # One BLAS thread: more gain little on these sizes, and where other trials keep the cores busy
+    # OpenBLAS's spinning threads make a factorisation 20 times slower.
+    with threadpool_limits(1, "blas"):
+        for c in cs:
             for k, sign in enumerate(signs):
                 starts[k] = _minimum(problem, sign, max(1 / (2 * c), problem.floor), starts[k])
                 coefficients.append(starts[k].coefficients)
@@ -106,8 +111,7 @@ class _Start:
     """Where a class's path stands: the minimum at the last C, and what may be used again."""
 
     coefficients: np.ndarray  # a (N,) of _Kernel or w (D+1,) of _Primal
-    f: np.ndarray  # (N,) outputs w·x_i
-    active: np.ndarray  # (N,) bool, rows inside the margin
+    violation: np.ndarray  # (N,) 1 − y f, f = w·x_i: positive inside the margin
     factor: _Factor | None = None  # of _Kernel
     summed: np.ndarray | None = None  # (N,) bool, the rows in gram
     gram: np.ndarray | None = None  # X_AᵀX_A (D+1, D+1) of _Primal
@@ -117,7 +121,8 @@ def _minimum(problem: _Kernel | _Primal, y: np.ndarray, ridge: float, start: _St
     """The minimum of ½ ridge ‖w‖² + ½ Σ max(0, 1 − y f)², ridge = 1/2C, on the way from start.
 
     From w = 0 a small ridge can take Newton's method thousands of steps where the classes overlap,
-    but a handful from a neighbour: it is then reached by way of larger ones.
+    but a handful from a neighbour: it is then reached by way of larger ones. With equal rows and
+    the least ridge, rounding may keep even those from the tolerance: the last step then stands.
     """
     if not _newton(problem, y, ridge, start):
         start = problem.start()
@@ -128,45 +133,48 @@ def _minimum(problem: _Kernel | _Primal, y: np.ndarray, ridge: float, start: _St
 
 
 def _newton(problem: _Kernel | _Primal, y: np.ndarray, ridge: float, start: _Start) -> bool:
-    """Moves start to the minimum; False where MAX_STEPS do not reach it."""
-    active, best = start.active, np.inf
+    """Moves start to the minimum; False where that is not reached.
+
+    That the objective falls no further says nothing: with a large C a row just outside the margin
+    ends a step after 1e-13 of its length, and the next step, with that row in A, goes far. At the
+    minimum w = v := Σ max(0, 1 − y f) y x / ridge, and it is nowhere farther away than ‖w − v‖.
+    """
     for _ in range(MAX_STEPS):
-        new, f = problem.solve(y, active, ridge, start)
-        inside = problem.inside(y, active, new, f)
-        if (inside == active).all():
-            start.coefficients, start.f, start.active = new, f, active
+        active = start.violation > 0
+        new, violation = problem.solve(y, active, ridge, start)
+        if ((violation > 0) == active).all():
+            start.coefficients, start.violation = new, violation
             return True
+        w, move, change = start.coefficients, new - start.coefficients, violation - start.violation
+        excess = problem.excess(y, start, ridge)  # w − v
+        fall = -ridge * problem.inner(excess, move, -y * change)
+        close = CLOSE**2 * problem.inner(w, w, y * (1 - start.violation))  # of ‖w − v‖²
+        if fall <= max(0.0, ridge * close):  # fall ≤ ridge ‖w − v‖²
+            reached = problem.square(excess) <= close
+            if reached or fall <= 0:
+                return reached
         # Exact minimum along the Newton direction: without it the sets may cycle.
-        move, df = new - start.coefficients, f - start.f
-        slope = problem.inner(start.coefficients, start.f, move, df)
-        curve = problem.inner(move, df, move, df)
-        t = _line_minimum(ridge * slope, ridge * curve, 1 - y * start.f, y * df)
-        start.coefficients = start.coefficients + t * move
-        start.f = start.f + t * df
-        active = inside if t == 1 else y * start.f < 1
-        start.active = active
-        hinge = np.maximum(0, 1 - y * start.f)
-        norm = problem.inner(start.coefficients, start.f, start.coefficients, start.f)
-        objective = ridge * norm + hinge @ hinge
-        if objective >= best * (1 - 1e-15):  # rows on the margin to rounding: nothing left to gain
-            return True
-        best = objective
+        curve = ridge * problem.inner(move, move, -y * change)
+        t = _line_minimum(fall, curve, start.violation, change)
+        start.coefficients = w + t * move
+        start.violation = violation if t == 1 else start.violation + t * change
     return False
 
 
-def _line_minimum(slope: float, curve: float, m: np.ndarray, g: np.ndarray) -> float:
-    """t in (0, 1] with slope + t curve − Σ max(0, m − t g) g = 0, or 1 where it stays negative.
+def _line_minimum(fall: float, curve: float, m: np.ndarray, g: np.ndarray) -> float:
+    """t in (0, 1] where the objective's derivative is 0, or 1 where it stays negative.
 
-    Args: slope, curve of the quadratic part; m (N,) margins left 1 − y f; g (N,) their change.
+    Args: fall, minus the derivative at 0; curve of the quadratic part; m (N,) violations; g (N,)
+    their change.
     """
 
     def derivative(t: float) -> float:
-        return float(slope + t * curve - np.maximum(0, m - t * g) @ g)
+        return float(t * curve + (np.maximum(0, m + t * g) - np.maximum(0, m)) @ g - fall)
 
-    if derivative(1.0) <= 1e-12 * abs(derivative(0.0)):
+    if derivative(1.0) <= 1e-12 * fall:
         return 1.0
     with np.errstate(divide="ignore", invalid="ignore"):
-        kinks = m / g
+        kinks = -m / g
     kinks = np.sort(kinks[(kinks > 0) & (kinks < 1)])
     ts = np.concatenate([[0.0], kinks, [1.0]])
     lo, hi = 0, len(ts) - 1  # the derivative rises, linearly between kinks
@@ -177,6 +185,16 @@ def _line_minimum(slope: float, curve: float, m: np.ndarray, g: np.ndarray) -> f
     return float(ts[lo] + (ts[hi] - ts[lo]) * -at_lo / (at_hi - at_lo))
 
 
+def _violations(
+    y: np.ndarray, active: np.ndarray, a: np.ndarray, f: np.ndarray, ridge: float, scale: float
+) -> np.ndarray:
+    """1 − y f (N,) of w = Σ_A a_i x_i with (K_AA + ridge) a_A = y_A; scale is K's largest element.
+
+    On A that is ridge y a, which does not cancel; elsewhere it counts beyond the rounding of f.
+    """
+    return np.where(active, ridge * y * a, 1 - 4 * EPS * scale * np.linalg.norm(a) - y * f)
+
+
 class _Kernel:
     """The problem in the rows' coefficients, w = Σ a_i x_i."""
 
@@ -184,41 +202,40 @@ class _Kernel:
         self.rows = rows
         self.k = _product(rows, rows.T)  # (N, N)
         self.scale = float(self.k.diagonal().max())
-        # A smaller ridge is lost in K's rounding.
-        self.floor = np.finfo(float).eps * np.trace(self.k)
+        self.floor = max(0.0, REGULAR * np.trace(self.k) - _least_eigenvalue(self.k))
         self.shared: _Factor | None = None  # of all rows: every class begins there, at small C
 
     def start(self) -> _Start:
         n = len(self.k)
-        return _Start(np.zeros(n), np.zeros(n), np.ones(n, bool))
+        return _Start(np.zeros(n), np.ones(n))
 
     def weights(self, a: np.ndarray) -> np.ndarray:
         return _product(a, self.rows)
 
-    def inner(self, a: np.ndarray, f: np.ndarray, a2: np.ndarray, f2: np.ndarray) -> float:
+    def inner(self, a: np.ndarray, a2: np.ndarray, f2: np.ndarray) -> float:
         return float(a @ f2)  # aᵀKa'
 
-    def inside(self, y: np.ndarray, active: np.ndarray, a: np.ndarray, f: np.ndarray) -> np.ndarray:
-        # On A, a_i = 2C (y_i − f_i): its sign says what y f < 1 says, and does not cancel.
-        return np.where(active, y * a > 0, y * f < 1 - 1e-12)
+    def square(self, a: np.ndarray) -> float:
+        return float(a @ (self.k @ a))
+
+    def excess(self, y: np.ndarray, start: _Start, ridge: float) -> np.ndarray:
+        return start.coefficients - y * np.maximum(0, start.violation) / ridge
 
     def solve(
         self, y: np.ndarray, active: np.ndarray, ridge: float, start: _Start
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(K_AA + ridge) a_A = y_A; returns a (N,) and f = K a."""
-        if start.factor is not None:
-            a = start.factor.solve(self.k, y, active, ridge)
-            if a is not None:
-                return a, self.k @ a
-        if active.all():
-            if self.shared is None or self.shared.ridge != ridge:
-                self.shared = _Factor(self.k, active, ridge)
-            start.factor = self.shared
-        else:
-            start.factor = _Factor(self.k, active, ridge)
-        a = start.factor.solve(self.k, y, active, ridge)
-        assert a is not None  # the factor's own system
-        return a, self.k @ a
+        """(K_AA + ridge) a_A = y_A; returns a (N,) and 1 − y f, f = K a."""
+        found = start.factor and start.factor.solve(self.k, y, active, ridge)
+        if not found:
+            if not active.all():
+                start.factor = _Factor(self.k, active, ridge)
+            else:
+                if self.shared is None or self.shared.ridge != ridge:
+                    self.shared = _Factor(self.k, active, ridge)
+                start.factor = self.shared
+            found = start.factor.solve(self.k, y, active, ridge)
+            assert found  # the factor's own system
+        return found[0], _violations(y, active, *found, ridge, self.scale)
 
 
 class _Primal:
@@ -228,31 +245,38 @@ class _Primal:
         self.rows = rows
         squares = np.einsum("nd,nd->n", rows, rows)
         self.scale = float(squares.max())
-        self.floor = np.finfo(float).eps * float(squares.sum())
+        self.floor = REGULAR * float(squares.sum())
 
     def start(self) -> _Start:
         n, d = self.rows.shape
-        return _Start(np.zeros(d), np.zeros(n), np.ones(n, bool))
+        return _Start(np.zeros(d), np.ones(n))
 
     def weights(self, w: np.ndarray) -> np.ndarray:
         return w
 
-    def inner(self, w: np.ndarray, f: np.ndarray, w2: np.ndarray, f2: np.ndarray) -> float:
+    def inner(self, w: np.ndarray, w2: np.ndarray, f2: np.ndarray) -> float:
         return float(w @ w2)
 
-    def inside(self, y: np.ndarray, active: np.ndarray, w: np.ndarray, f: np.ndarray) -> np.ndarray:
-        return y * f < 1
+    def square(self, w: np.ndarray) -> float:
+        return float(w @ w)
+
+    def excess(self, y: np.ndarray, start: _Start, ridge: float) -> np.ndarray:
+        return start.coefficients - (y * np.maximum(0, start.violation)) @ self.rows / ridge
 
     def solve(
         self, y: np.ndarray, active: np.ndarray, ridge: float, start: _Start
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(X_AᵀX_A + ridge) w = X_Aᵀ y_A, in the smaller of its forms; returns w and f = X w."""
+        """(X_AᵀX_A + ridge) w = X_Aᵀ y_A, in the smaller of its forms; returns w and 1 − y f."""
         x = self.rows[active]
         if len(x) <= x.shape[1]:
-            w = x.T @ _solve(_product(x, x.T), y[active], ridge)
-        else:
-            w = _solve(self._gram(active, start), x.T @ y[active], ridge)
-        return w, self.rows @ w
+            a = np.zeros(len(y))
+            a[active] = _solve(_product(x, x.T), y[active], ridge)
+            w = x.T @ a[active]
+            return w, _violations(y, active, a, self.rows @ w, ridge, self.scale)
+        # From where start is: so each step mends the rounding of the one before.
+        pull = -ridge * self.excess(y, start, ridge)
+        w = start.coefficients + _solve(self._gram(active, start), pull, ridge)
+        return w, 1 - y * (self.rows @ w)
 
     def _gram(self, active: np.ndarray, start: _Start) -> np.ndarray:
         """X_AᵀX_A, from the one that start keeps where few rows have changed sides."""
@@ -275,20 +299,21 @@ def _solve(m: np.ndarray, rhs: np.ndarray, ridge: float) -> np.ndarray:
 
 
 def _cholesky(m: np.ndarray, at: np.ndarray, ridge: float) -> np.ndarray:
-    """Lower factor of m[at, at] + ridge, m symmetric.
+    """Lower factor of m[at, at] + ridge, m symmetric."""
+    block = m[at][:, at]  # in two steps, which is faster than np.ix_
+    block[np.diag_indices_from(block)] += ridge
+    # In Fortran's order, as LAPACK wants it, a symmetric matrix is itself: no copy is made.
+    lower, info = lapack.dpotrf(block.T, lower=1, overwrite_a=1)
+    if info != 0:
+        raise np.linalg.LinAlgError("Gram matrix of the features is not positive semidefinite")
+    return lower
 
-    Equal rows can leave m singular to rounding: then the ridge grows to that size.
-    """
-    for attempt in range(8):
-        block = m[at][:, at]  # in two steps, which is faster than np.ix_
-        total = np.trace(block)
-        block[np.diag_indices_from(block)] += ridge
-        # In Fortran's order, as LAPACK wants it, a symmetric matrix is itself: no copy is made.
-        lower, info = lapack.dpotrf(block.T, lower=1, overwrite_a=1)
-        if info == 0:
-            return lower
-        ridge = max(ridge, 16.0**attempt * np.finfo(float).eps * total)
-    raise np.linalg.LinAlgError("Gram matrix of the features is not positive semidefinite")
+
+def _least_eigenvalue(k: np.ndarray) -> float:
+    """A lower bound, 1/‖K⁻¹‖₁ as LAPACK estimates it, and 0 where K is singular to rounding."""
+    lower, info = lapack.dpotrf(k.T, lower=1)
+    norm = np.abs(k).sum(0).max()
+    return norm * lapack.dpocon(lower, norm, uplo="L")[0] if info == 0 else 0.0
 
 
 class _Factor:
@@ -304,8 +329,11 @@ class _Factor:
 
     def solve(
         self, k: np.ndarray, y: np.ndarray, active: np.ndarray, ridge: float
-    ) -> np.ndarray | None:
-        """a (N,) with (K_AA + ridge) a_A = y_A, 0 elsewhere; None where a new factor is cheaper."""
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """a (N,) with (K_AA + ridge) a_A = y_A, 0 elsewhere, and K a (N,).
+
+        None where a new factor is cheaper or more exact.
+        """
         left = np.flatnonzero(self.active & ~active)
         entered = np.flatnonzero(active & ~self.active)
         if len(left) + len(entered) > len(self.at) // 8:
@@ -314,19 +342,22 @@ class _Factor:
             return None
         apply = self._bordered(k, left, entered)
         a = apply(y)
-        if ridge == self.ridge:
-            return a
-        # Refinement: the factor's ridge differs from this one by little beside K's eigenvalues.
+        f = k @ a
+        if ridge == self.ridge and not (len(left) or len(entered)):
+            return a, f
+        # Refinement, to the rounding of K a: borders of near-singular systems cancel, and the
+        # factor's ridge may differ from this one by little beside K's eigenvalues.
         size = np.inf
-        residual = (self.ridge - ridge) * a
+        rounding = EPS * math.sqrt(len(k)) * (float(k.diagonal().max()) + ridge)
         for _ in range(8):
-            step = apply(np.where(active, residual, 0.0))
-            a, before, size = a + step, size, float(np.linalg.norm(step))
-            if size <= SMALL * np.linalg.norm(a):
-                return a
+            residual = np.where(active, y - f - ridge * a, 0.0)
+            before, size = size, float(np.linalg.norm(residual))
+            if size <= 4 * rounding * np.linalg.norm(a):
+                return a, f
             if size > 0.2 * before:
                 return None
-            residual = y - k @ a - ridge * a
+            a = a + apply(residual)
+            f = k @ a
         return None
 
     def _bordered(
@@ -346,13 +377,14 @@ class _Factor:
             w = lapack.dtrtrs(self.lower, u, lower=1)[0]
             schur = -w.T @ w
             schur[:n, :n] += k[np.ix_(entered, entered)] + self.ridge * np.eye(n)
-            inverse = np.linalg.inv(schur)
+            lu, pivots, _ = lapack.dgetrf(schur)
 
         def apply(rhs: np.ndarray) -> np.ndarray:
             a = np.zeros(len(k))
             g = lapack.dtrtrs(self.lower, rhs[self.at], lower=1)[0]
             if m:
-                v = inverse @ (np.concatenate([rhs[entered], np.zeros(m - n)]) - w.T @ g)
+                v = np.concatenate([rhs[entered], np.zeros(m - n)]) - w.T @ g
+                v = lapack.dgetrs(lu, pivots, v)[0]
                 g = g - w @ v
                 a[entered] = v[:n]
             a[self.at] = lapack.dtrtrs(self.lower, g, lower=1, trans=1)[0]

@@ -86,6 +86,54 @@ def test_path_equals_single_fits(n, d):
         assert abs(path.errors(valid, valid_y)[i] - alone.errors(valid, valid_y)[0]) <= 1e-3
 
 
+@pytest.mark.parametrize(
+    ("n", "d", "seed", "i"), [(100, 120, 0, 49), (200, 250, 1, 46), (200, 250, 7, 46)]
+)
+def test_a_blocked_step_is_not_the_minimum(n, d, seed, i):
+    """A row on the margin can end a step after 1e-13 of it, far from the minimum."""
+    x, y = clusters(n, d, seed=seed)
+    path, alone = svm.fit(x, y), svm.fit(x, y, svm.GRID[i : i + 1])
+    np.testing.assert_allclose(alone.w[0], path.w[i], rtol=0, atol=1e-9 * abs(path.w[i]).max())
+    f = np.where(y == path.classes[:, None], 1.0, -1.0) * (alone.w[0] @ x.T + alone.b[0][:, None])
+    assert f.min() > 1 - 1e-6  # separable: no row is inside the margin of so large a C
+
+
+def test_every_c_counts_where_the_gram_matrix_is_regular():
+    x, _ = clusters(60, 100)
+    assert svm._Kernel(x.astype(float)).floor == 0
+
+
+@pytest.mark.parametrize(("n", "d"), [(90, 40), (300, 40)])
+def test_from_a_c_on_all_count_as_one(n, d):
+    """That of the docstring; λ is 0 as the rows outnumber the features."""
+    x, y = clusters(n, d, noise=10.0)
+    trace = (x.astype(float) ** 2).sum() + n
+    largest = 1 / (2e4 * np.finfo(float).eps * trace)
+    w = svm.fit(x, y, [largest / 4, largest * 1.001, largest * 1e3, largest * 1e9]).w
+    lone = svm.fit(x, y, [largest * 1e6]).w[0]
+    size = abs(w[1]).max()
+    assert abs(w[0] - w[1]).max() > 1e-11 * size
+    np.testing.assert_allclose(w[2:], [w[1], w[1]], rtol=0, atol=1e-13 * size)
+    np.testing.assert_allclose(lone, w[1], rtol=0, atol=1e-6 * size)
+
+
+def test_equal_rows_that_leave_together_leave_no_error():
+    """The border that takes out two equal rows is singular but for the ridge."""
+    x, _ = clusters(40, 99)
+    x = np.concatenate([x[:10], x[:30]]).astype(float)
+    problem, y = svm._Kernel(x), np.where(np.arange(40) % 2, 1.0, -1.0)
+    everything, some = np.ones(40, bool), np.arange(40) % 10 != 3
+    some[[23, 33]] = True  # rows 3 and 13 leave, which are equal
+    ridge = problem.floor
+    found = svm._Factor(problem.k, everything, ridge).solve(problem.k, y, some, ridge)
+    assert found is not None
+    a, f = found
+    np.testing.assert_array_equal(f, problem.k @ a)
+    np.testing.assert_array_equal(a[~some], 0)
+    residual = (y - f - ridge * a)[some]
+    assert abs(residual).max() < 1e2 * np.finfo(float).eps * problem.scale * abs(a).max()
+
+
 def test_rotated_features_give_the_same_scores():
     x, y = clusters(100, 150)
     q = np.linalg.qr(np.random.default_rng(0).standard_normal((150, 150)))[0]
