@@ -1,13 +1,13 @@
-"""Sweeps ALI, or a GAN, on the mixture of Gaussians of Fig. 7: the cheap one, seconds a trial.
+"""Sweeps ALI, or a GAN, on the mixture of Gaussians of Fig. 7: cheap, seconds a trial.
 
-    python sweeps/mixture.py                                9 modes, 50 trials of 1080 steps
-    python sweeps/mixture.py --name gan --model gan         the same without an encoder
+    python sweeps/mixture.py                                  9 modes, 50 trials of 1080 steps
+    python sweeps/mixture.py --name gan --model gan           the same without an encoder
     python sweeps/mixture.py --name grid --modes 25 --epochs 40
     python sweeps/best.py --name mixture --epochs 100
 
-No files are needed. The objective is modes_missed, of 10,000 samples; near_modes beside it says
-how many of them are near a mode. Fig. 7 took 200,000 steps at Adam's 1e-5
-and the full width of 200 units; here a quarter of that width has 1080 steps, at rates up to 1e-2.
+No files are needed. The objective is modes_missed, of 10,000 samples; near_modes is the share of
+them near a mode. Fig. 7 took 200,000 steps at Adam's 1e-5 and the full width of 200 units; here
+a quarter of that width has 1080 steps, at rates up to 1e-2.
 This file also runs as a lone copy where the project is installed.
 """
 

@@ -1,11 +1,15 @@
-"""Sweeps ALI's hyperparameters on SVHN, at paper scale unless told otherwise.
+"""Sweeps ALI's hyperparameters on SVHN with the networks of Table 3, by default at paper scale.
 
-    python sweeps/svhn.py                        Table 3 on SVHN, 50 trials of up to 100 epochs
+    python sweeps/svhn.py                        50 trials of up to 100 epochs
     python sweeps/svhn.py --name svhn --resume   resumes it, after a kill -9 too
+    python sweeps/best.py --name svhn            trains the best in full, and tests it
     make sweep                                   the same script, laptop-sized, on embedded data
 
-At paper scale a trial trains up to 100 epochs of 531,131 images: it is meant for GPUs. This file
-also runs as a lone copy where the project is installed.
+Data: ./data/svhn with the official .mat files, or --data-dir; downloaded where it is missing. The
+objective is val_error. At paper scale an epoch is 531,131 images: that needs GPUs, and has not been
+run yet. `make sweep` takes 5 minutes on two cores, and its best trial has a val_error of 0.465,
+where an untrained encoder has 0.645 (docs/results.md). This file also runs as a lone copy where the
+project is installed.
 """
 
 from ali.cli import main
