@@ -307,7 +307,7 @@ class _Killer:
         if training := self._bed.processes(self._name, "^ray::.*train"):
             self._bed.hosts[self._name].kill()
             self.done = True
-            print(f"--- {self._name} loses its power; it was running {training[0]}", flush=True)
+            print(f"--- {self._name} is switched off; it was running {training[0]}", flush=True)
 
 
 def testbed(options: Options) -> int:
