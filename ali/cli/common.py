@@ -23,7 +23,7 @@ def check_at_least(least: int, **options: int | None) -> None:
 
 
 def check_suffix(path: Path | None, suffix: str) -> None:
-    """Raises UserError where the file to write has another ending."""
+    """Raises UserError if the file to write has another ending."""
     if path is not None and path.suffix != suffix:
         raise UserError(f"--output must end in {suffix}, not {path.name!r}")
 

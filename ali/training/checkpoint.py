@@ -88,7 +88,7 @@ def write(folder: Path, manifest: Manifest, groups: dict[str, dict[str, Tensor]]
 
     state.json names the tensor files that belong to it, and os.replace is atomic: a reader finds
     either the old set or the new one. Names come from the content, so no file changes its content.
-    Only after the commit are older files deleted. Raises UserError where the folder cannot be
+    Only after the commit are older files deleted. Raises UserError if the folder cannot be
     written or the disk is full; the old checkpoint is then untouched and nothing is left behind.
     """
     written: list[Path] = []
@@ -122,7 +122,7 @@ def write(folder: Path, manifest: Manifest, groups: dict[str, dict[str, Tensor]]
 
 
 def read_manifest(folder: Path | str) -> Manifest:
-    """Raises UserError where there is no checkpoint in `folder` or its manifest is damaged."""
+    """Raises UserError if there is no checkpoint in `folder` or its manifest is damaged."""
     path = Path(folder) / MANIFEST
     try:
         content = path.read_bytes()
@@ -149,7 +149,7 @@ def read_manifest(folder: Path | str) -> Manifest:
 
 
 def read_tensors(folder: Path | str, manifest: Manifest, group: str) -> dict[str, Tensor]:
-    """A group of tensors by name. Raises UserError where its file is missing or damaged."""
+    """A group of tensors by name. Raises UserError if its file is missing or damaged."""
     entry: dict[str, Any] = manifest.files.get(group, {"name": group, CHECKSUM: ""})
     path = Path(folder) / entry["name"]
     try:

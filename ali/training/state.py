@@ -75,7 +75,7 @@ class State:
         """Writes the checkpoint into `folder`, replacing the one there; see `checkpoint.write`.
 
         At any moment, kill -9 and power loss included, `folder` holds the last complete
-        checkpoint. Raises UserError where the folder cannot be written or the disk is full; the
+        checkpoint. Raises UserError if the folder cannot be written or the disk is full; the
         old checkpoint is then untouched and nothing is left behind.
         """
         words = base64.b64encode(self.generator.get_state().numpy().tobytes()).decode()
@@ -96,7 +96,7 @@ class State:
 
         `config` may differ in RESUMABLE_CHANGES, such as epochs. On the kind of device it was
         saved on, training continues bit for bit; on another kind, randomness starts anew from the
-        seed and the step. Raises UserError where there is no checkpoint, it is damaged, or
+        seed and the step. Raises UserError if there is no checkpoint, it is damaged, or
         `config` describes another experiment.
         """
         folder = Path(folder)
@@ -120,7 +120,7 @@ class State:
 def load_networks(folder: Path | str, device: torch.device | str = "cpu") -> tuple[ALI, Config]:
     """The networks saved in `folder`, in evaluation mode, and their experiment; no optimiser.
 
-    Raises UserError where there is no checkpoint or it is damaged.
+    Raises UserError if there is no checkpoint or it is damaged.
     """
     manifest = checkpoint.read_manifest(folder)
     networks = _networks(Path(folder), manifest, manifest.config, torch.device(device))

@@ -200,7 +200,7 @@ class Testbed:
         Args:
             on_line: called with each line of the output as it comes.
 
-        Raises RuntimeError where the command fails.
+        Raises RuntimeError if the command fails.
         """
         print(f"\n$ {command}", flush=True)
         process = subprocess.Popen(
