@@ -178,7 +178,7 @@ def test_a_sweep_on_real_svhn_crops(folder):
 def test_a_sweep_of_the_mixture_counts_modes(folder):
     options = "--num-trials 3 --epochs 3 --grace-epochs 3 --train-size 2000"
     out = python(ROOT / "sweeps" / "mixture.py", *options.split(), cwd=folder)
-    assert "for the least modes_missed" in out and "near modes" in out
+    assert "minimizing modes_missed" in out and "near modes" in out
     assert "raw pixels" not in out, "no baselines of val_error"
     client, trials = runs(folder, "trial")
     for run in trials:
@@ -208,7 +208,7 @@ def test_images_of_ones_own_without_labels_are_swept(folder):
         Image.fromarray(shade.astype(np.uint8)).save(folder / "images" / f"{i}.png")
     options = "--name mine --data-dir images --width 0.1 --batch-size 30 --epochs 1 --num-trials 2"
     out = python(ROOT / "sweeps" / "folder.py", *options.split(), cwd=folder)
-    assert "for the least sample_distance" in out and "diversity" in out
+    assert "minimizing sample_distance" in out and "diversity" in out
     client, trials = runs(folder, "trial")
     assert [run.data.tags["objective"] for run in trials] == ["sample_distance"] * 2
     for run in trials:
