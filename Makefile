@@ -11,7 +11,7 @@ ARGS   ?=
 LAPTOP := --data house-numbers --width 0.125 --batch-size 32 --epochs 6 --num-trials 8 \
           --startup-trials 4 --draws 2
 
-.PHONY: help sweep ui report best test test-fast test-versions testbed faults lint bench clean
+.PHONY: help sweep ui report best test test-fast test-numerics test-versions testbed faults lint bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,17 @@ test-fast: $(VENV)/installed-test  ## the tests for daily work: none that is slo
 
 test-versions: $(VENV)/installed-test  ## search, sweeps, storage, tracking at both ends of pyproject.toml's ranges (ARGS=lowest)
 	@$(BIN)/python tests/versions.py $(ARGS)
+
+# By the processor OpenBLAS picks its kernels, which round differently: here the two that most have.
+test-numerics: $(VENV)/installed-test  ## the tests where rounding matters, under two of OpenBLAS's kernels
+	@for kernels in Haswell SkylakeX; do \
+		if [ $$kernels = SkylakeX ] && ! grep -q avx512f /proc/cpuinfo; then \
+			echo "numerics, SkylakeX: skipped, this processor has no avx512f"; continue; \
+		fi; \
+		echo "numerics, $$kernels"; \
+		OPENBLAS_CORETYPE=$$kernels OMP_NUM_THREADS=1 \
+			$(BIN)/python -m pytest -n 2 --dist loadfile -m numerics $(ARGS) || exit 1; \
+	done
 
 testbed: $(VENV)/installed-test  ## a sweep over three hosts played by this machine, as root (ARGS=--kill-host)
 	@$(BIN)/python tests/testbed/testbed.py $(ARGS)

@@ -9,6 +9,8 @@ from ali import data
 from ali.data import mixture
 from tests.ali.data.conftest import check_refused, config
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.mark.parametrize("modes, side", [(9, {-2, 0, 2}), (25, {-4, -2, 0, 2, 4})])
 def test_centres_are_the_square_grid(modes, side):

@@ -10,6 +10,8 @@ from ali.data import Dataset, Images, draw_labelled
 from ali.data.labelled import DRAWS_SEED
 from ali.evaluation import baselines, protocol, svm
 
+pytestmark = pytest.mark.numerics
+
 CONFIG = Config(labels=40, draws=2)
 
 

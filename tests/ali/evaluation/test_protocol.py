@@ -14,6 +14,8 @@ from ali.evaluation import protocol, svm
 from ali.models import inference
 from ali.models.networks import build
 
+pytestmark = pytest.mark.numerics
+
 CONFIG = Config(width=0.1, labels=60, draws=2, precision="fp32")
 
 

@@ -26,6 +26,8 @@ from ali.metrics import (
 )
 from ali.models import inference, networks
 
+pytestmark = pytest.mark.numerics
+
 N = 300  # images in each half of the pictures
 IMAGE_CONFIG = Config(width=0.1, precision="fp32")
 

@@ -1,11 +1,16 @@
 """ali.svm against scikit-learn's LinearSVC, and by the certificate of optimality."""
 
+import os
+
 import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
+from threadpoolctl import threadpool_info
 
 from ali.errors import UserError
 from ali.evaluation import svm
+
+pytestmark = pytest.mark.numerics
 
 
 def clusters(n, d, classes=4, noise=3.0, seed=0, scale=1.0):
@@ -30,6 +35,15 @@ def objectives(machines, x, y):
     alpha = 2 * c[..., None] * hinge
     dual = alpha.sum(2) - (((alpha * sign) @ x) ** 2).sum(2) / 2 - (alpha**2).sum(2) / (4 * c)
     return primal, dual
+
+
+KERNELS = os.environ.get("OPENBLAS_CORETYPE")
+
+
+@pytest.mark.skipif(KERNELS not in ("Haswell", "SkylakeX"), reason="make test-numerics sets them")
+def test_openblas_uses_the_kernels_it_is_told_to():
+    used = {lib["architecture"] for lib in threadpool_info() if lib["internal_api"] == "openblas"}
+    assert used == {KERNELS}
 
 
 @pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")

@@ -15,6 +15,8 @@ from ali.metrics import INTERPOLATIONS, RECONSTRUCTIONS, SAMPLES
 from ali.models.networks import build
 from tests.ali.figures.pictures import MIXTURE, noise
 
+pytestmark = pytest.mark.numerics
+
 CONFIG = Config(width=0.1, precision="fp32")
 X = noise(60, 32)
 

@@ -11,6 +11,8 @@ from ali.metrics import MODES_MISSED
 from ali.models.networks import build
 from tests.ali.figures.pictures import MIXTURE, alive
 
+pytestmark = pytest.mark.numerics
+
 
 def test_panels_count_what_the_metric_counts(monkeypatch, tmp_path):
     """Modes covered, in the title, are those that MODES_MISSED is counted on."""

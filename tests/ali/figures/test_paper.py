@@ -9,6 +9,8 @@ from ali.figures import grids, paper
 from ali.models.networks import build
 from tests.ali.figures.pictures import SIZES, TINY, alive, noise, tile
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 7, 13, 49, 50])
 @pytest.mark.parametrize("size", [32, 64])
