@@ -174,7 +174,7 @@ def test_a_full_disk_loses_nothing(small_disk, tmp_path):
 
 
 def test_the_sweep_says_where_it_logs_and_how_busy_its_slots_were(swept):
-    assert f"logs to sqlite:///{swept.runs}/mlflow.db; keeps {swept.runs}/toy" in swept.output
+    assert f"logs: sqlite:///{swept.runs}/mlflow.db; files: {swept.runs}/toy" in swept.output
     assert re.search(r"slots were in use \d+% of \d+ s", swept.output)
 
 
