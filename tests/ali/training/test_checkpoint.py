@@ -65,6 +65,7 @@ def test_another_format_is_refused(folder):
 FLIP_SEED = 17
 
 
+@pytest.mark.slow
 def test_any_flipped_byte_of_the_manifest_is_found(folder):
     path, chance = folder / "state.json", random.Random(FLIP_SEED)
     content = path.read_bytes()
