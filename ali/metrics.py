@@ -20,10 +20,6 @@ IMAGES_PER_SECOND = "images_per_second"  # training images a second, evaluation 
 EPOCH = "epoch"  # epochs done
 TRAIN_SECONDS = "train_seconds"  # wall time of the epoch's training
 EVAL_SECONDS = "eval_seconds"  # wall time of its evaluation, where there was one
-# The objective's protocol (§4.4) without training
-RAW_PIXEL_ERROR = "raw_pixel_error"  # on pixels
-UNTRAINED_ERROR = "untrained_error"  # on an untrained encoder
-UNTRAINED_BN_ERROR = "untrained_bn_error"  # once its batch norm has the statistics of the data
 
 # Pictures
 SAMPLES = "samples"  # x̃ = G_x(z)

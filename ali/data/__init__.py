@@ -1,4 +1,4 @@
-"""The data sets by name: their training, labelled, validation and test images; batches (§4, §4.4).
+"""The data sets by name: their training, labelled, validation and test images (§4, §4.4).
 
 `train` is cut once, unless the data set has a validation set of its own: its last 10,000 images
 (CIFAR-10: 5,000) are for validation if it has 40,000 or more (SVHN has 73,257), otherwise its last
@@ -10,13 +10,11 @@ reads `test`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-
-import torch
-from torch import Tensor
+from collections.abc import Callable
 
 from ali.config import Config, DataName
 from ali.data import celeba, cifar10, folder, house_numbers, mixture, svhn, tiny_imagenet
+from ali.data.batches import batches, to_unit
 from ali.data.labelled import check_draw, draw_labelled, labelled_draw, pixel_features
 from ali.data.splits import Dataset, Images, Splits, validation_size
 from ali.errors import UserError
@@ -102,23 +100,3 @@ def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
 
 
 # Batches
-
-
-def to_unit(x: Tensor) -> Tensor:
-    """Scales pixels to [0, 1]: uint8 (B, H, W, C) → fp32 (B, C, H, W), memory in channels_last.
-
-    Points in the plane, fp32, keep their values.
-    """
-    x = x.permute(0, 3, 1, 2)
-    return x if x.is_floating_point() else x.to(torch.float32).div_(255)
-
-
-def batches(x: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """One epoch of `x`, (N, H, W, C) as in `Images` on any device, in an order from `generator`.
-
-    Yields fp32 (batch_size, C, H, W) in [0, 1]. The last, shorter batch is dropped, so that all
-    steps see the same number of images. Nothing here synchronises with the device.
-    """
-    order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
-    for start in range(0, len(x) - batch_size + 1, batch_size):
-        yield to_unit(x[order[start : start + batch_size]])

@@ -1,0 +1,28 @@
+"""An epoch of a data set in batches, in [0, 1] (§4); owns pixel scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """Scales pixels to [0, 1]: uint8 (B, H, W, C) → fp32 (B, C, H, W), memory in channels_last.
+
+    Points in the plane, fp32, keep their values.
+    """
+    x = x.permute(0, 3, 1, 2)
+    return x if x.is_floating_point() else x.to(torch.float32).div_(255)
+
+
+def batches(x: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """One epoch of `x`, (N, H, W, C) as in `Images` on any device, in an order from `generator`.
+
+    Yields fp32 (batch_size, C, H, W) in [0, 1]. The last, shorter batch is dropped, so that all
+    steps see the same number of images. Nothing here synchronises with the device.
+    """
+    order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
+    for start in range(0, len(x) - batch_size + 1, batch_size):
+        yield to_unit(x[order[start : start + batch_size]])
