@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import sys
 import threading
 
 import pytest
@@ -17,6 +18,24 @@ def host(tmp_path, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield tmp_path / "host", f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    """Undoes what a test did to the whole process: torch's threads, which decide how sums round."""
+    torch = sys.modules.get("torch")
+    threads = torch and torch.get_num_threads()
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads or 1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_ray_stays():
+    """Ends the Ray that a script started which was refused in this process."""
+    yield
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

@@ -26,6 +26,12 @@ class Experiment(ABC):
     is what `load_data` returned, "state" what `run` yields.
     """
 
+    def set_threads(self, threads: int) -> None:
+        """Keeps a worker process to its share of the CPUs, once. Default: torch's threads."""
+        import torch
+
+        torch.set_num_threads(threads)
+
     @abstractmethod
     def load_data(self, config: Config) -> Any:
         """The data set that a configuration names.

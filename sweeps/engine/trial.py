@@ -15,7 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import tune
 from ray.tune.result import DONE
 
@@ -61,7 +60,7 @@ class SweepTrial(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any], context: TrialContext) -> None:  # type: ignore[override]
-        torch.set_num_threads(context.threads)
+        context.experiment.set_threads(context.threads)
         self._context = context
         self._queues: list[AsyncLogQueue] = []
         self._loaded: list[Any] = []  # the data set, once it is loaded
@@ -107,15 +106,19 @@ class SweepTrial(tune.Trainable):
             result = self._epoch()
         except NonFiniteError as error:
             result = self._end(EndState.DIVERGED, str(error))
-        except (MemoryError, torch.cuda.OutOfMemoryError) as error:
-            result = self._end(EndState.OUT_OF_MEMORY, str(error) or "MemoryError")
         except Exception as error:
-            # The same code with the same seed would fail again: the trial ends here, and is not
-            # restarted as one that lost its node is.
-            if self._opened is not None:
-                self._opened.text(traceback.format_exc(), "traceback.txt")
-            result = self._end(EndState.FAILED, f"{type(error).__name__}: {error}")
+            result = self._failed(error)
         return {**result, HISTORY: history} if history else result
+
+    def _failed(self, error: Exception) -> dict[str, Any]:
+        # By its name, since an experiment may do without torch: on a GPU it is torch's own class.
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return self._end(EndState.OUT_OF_MEMORY, str(error) or "MemoryError")
+        # The same code with the same seed would fail again: the trial ends here, and is not
+        # restarted as one that lost its node is.
+        if self._opened is not None:
+            self._opened.text(traceback.format_exc(), "traceback.txt")
+        return self._end(EndState.FAILED, f"{type(error).__name__}: {error}")
 
     def _epoch(self) -> dict[str, Any]:
         run, config, experiment = self._run, self._experiment_config, self._context.experiment

@@ -16,8 +16,6 @@ class HangWatchdog(tune.Callback):
     """Kills the worker of a trial that gave no result for `seconds`; Tune then restarts the trial
     from its checkpoint, as after any lost worker."""
 
-    _LONGEST_STEP = 60.0  # seconds that one step of Tune's loop counts for at most
-
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._clock, self._looked = 0.0, time.monotonic()
@@ -27,9 +25,11 @@ class HangWatchdog(tune.Callback):
         return {}  # Tune pickles its arguments; a resume creates this object anew
 
     def on_step_end(self, iteration: int, trials: list[Trial], **_: Any) -> None:
-        # The time during which the driver itself was stopped (Ctrl-Z) is not a trial's silence.
+        # The time during which the driver itself was stopped (Ctrl-Z, a laptop's sleep) is not a
+        # trial's silence: a step of Tune's loop, which takes a second or less, counts for no more
+        # than a quarter of what kills, or a second.
         now = time.monotonic()
-        self._clock += min(now - self._looked, self._LONGEST_STEP)
+        self._clock += min(now - self._looked, max(1.0, self._seconds / 4))
         self._looked = now
         for trial in [t for t, heard in self._heard.items() if self._clock - heard > self._seconds]:
             del self._heard[trial]

@@ -32,11 +32,11 @@ def test_a_stopped_trial_is_killed_and_goes_on_and_a_slow_one_is_left_alone(toy)
 def test_a_paused_driver_kills_nobody(toy):
     """Ctrl-Z, or a laptop's sleep: the time that the driver stood still is no trial's silence."""
     toy.env["TOY_SECONDS"] = "0.5"
-    process = toy.start("--num-trials", "2", "--hang-seconds", "70", *ALL)
+    process = toy.start("--num-trials", "2", "--hang-seconds", "20", *ALL)
     wait_for(lambda: toy.epochs()[0, 1] and toy.epochs()[1, 1], process)
     process.send_signal(signal.SIGSTOP)
     paused = toy.epochs().total()
-    time.sleep(75)
+    time.sleep(25)
     assert toy.epochs().total() <= paused + 2 * 2, "trials wait for their driver"
     process.send_signal(signal.SIGCONT)
     out, err = process.communicate(timeout=120)
