@@ -11,7 +11,7 @@ ARGS   ?=
 LAPTOP := --data house-numbers --width 0.125 --batch-size 32 --epochs 6 --num-trials 8 \
           --startup-trials 4 --draws 2
 
-.PHONY: help sweep ui report best test test-fast test-numerics test-versions testbed faults lint bench clean
+.PHONY: help sweep ui report best test test-fast test-long test-numerics test-versions testbed faults lint bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,8 +45,11 @@ lint: $(VENV)/installed-test  ## ruff and mypy
 	$(BIN)/mypy
 
 # Two files at a time; one thread each, since several pools of threads on two cores slow all of them.
-test: lint  ## lint, types and all tests (10 to 15 minutes on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: lint  ## lint, types and the tests but test-long's (12 minutes on two cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" $(ARGS)
+
+test-long: $(VENV)/installed-test  ## the rest: Google's buckets, PostgreSQL, full training over two workers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m long $(ARGS)
 
 test-fast: $(VENV)/installed-test  ## the tests for daily work: none that is slow or starts a sweep (2 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not integration" $(ARGS)

@@ -9,9 +9,8 @@ import sys
 import pytest
 from mlflow import MlflowClient
 
-from sweeps.engine.status import status
 from tests.audit import audit
-from tests.integration.harness import EPOCHS, TOY, Toy, wait_for
+from tests.integration.harness import EPOCHS, TOY, Toy
 
 pytestmark = pytest.mark.versions
 
@@ -106,7 +105,6 @@ def test_a_trial_that_hangs_loses_its_process_and_goes_on(swept):
 
 
 def test_each_epoch_is_logged_once_with_its_pictures(swept):
-    from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{swept.runs}/mlflow.db")
     (run,) = swept.mlflow()["00004"]
@@ -186,14 +184,3 @@ def test_status_is_read_from_mlflow_alone(swept, tmp_path):
     assert "1 diverged" in shown and f"{EPOCHS}/{EPOCHS}" in shown
     other = subprocess.run([*command, "other"], capture_output=True, text=True)
     assert other.returncode == 2 and other.stderr.count("\n") == 1 and "toy" in other.stderr
-
-
-def test_status_of_a_sweep_that_runs(toy):
-    process = toy.start("--num-trials", "2")
-    wait_for(lambda: toy.epochs(), process)
-    client = MlflowClient(f"sqlite:///{toy.runs}/mlflow.db")
-    where = client.get_experiment_by_name("ali").experiment_id
-    assert "sweep toy: running; of 2 trials" in status(client, where, "toy")
-    process.terminate()
-    process.communicate(timeout=120)
-    assert "sweep toy: interrupted; of 2 trials 0 running" in status(client, where, "toy")

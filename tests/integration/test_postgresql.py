@@ -40,7 +40,7 @@ def postgres(tmp_path):
         shutil.rmtree(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_sweeps_at_once_log_to_mlflow_over_postgresql(tmp_path, postgres):
     server = Server(tmp_path, database=postgres, workers=2)
     server.start()

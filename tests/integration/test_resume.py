@@ -5,36 +5,18 @@ import signal
 import time
 
 import pytest
+from mlflow import MlflowClient
 
+from sweeps.engine.status import status
 from tests.audit import audit
 from tests.integration.harness import EPOCHS, Toy, kill_when, wait_for
 
 pytestmark = pytest.mark.versions
 
-TRIALS = 8
-
 
 @pytest.mark.slow
-def test_three_kills_and_a_resume(toy):
-    toy.env["TOY_SECONDS"] = "0.3"
-    options = ("--num-trials", str(TRIALS))
-    kill_when(toy, (toy.runs / "toy" / "optuna.journal").exists, *options)
-    kill_when(toy, lambda: toy.epochs().total() >= 5, "--resume")
-    kill_when(toy, lambda: toy.epochs().total() >= 14, "--resume")
-    before = {t.number: t.params for t in toy.study().get_trials()}
-    toy.run("--resume")
-    ends = audit(toy, TRIALS)
-    assert "COMPLETE" in ends.values()
-    after = toy.study().get_trials()
-    assert all(params.items() <= after[number].params.items() for number, params in before.items())
-    # Two slots, three kills: at most the epoch in hand and the one not yet saved are done again.
-    repeated = sum(count - 1 for count in toy.epochs().values())
-    assert repeated <= 3 * 2 * 2
-
-
-@pytest.mark.slow
-def test_an_interrupted_search_goes_on_as_it_would_have(tmp_path, database):
-    """At a concurrency of 1 the whole sweep replays, a kill in the middle included."""
+def test_a_search_that_is_killed_three_times_goes_on_as_it_would_have(tmp_path, database):
+    """At a concurrency of 1 the whole sweep replays; nothing is lost, doubled or drawn anew."""
     options = ("--num-trials", "9", "--startup-trials", "4", "--max-concurrent", "1", "--seed", "3")
     straight = Toy(tmp_path / "a", database=database)
     killed = Toy(tmp_path / "b", database=database)
@@ -42,12 +24,18 @@ def test_an_interrupted_search_goes_on_as_it_would_have(tmp_path, database):
         toy.folder.mkdir()
     straight.run(*options)
     assert set(audit(straight, 9).values()) == {"COMPLETE", "PRUNED"}
+
     killed.env["TOY_SECONDS"] = "0.1"
-    kill_when(killed, lambda: killed.epochs().total() >= 18, *options)
+    kill_when(killed, (killed.runs / "toy" / "optuna.journal").exists, *options)
+    kill_when(killed, lambda: killed.epochs().total() >= 5, "--resume")
+    kill_when(killed, lambda: killed.epochs().total() >= 18, "--resume")
     killed.run("--resume")
+    audit(killed, 9)
     for a, b in zip(straight.study().get_trials(), killed.study().get_trials(), strict=True):
         assert a.params == b.params
         assert (a.state, a.value) == (b.state, b.value)
+    # Each kill costs at most the epoch in hand and the one not yet saved.
+    assert sum(count - 1 for count in killed.epochs().values()) <= 3 * 2
 
 
 @pytest.mark.slow
@@ -55,12 +43,16 @@ def test_ctrl_c_ends_cleanly_a_second_one_at_once_and_a_damaged_checkpoint_gives
     toy.env["TOY_SECONDS"] = "0.5"
     process = toy.start("--num-trials", "2", "--grace-epochs", str(EPOCHS))
     wait_for(lambda: toy.epochs()[0, 4] == 1, process)
+    client = MlflowClient(toy.uri)
+    where = client.get_experiment_by_name("ali").experiment_id
+    assert "sweep toy: running; of 2 trials" in status(client, where, "toy")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=90)
     assert process.returncode == 130, out + err
     assert "stopped; resume with: " in out and "Traceback" not in out + err
     statuses = {run.info.status for found in toy.mlflow().values() for run in found}
     assert "RUNNING" not in statuses
+    assert "sweep toy: interrupted; of 2 trials 0 running" in status(client, where, "toy")
     time.sleep(3)  # the trial's own process outlives its driver by a moment
     newest = max((toy.runs / "toy" / "00000").glob("checkpoint_*/epoch.json"))
     newest.write_text(f"[{EPOCHS}" + newest.read_text()[2:])  # a bit or two: still a checkpoint

@@ -30,8 +30,9 @@ def best_two(toy):
 
 
 def test_the_last_checkpoints_of_the_best_trials_remain(toy):
-    toy.run(*OPTIONS)
+    toy.run(*OPTIONS, "--max-concurrent", "1")
     audit(toy, 6)
+    assert len({pid for _, _, pid in toy.starts()}) == 1, "in one process"
     assert checkpoints(toy) == {name: [EPOCHS] for name in best_two(toy)}
     assert len(list((toy.runs / toy.name).glob("*/checkpoint_*"))) == 2, "and no empty folders"
 

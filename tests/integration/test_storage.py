@@ -285,7 +285,7 @@ def test_a_sweep_outlives_its_machine_where_its_storage_is_a_bucket(clustered, s
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in logged + params
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_outlives_its_machine_where_its_storage_is_googles(toy, google):
     toy.env.update(ALI_STORAGE_PATH=google, TOY_SECONDS="0.4")
     process = toy.start("--num-trials", "4")
@@ -302,7 +302,7 @@ def test_a_sweep_outlives_its_machine_where_its_storage_is_googles(toy, google):
     assert any(storage.checkpoints(name) for name in ends)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_full_training_outlives_its_machine_too(clustered, store):
     toy, root = clustered, Path(__file__).parents[2]
     env = {**os.environ, **toy.env, "MLFLOW_TRACKING_URI": toy.server, "OMP_NUM_THREADS": "1"}

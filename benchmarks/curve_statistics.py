@@ -1,0 +1,124 @@
+"""What a table of learning curves says: what is noise, what early epochs tell, where it fails."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import spearmanr
+
+from ali.metrics import SAMPLE_DIVERSITY
+from benchmarks.blackbox import Blackbox
+
+COLLAPSED = 0.3  # a sample_diversity below it: the samples are nearly the same
+
+
+def describe(table: Blackbox, name: str) -> None:
+    """Prints the statistics of a table. Runs that are missing are left out."""
+    console = Console(highlight=False)
+    objective = table.metadata["objective"]
+    values = table.curves(objective)
+    whole = np.isfinite(values[..., -1])
+    console.print(
+        f"{name}: {len(values)} configurations, {table.metadata['runs']} runs of {values.shape[2]} "
+        f"epochs, {int((~whole & np.isfinite(table.curves('diverged')[..., -1])).sum())} diverged"
+    )
+    console.print(noise(values, objective))
+    console.print(regions(table, values))
+
+
+def variance(values: np.ndarray) -> tuple[float, float]:
+    """(within, between) variance of a one-way random-effects model; values (n, seeds), NaN: none.
+
+    Within: between seeds of one configuration. Between: of the configurations' true means, 0 at
+    least. Configurations with fewer than two seeds are left out.
+    """
+    values = values[np.isfinite(values).sum(axis=1) >= 2]
+    count = np.isfinite(values).sum(axis=1)
+    means = np.nanmean(values, axis=1)
+    within = np.nansum((values - means[:, None]) ** 2) / (count.sum() - len(values))
+    grand = (count * means).sum() / count.sum()
+    squares = (count * (means - grand) ** 2).sum() / (len(values) - 1)
+    typical = (count.sum() - (count**2).sum() / count.sum()) / (len(values) - 1)
+    return float(within), float(max(0.0, (squares - within) / typical))
+
+
+def noise(values: np.ndarray, objective: str) -> Table:
+    """By epoch: spread between seeds and between configurations, and what it tells of the end."""
+    table = Table(title=f"{objective} by epoch", title_justify="left")
+    for column in (
+        *("epoch", "mean", "std between seeds", "std between configurations"),
+        *("share of the configuration (ICC)", "rank correlation with the end, single runs"),
+        "with another seed's end",
+    ):
+        table.add_column(column, justify="right")
+    ends = values[..., -1]
+    for epoch in range(values.shape[2]):
+        here = values[..., epoch]
+        within, between = variance(here)
+        other = [
+            (here[:, a], ends[:, b])
+            for a in range(3)
+            for b in range(3)
+            if a != b and max(a, b) < values.shape[1]
+        ]
+        table.add_row(
+            str(epoch + 1),
+            f"{np.nanmean(here):.3f}",
+            f"{within**0.5:.3f}",
+            f"{between**0.5:.3f}",
+            f"{between / (within + between or np.nan):.2f}",
+            f"{_rank([(here.ravel(), ends.ravel())]):.2f}",
+            f"{_rank(other):.2f}",
+        )
+    return table
+
+
+def regions(table: Blackbox, values: np.ndarray) -> Table:
+    """By thirds of each hyperparameter: mean end, share of diverged and of collapsed runs."""
+    shown = Table(title="by region of the space", title_justify="left")
+    for column in ("hyperparameter", "values", "runs", "mean end", "diverged", "collapsed"):
+        shown.add_column(column, justify="left" if column == "hyperparameter" else "right")
+    diverged = table.curves("diverged")[..., -1]
+    ran = np.isfinite(diverged)
+    collapsed = None
+    if SAMPLE_DIVERSITY in table.names:
+        collapsed = table.curves(SAMPLE_DIVERSITY)[..., -1] < COLLAPSED
+    for name, column in table.hyperparameters.items():
+        for text, rows in _parts(column):
+            here = ran[rows]
+            if not here.any():
+                continue
+            with warnings.catch_warnings(action="ignore"):  # a region where all diverged
+                mean = np.nanmean(values[rows][..., -1])
+            share = "–" if collapsed is None else f"{collapsed[rows][here].mean():.0%}"
+            count, part = str(here.sum()), f"{diverged[rows][here].mean():.0%}"
+            shown.add_row(str(name), text, count, f"{mean:.3f}", part, share)
+        shown.add_section()
+    return shown
+
+
+def _parts(column: pd.Series) -> list[tuple[str, np.ndarray]]:
+    """Thirds of a continuous hyperparameter, or the values of another: text, mask of rows."""
+    if column.dtype == bool:
+        return [(str(value), (column == value).to_numpy()) for value in (False, True)]
+    edges = column.quantile([0, 1 / 3, 2 / 3, 1]).to_numpy()
+    values = column.to_numpy()
+    return [
+        (f"{low:.2g} to {high:.2g}", (values >= low) & (values <= high))
+        for low, high in pairwise(edges)
+    ]
+
+
+def _rank(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Mean Spearman correlation of the pairs, over where both are finite."""
+    found = []
+    for a, b in pairs:
+        both = np.isfinite(a) & np.isfinite(b)
+        if both.sum() > 2 and np.ptp(a[both]) and np.ptp(b[both]):
+            found.append(spearmanr(a[both], b[both]).statistic)
+    return float(np.mean(found)) if found else float("nan")

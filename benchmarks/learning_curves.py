@@ -1,0 +1,308 @@
+"""Tables of learning curves: many configurations, several seeds, to the full budget, none stopped.
+
+    python -m benchmarks.learning_curves run mixture          trains; the same command goes on
+    python -m benchmarks.learning_curves export mixture       writes benchmarks/tables/mixture
+    python -m benchmarks.learning_curves describe mixture     what the table says of noise
+
+`run` may be started any number of times, on machines that share --output-dir too: each process
+takes a run that nobody has, and one that was killed goes on from its last epoch. It runs at low
+priority. Seed by seed, so that a table that is not finished has whole columns; at the end the best
+configurations and the paper's get more seeds. benchmarks/tables/README.md says what is in the
+tables that are kept in the repository.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+import pandas as pd
+from tyro.conf import Positional
+
+from ali.cli import main, parse_args
+from ali.config import Config
+from ali.errors import NonFiniteError, UserError
+from ali.files import atomic_write, make_folder
+from ali.metrics import EPOCH, MODES_MISSED
+from benchmarks import blackbox
+from benchmarks.blackbox import Blackbox
+from benchmarks.curve_statistics import describe
+from sweeps import InitialPoint, Space, paper_defaults
+from sweeps.engine.lock import driver_lock
+from sweeps.engine.space import PAPER_VALUES, suggest
+from sweeps.mixture import quick
+
+KEPT = Path(__file__).with_name("tables")  # the tables of the repository
+CURVE, STATE = "curve.json", "state"  # in a run's folder
+CPU_SECONDS, DIVERGED = "cpu_seconds", "diverged"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table holds. Configuration 0 is the paper's, then `points`, then random ones.
+
+    Attributes:
+        base: what all runs share; its epochs are the full budget.
+        configurations: how many, with `seeds` runs each: seeds 0, 1, …
+        more_seeds: runs of each of the `best` configurations and of the paper's.
+    """
+
+    base: Config
+    space: Space
+    points: tuple[Any, ...]
+    objective: str
+    configurations: int
+    seeds: int = 3
+    best: int = 6
+    more_seeds: int = 8
+
+    def point(self, number: int) -> InitialPoint | None:
+        return self.points[number](self.base) if number < len(self.points) else None
+
+    def trial(self, number: int) -> tuple[dict[str, Any], optuna.trial.FrozenTrial]:
+        """Fields of Config of a configuration, and the draw it comes from."""
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=number))
+        if point := self.point(number):
+            study.enqueue_trial(point.params, user_attrs={PAPER_VALUES: list(point.paper_values)})
+        trial = study.ask()
+        return suggest(trial, self.space, self.base), study.get_trials()[0]
+
+    def config(self, number: int, seed: int) -> Config:
+        drawn = self.trial(number)[0]
+        return Config.from_dict({**self.base.to_dict(), **drawn, "seed": seed})
+
+
+TABLES = {
+    "mixture": Table(
+        Config(data="mixture", train_size=12_000, epochs=27, width=0.25, precision="fp32"),
+        Space(lr=(1e-5, 1e-2)),
+        (paper_defaults, quick),
+        MODES_MISSED,
+        configurations=300,
+    ),
+}
+Name = Literal["mixture"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Train the runs of a table that are missing."""
+
+    table: Positional[Name]
+    output_dir: Path = Path("runs/tables")
+    """Folder of the runs, one folder a table."""
+    processes: int = 1
+    """Runs at a time, one thread each."""
+    nice: int = 19
+    """Priority of the processes, 19 is the lowest."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a table in Syne Tune's format."""
+
+    table: Positional[Name]
+    output_dir: Path = Path("runs/tables")
+    """Folder of the runs."""
+    to: Path = KEPT
+    """Folder of the tables."""
+
+
+@dataclass(frozen=True)
+class Describe:
+    """Print what a table says of noise, early epochs and regions of the space."""
+
+    table: Positional[Name]
+    tables: Path = field(default=KEPT)
+    """Folder of the tables."""
+
+
+def run(options: Run) -> None:
+    folder = make_folder(options.output_dir / options.table)
+    os.nice(options.nice)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if options.processes == 1:
+        work(options.table, folder, os.getppid())
+        return
+    spawn = multiprocessing.get_context("spawn")
+    arguments = (options.table, folder, os.getpid())
+    workers = [spawn.Process(target=work, args=arguments) for _ in range(options.processes)]
+    for worker in workers:
+        worker.start()
+    try:
+        for worker in workers:
+            worker.join()
+    finally:
+        for worker in workers:
+            worker.terminate()
+    if any(worker.exitcode for worker in workers):
+        raise UserError("a process of the table failed, its error stands above: start it again")
+
+
+def work(name: str, folder: Path, parent: int) -> None:
+    """Trains one run after the other until none is left that no other process has."""
+    import torch
+
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    table, busy = TABLES[name], False
+    while not busy:
+        busy = True
+        for number, seed in missing(table, folder):
+            here = run_folder(folder, number, seed)
+            here.mkdir(exist_ok=True)
+            try:
+                with driver_lock(here, f"run {here.name}"):
+                    if _ended(here) is None:
+                        train(table.config(number, seed), here, parent)
+                        busy = False
+            except UserError as error:
+                if "is being run by" not in str(error):
+                    raise
+
+
+def missing(table: Table, folder: Path) -> Iterator[tuple[int, int]]:
+    """(configuration, seed) of the runs that have not ended, the next ones first."""
+    left = False
+    for seed in range(table.seeds):
+        for number in range(table.configurations):
+            if _ended(run_folder(folder, number, seed)) is None:
+                left = True
+                yield number, seed
+    if left:
+        return
+    ends = [
+        np.mean([_last(table, folder, number, seed) for seed in range(table.seeds)])
+        for number in range(table.configurations)
+    ]
+    chosen = dict.fromkeys([0, *np.argsort(ends, kind="stable")[: table.best].tolist()])
+    for seed in range(table.seeds, table.more_seeds):
+        for number in chosen:
+            if _ended(run_folder(folder, number, seed)) is None:
+                yield number, seed
+
+
+def train(config: Config, folder: Path, parent: int) -> None:
+    """One run to its end, from the epoch it had come to."""
+    from ali import experiment
+    from ali.training.state import State
+
+    def write(**ending: str) -> None:
+        with atomic_write(folder / CURVE) as path:
+            path.write_text(json.dumps({"config": config.to_dict(), "curve": curve, **ending}))
+
+    state = curve = None
+    try:
+        state = State.load(folder / STATE, "cpu", config)
+        curve = json.loads((folder / CURVE).read_text())["curve"][: state.epoch]
+    except (UserError, OSError):
+        state, curve = None, []
+    spent = time.process_time()
+    try:
+        for trained, metrics in experiment.run(config, state=state):
+            curve.append({**metrics, CPU_SECONDS: time.process_time() - spent})
+            write()
+            if os.getppid() != parent:  # it was killed
+                raise SystemExit(1)
+            if metrics[EPOCH] < config.epochs:
+                trained.save(folder / STATE)
+            spent = time.process_time()
+        write(ended="completed")
+    except NonFiniteError as error:
+        write(ended=DIVERGED, reason=str(error))
+    shutil.rmtree(folder / STATE, ignore_errors=True)
+    print(f"run {folder.name}: {json.dumps(curve[-1] if curve else {})}", flush=True)
+
+
+def run_folder(folder: Path, number: int, seed: int) -> Path:
+    return folder / f"{number:05d}-{seed}"
+
+
+def _ended(folder: Path) -> dict[str, Any] | None:
+    """The whole curve of a run that ended."""
+    try:
+        found = json.loads((folder / CURVE).read_text())
+    except FileNotFoundError:
+        return None
+    return found if "ended" in found else None
+
+
+def _last(table: Table, folder: Path, number: int, seed: int) -> float:
+    found = _ended(run_folder(folder, number, seed))
+    assert found is not None
+    return np.inf if found["ended"] == DIVERGED else found["curve"][-1][table.objective]
+
+
+def export(options: Export) -> None:
+    """Writes the runs that have ended. Raises UserError if one belongs to another table."""
+    table, folder = TABLES[options.table], options.output_dir / options.table
+    runs: dict[tuple[int, int], dict[str, Any]] = {}
+    for number in range(table.configurations):
+        for seed in range(table.more_seeds):
+            if found := _ended(run_folder(folder, number, seed)):
+                if found["config"] != table.config(number, seed).to_dict():
+                    where = run_folder(folder, number, seed)
+                    raise UserError(f"{where} is of another table: choose another --output-dir")
+                runs[number, seed] = found
+    if not runs:
+        raise UserError(f"no run in {folder} has ended: start `run {options.table}` first")
+    names = sorted({name for found in runs.values() for m in found["curve"] for name in m})
+    names = [DIVERGED, *(name for name in names if name != EPOCH)]
+    shape = (table.configurations, table.more_seeds, table.base.epochs, len(names))
+    values = np.full(shape, np.nan, np.float32)
+    for (number, seed), found in runs.items():
+        here = values[number, seed]
+        here[:, 0] = 0
+        for epoch, metrics in enumerate(found["curve"]):
+            here[epoch, 1:] = [metrics.get(name, np.nan) for name in names[1:]]
+        if found["ended"] == DIVERGED:
+            here[len(found["curve"]) :, 0] = 1
+    drawn = [table.trial(number) for number in range(table.configurations)]
+    distributions: dict[str, Any] = {}
+    for _, trial in drawn:
+        distributions |= trial.distributions
+    rows = [effective(trial.params, distributions) for _, trial in drawn]
+    metadata = {
+        "objective": table.objective,
+        "base": {**table.base.to_dict(), "seed": None},
+        "points": [point.__name__ for point in table.points],
+        "runs": len(runs),
+        "metric_to_minimize": [table.objective],
+    }
+    written = Blackbox(pd.DataFrame(rows), values, tuple(names), metadata)
+    blackbox.write(options.to / options.table, written, options.table, distributions)
+    print(f"{len(runs)} runs in {options.to / options.table}")
+
+
+def effective(params: dict[str, Any], names: Any) -> dict[str, Any]:
+    """A point with a value for each of `names`: what those that were not drawn amount to.
+
+    Adam of encoder and decoder is the discriminator's unless `adam_apart`; no layer of D(x) has
+    batch norm unless `bn`.
+    """
+    shared = {name: params.get(f"{name[:-1]}d", False) for name in names if name.endswith("_g")}
+    return {name: params.get(name, shared.get(name, False)) for name in names}
+
+
+def command() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    options = parse_args(Run | Export | Describe)
+    if isinstance(options, Run):
+        run(options)
+    elif isinstance(options, Export):
+        export(options)
+    else:
+        describe(blackbox.read(options.tables / options.table), options.table)
+
+
+if __name__ == "__main__":
+    main(command)
