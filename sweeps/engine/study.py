@@ -7,6 +7,7 @@ between any two of its writes.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -33,14 +35,24 @@ def trial_id(number: int) -> str:
 
 
 class Study:
-    """An Optuna study in a journal file; repeating a write is harmless."""
+    """An Optuna study in a journal file; repeating a write is harmless.
 
-    def __init__(self, journal: Path, name: str, seed: int, startup_trials: int = 10) -> None:
+    `make_sampler`: from a seed, the sampler of one trial; None: TPE (`tpe`).
+    """
+
+    def __init__(
+        self,
+        journal: Path,
+        name: str,
+        seed: int,
+        startup_trials: int = 10,
+        make_sampler: Callable[[int], BaseSampler] | None = None,
+    ) -> None:
         repair_journal(journal)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._storage: BaseStorage = JournalStorage(JournalFileBackend(str(journal)))
         self._seed = seed
-        self._startup_trials = startup_trials
+        self._make_sampler = make_sampler or functools.partial(tpe, startup_trials=startup_trials)
         self._study = optuna.create_study(
             study_name=name,
             storage=self._storage,
@@ -108,13 +120,18 @@ class Study:
         # Seeded by the trial's number and not once, so that a search that was interrupted continues
         # as it would have, and one with a concurrency of 1 can be repeated.
         seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        self._study.sampler = optuna.samplers.TPESampler(
-            seed=seed,
-            n_startup_trials=self._startup_trials,
-            multivariate=True,
-            group=True,  # the space is conditional
-            constant_liar=True,  # trials run side by side
-        )
+        self._study.sampler = self._make_sampler(seed)
+
+
+def tpe(seed: int, startup_trials: int) -> BaseSampler:
+    """The sampler that draws points; the first `startup_trials` are random."""
+    return optuna.samplers.TPESampler(
+        seed=seed,
+        n_startup_trials=startup_trials,
+        multivariate=True,
+        group=True,  # the space is conditional
+        constant_liar=True,  # trials run side by side
+    )
 
 
 def best_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:

@@ -1,0 +1,358 @@
+"""Does the search beat random search? Replays of it and of baselines on tables of learning curves.
+
+    python -m benchmarks.search mixture                 200 replays of each method
+    python -m benchmarks.search mixture --replays 20 --methods shipped random
+
+Each method runs as it would live, on a simulated clock (replay.py), confined to the table's rows.
+`shipped` are the classes of a real sweep: Study, AshaScheduler, StudySearch, StudyRecorder. The
+baselines: random search; the best of 64 random points after some epochs, trained to the end
+(top-k); Ray's own ASHA on random points; Ray Tune with OptunaSearch (TPE) and ASHA. What a method
+has chosen after so many epochs is judged by the mean of its configuration's runs with other seeds
+than it has seen. The target is what random search has chosen after 64 whole trials.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import multiprocessing
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.samplers import RandomSampler, TPESampler
+from ray.tune.experiment import Experiment, Trial
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+from rich.console import Console
+from rich.table import Table as Shown
+from tyro.conf import Positional
+
+from ali.cli import main, parse_args
+from ali.metrics import EPOCH
+from benchmarks import blackbox
+from benchmarks.learning_curves import KEPT, TABLES, Name
+from benchmarks.replay import (
+    Choice,
+    Curves,
+    Decision,
+    Method,
+    TableSampler,
+    Trace,
+    regret,
+    simulate,
+)
+from sweeps.engine.scheduler import AshaScheduler
+from sweeps.engine.search import StudyRecorder, StudySearch
+from sweeps.engine.space import suggest
+from sweeps.engine.study import Study, best_trials, tpe
+
+SLOTS = 4  # trials at a time
+RANDOM_TRIALS = 64  # whose best is the target
+
+
+class Rows:
+    """A table's configurations as points of the search, and its curves."""
+
+    def __init__(self, name: str, tables: Path) -> None:
+        self.table = TABLES[name]
+        read = blackbox.read(tables / name)
+        self.curves = Curves(read)
+        self.points, self.distributions = [], {}
+        for record in read.hyperparameters.to_dict("records"):
+            trial = optuna.trial.FixedTrial(record)
+            suggest(trial, self.table.space, self.table.base)
+            self.points.append(trial.params)
+            self.distributions |= trial.distributions
+
+    def sampler(self, inner: Any, rng: np.random.Generator) -> TableSampler:
+        return TableSampler(inner, self.points, self.distributions, rng)
+
+    def draw(self, trial: optuna.Trial) -> dict[str, Any]:
+        return suggest(trial, self.table.space, self.table.base)
+
+
+class RandomSearch(Method):
+    """Random rows, each trained to the end; `keep`: the best so many after `part` of the budget."""
+
+    def __init__(
+        self, rows: Rows, rng: np.random.Generator, folder: Path, keep: int = 0, part: float = 1
+    ) -> None:
+        self._rows = rng.permutation(len(rows.points)).tolist()
+        self._full, self._keep = rows.curves.epochs, keep
+        self._epochs = round(part * self._full)
+        self._early: dict[str, float] = {}
+        self._resume: list[str] = []
+        self._best: Choice | None = None
+        self._row: dict[str, int] = {}
+
+    def next(self) -> tuple[str, int] | None:
+        if self._resume:
+            trial = self._resume.pop(0)
+            return trial, self._row[trial]
+        if not self._rows or (self._keep and len(self._row) == RANDOM_TRIALS):
+            return None
+        trial = str(len(self._row))
+        self._row[trial] = self._rows.pop()
+        return trial, self._row[trial]
+
+    def report(self, trial: str, epoch: int, value: float) -> Decision:
+        if epoch == self._full and value < (self._best.mean if self._best else np.inf):
+            self._best = Choice(self._row[trial], value)
+        if self._keep and (epoch == self._epochs or not np.isfinite(value)):
+            if trial not in self._early:
+                self._early[trial] = value if np.isfinite(value) else np.inf
+            if len(self._early) == RANDOM_TRIALS:
+                self._resume = sorted(self._early, key=self._early.__getitem__)[: self._keep]
+            return "pause"
+        return "continue"
+
+    def choice(self) -> Choice | None:
+        return self._best
+
+
+class Shipped(Method):
+    """This project's sweep, as the driver builds it."""
+
+    def __init__(
+        self, rows: Rows, rng: np.random.Generator, folder: Path, startup_trials: int = 10,
+        points: int = 0,
+    ) -> None:  # fmt: skip
+        epochs, objective = rows.curves.epochs, rows.table.objective
+        self._objective = objective
+        self._sampler: TableSampler
+
+        def make(seed: int) -> TableSampler:
+            return rows.sampler(tpe(seed, startup_trials), rng)
+
+        self._find = rows.sampler(None, rng)
+        self._study = Study(folder / "journal", "replay", int(rng.integers(2**31)), 10, make)
+        for point in rows.table.points[:points]:
+            self._study.enqueue(point(rows.table.base))
+        self._scheduler = AshaScheduler(objective, epochs, max(1, epochs // 10), 3)
+        self._recorder = StudyRecorder(self._study, objective)
+        self._search = StudySearch(
+            self._study, rows.draw, self._scheduler, len(rows.points), SLOTS, epochs
+        )
+        self._search.add_configurations([_experiment(folder)])
+        self._trials: dict[str, Trial] = {}
+        self._best: Choice | None = None
+
+    def next(self) -> tuple[str, int] | None:
+        trial = self._search.next_trial()
+        if trial is None:
+            return None
+        self._trials[trial.trial_id] = trial
+        return trial.trial_id, self._find.row(self._study.trial(int(trial.trial_id)).params)
+
+    def report(self, trial: str, epoch: int, value: float) -> Decision:
+        result: dict[str, Any] = {EPOCH: epoch, self._objective: value}
+        if not np.isfinite(value):
+            result = {"end_state": "diverged", "end_reason": "", EPOCH: epoch}
+        decision = self._scheduler.on_trial_result(None, self._trials[trial], result)
+        self._recorder.on_trial_result(0, [], self._trials[trial], result)
+        if decision == TrialScheduler.STOP:
+            self._search.on_trial_complete(trial, result)
+            best = best_trials(self._study.trials())
+            if best:
+                assert best[0].value is not None
+                self._best = Choice(self._find.row(best[0].params), best[0].value)
+            return "stop"
+        return "continue"
+
+    def choice(self) -> Choice | None:
+        return self._best
+
+
+class RayTune(Method):
+    """Ray's ASHA with its defaults, on random points or on those of OptunaSearch (TPE)."""
+
+    def __init__(
+        self, rows: Rows, rng: np.random.Generator, folder: Path, optuna_search: bool
+    ) -> None:
+        self._full, self._objective = rows.curves.epochs, rows.table.objective
+        seed = int(rng.integers(2**31))
+        inner = TPESampler(seed=seed) if optuna_search else RandomSampler(seed=seed)
+        self._sampler = rows.sampler(inner if optuna_search else None, rng)
+
+        def space(trial: optuna.Trial) -> None:
+            rows.draw(trial)
+
+        self._search = OptunaSearch(
+            space,
+            metric=self._objective,
+            mode="min",
+            sampler=self._sampler,
+        )
+        self._asha = ASHAScheduler(
+            time_attr="training_iteration", metric=self._objective, mode="min", max_t=self._full,
+            grace_period=1, reduction_factor=4,
+        )  # fmt: skip
+        self._number = itertools.count()
+        self._limit = len(rows.points)
+        self._trials: dict[str, Any] = {}
+        self._best: Choice | None = None
+
+    def next(self) -> tuple[str, int] | None:
+        number = next(self._number)
+        if number >= self._limit:
+            return None
+        trial = str(number)
+        self._search.suggest(trial)
+        self._trials[trial] = SimpleNamespace(trial_id=trial)
+        self._asha.on_trial_add(None, self._trials[trial])
+        return trial, self._row(trial)
+
+    def _row(self, trial: str) -> int:
+        return self._sampler.row(self._search._ot_trials[trial].params)
+
+    def report(self, trial: str, epoch: int, value: float) -> Decision:
+        result = {"training_iteration": epoch, self._objective: value}
+        if not np.isfinite(value):
+            self._search.on_trial_complete(trial, error=True)
+            return "stop"
+        self._search.on_trial_result(trial, result)
+        if epoch == self._full and (self._best is None or value < self._best.mean):
+            self._best = Choice(self._row(trial), value)
+        decision = self._asha.on_trial_result(None, self._trials[trial], result)
+        if decision == TrialScheduler.STOP:
+            self._search.on_trial_complete(trial, result)
+            return "stop"
+        return "continue"
+
+    def choice(self) -> Choice | None:
+        return self._best
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "random": RandomSearch,
+    "top-4 after a third": partial(RandomSearch, keep=4, part=1 / 3),
+    "Ray ASHA": partial(RayTune, optuna_search=False),
+    "Ray Optuna ASHA": partial(RayTune, optuna_search=True),
+    "shipped": Shipped,
+}
+
+
+@cache
+def _experiment(folder: Path) -> Experiment:
+    return Experiment("replay", lambda config: None, storage_path=str(folder))
+
+
+@cache
+def rows_of(name: str, tables: Path) -> Rows:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    return Rows(name, tables)
+
+
+def replay(name: str, tables: Path, method: str, number: int) -> Trace:
+    """Replay `number` of a method: all methods meet the same seeds of the table in it."""
+    rows = rows_of(name, tables)
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").exists() else None))
+    try:
+        made = METHODS[method](rows, np.random.default_rng([number, 1]), folder)
+        budget = RANDOM_TRIALS * rows.curves.epochs
+        return simulate(made, rows.curves, np.random.default_rng([number, 2]), budget, SLOTS)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Replays:
+    """Compare searches on a table."""
+
+    table: Positional[Name]
+    replays: int = 200
+    """Replays of each method."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Which methods: all unless named."""
+    tables: Path = KEPT
+    """Folder of the tables."""
+    processes: int = 2
+    """Replays at a time."""
+
+
+def interquartile_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of the middle half along axis 0 (rliable, arXiv 2108.13264)."""
+    values = np.sort(values, axis=0)
+    quarter = len(values) // 4
+    return values[quarter : len(values) - quarter].mean(axis=0)
+
+
+def epochs_to(target: float, curve: np.ndarray, grid: np.ndarray) -> float:
+    """The first epochs after which a curve stays at or below the target; infinity: never."""
+    above = np.flatnonzero(curve > target)
+    if not len(above):
+        return float(grid[0])
+    return float(grid[above[-1] + 1]) if above[-1] + 1 < len(grid) else float("inf")
+
+
+def compare(options: Replays) -> None:
+    rows = rows_of(options.table, options.tables)
+    budget = RANDOM_TRIALS * rows.curves.epochs
+    grid = np.unique(np.geomspace(rows.curves.epochs, budget, 80).astype(int))
+    traces: dict[str, list[Trace]] = {}
+    for method in dict.fromkeys(("random", *options.methods)):
+        one = partial(replay, options.table, options.tables, method)
+        with multiprocessing.get_context("forkserver").Pool(options.processes) as pool:
+            traces[method] = pool.map(one, range(options.replays), chunksize=4)
+    regrets = {name: regret(found, rows.curves, grid) for name, found in traces.items()}
+    target = float(interquartile_mean(regrets["random"])[-1])
+    console = Console(highlight=False)
+    console.print(
+        f"{options.table}: {options.replays} replays, budget {budget} epochs, {SLOTS} slots; best "
+        f"true mean {np.nanmin(rows.curves.means):.3f}, random row {rows.curves.means.mean():.3f}; "
+        f"target: regret {target:.3f}"
+    )
+    console.print(summary(traces, regrets, target, grid, rows.curves))
+
+
+def summary(
+    traces: dict[str, list[Trace]], regrets: dict[str, np.ndarray], target: float,
+    grid: np.ndarray, curves: Curves,
+) -> Shown:  # fmt: skip
+    """A row a method: regrets (interquartile means), epochs to the target, honesty, mistakes."""
+    shown = Shown()
+    for column in (
+        *("method", "regret at 1/8", "at 1/4", "at 1/2", "at the end", "epochs to target"),
+        *("random's ÷ its", "95 %", "announced − true", "true best tenth stopped"),
+    ):
+        shown.add_column(column, justify="left" if column == "method" else "right")
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(0, len(regrets["random"]), len(regrets["random"])) for _ in range(400)]
+
+    def reached(name: str, chosen: Any = slice(None)) -> float:
+        return epochs_to(target, interquartile_mean(regrets[name][chosen]), grid)
+
+    for name, values in regrets.items():
+        middle = interquartile_mean(values)
+        at = [middle[np.searchsorted(grid, grid[-1] / part)] for part in (8, 4, 2, 1)]
+        ratios = [reached("random", d) / reached(name, d) for d in draws]
+        low, high = np.nanpercentile(ratios, [2.5, 97.5])
+        off = [t.choices[-1].mean - t.truth[-1] for t in traces[name] if t.choices]
+        lost = [len(t.stopped & curves.tenth) / len(curves.tenth) for t in traces[name]]
+        shown.add_row(
+            name,
+            *(f"{value:.3f}" for value in at),
+            f"{reached(name):.0f}",
+            f"{reached('random') / reached(name):.2f}",
+            f"{low:.2f} to {high:.2f}",
+            f"{np.mean(off):+.3f}",
+            f"{np.mean(lost):.1%}",
+        )
+    return shown
+
+
+def command() -> None:
+    compare(parse_args(Replays))
+
+
+if __name__ == "__main__":
+    main(command)
