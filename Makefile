@@ -45,10 +45,10 @@ lint: $(VENV)/installed-test  ## ruff and mypy
 	$(BIN)/mypy
 
 # Two files at a time; one thread each, since several pools of threads on two cores slow all of them.
-test: lint  ## lint, types and the tests but test-long's (12 minutes on two cores)
+test: lint  ## lint, types and the tests but test-long's (13 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" $(ARGS)
 
-test-long: $(VENV)/installed-test  ## the rest: Google's buckets, PostgreSQL, full training over two workers
+test-long: $(VENV)/installed-test  ## the rest: buckets, PostgreSQL, full training over two workers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m long $(ARGS)
 
 test-fast: $(VENV)/installed-test  ## the tests for daily work: none that is slow or starts a sweep (2 minutes)

@@ -85,6 +85,7 @@ def test_syne_tune_reads_it(tiny, tmp_path):
     assert value == ours.curves("modes_missed")[2, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
     config = Config(data="mixture", train_size=12_000, epochs=6, width=0.25, seed=3)
     (tmp_path / "whole").mkdir(), (tmp_path / "killed").mkdir()

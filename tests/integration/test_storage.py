@@ -246,7 +246,7 @@ def clustered(tmp_path, store):
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_outlives_its_machine_where_its_storage_is_a_bucket(clustered, store):
     toy, trials = clustered, 8
     options = ("--tracking-uri", toy.server, "--num-trials", str(trials), "--keep", "2")

@@ -28,6 +28,7 @@ def test_train_writes_a_run(trained):
     assert len(lines) == 2 and "val_error" in lines[0] and "images/s" in lines[0]
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_an_uninterrupted_one(trained, tmp_path, data):
     whole, _ = trained
     part = tmp_path / "part"
@@ -52,6 +53,7 @@ def test_settings_from_a_file_and_options_on_top(trained, tmp_path):
     assert (again.epochs, again.width, again.labels) == (1, 0.1, 20)
 
 
+@pytest.mark.slow
 def test_mixture_trains_with_its_panels(tmp_path):
     for model in ("ali", "gan"):
         folder = tmp_path / model
