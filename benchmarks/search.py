@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.samplers import RandomSampler, TPESampler
-from ray.tune.experiment import Experiment, Trial
+from optuna.trial import FrozenTrial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
@@ -52,7 +52,7 @@ from benchmarks.replay import (
 from sweeps.engine.scheduler import AshaScheduler
 from sweeps.engine.search import StudyRecorder, StudySearch
 from sweeps.engine.space import suggest
-from sweeps.engine.study import Study, best_trials, tpe
+from sweeps.engine.study import Study, best_trials, tpe, trial_id
 
 SLOTS = 4  # trials at a time
 RANDOM_TRIALS = 64  # whose best is the target
@@ -86,6 +86,7 @@ class RandomSearch(Method):
         self, rows: Rows, rng: np.random.Generator, folder: Path, keep: int = 0, part: float = 1
     ) -> None:
         self._rows = rng.permutation(len(rows.points)).tolist()
+        self._trials = min(RANDOM_TRIALS, len(self._rows))
         self._full, self._keep = rows.curves.epochs, keep
         self._epochs = round(part * self._full)
         self._early: dict[str, float] = {}
@@ -97,7 +98,7 @@ class RandomSearch(Method):
         if self._resume:
             trial = self._resume.pop(0)
             return trial, self._row[trial]
-        if not self._rows or (self._keep and len(self._row) == RANDOM_TRIALS):
+        if not self._rows or (self._keep and len(self._row) == self._trials):
             return None
         trial = str(len(self._row))
         self._row[trial] = self._rows.pop()
@@ -109,13 +110,22 @@ class RandomSearch(Method):
         if self._keep and (epoch == self._epochs or not np.isfinite(value)):
             if trial not in self._early:
                 self._early[trial] = value if np.isfinite(value) else np.inf
-            if len(self._early) == RANDOM_TRIALS:
+            if len(self._early) == self._trials:
                 self._resume = sorted(self._early, key=self._early.__getitem__)[: self._keep]
             return "pause"
         return "continue"
 
     def choice(self) -> Choice | None:
         return self._best
+
+
+class _Search(StudySearch):
+    """With trials that no worker runs."""
+
+    def make_trial(self, frozen: FrozenTrial) -> Any:
+        name = trial_id(frozen.number)
+        self._live.add(name)
+        return SimpleNamespace(trial_id=name)
 
 
 class Shipped(Method):
@@ -138,11 +148,10 @@ class Shipped(Method):
             self._study.enqueue(point(rows.table.base))
         self._scheduler = AshaScheduler(objective, epochs, max(1, epochs // 10), 3)
         self._recorder = StudyRecorder(self._study, objective)
-        self._search = StudySearch(
+        self._search = _Search(
             self._study, rows.draw, self._scheduler, len(rows.points), SLOTS, epochs
         )
-        self._search.add_configurations([_experiment(folder)])
-        self._trials: dict[str, Trial] = {}
+        self._trials: dict[str, Any] = {}
         self._best: Choice | None = None
 
     def next(self) -> tuple[str, int] | None:
@@ -238,11 +247,6 @@ METHODS: dict[str, Callable[..., Method]] = {
     "Ray Optuna ASHA": partial(RayTune, optuna_search=True),
     "shipped": Shipped,
 }
-
-
-@cache
-def _experiment(folder: Path) -> Experiment:
-    return Experiment("replay", lambda config: None, storage_path=str(folder))
 
 
 @cache

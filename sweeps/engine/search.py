@@ -72,17 +72,18 @@ class StudySearch(SearchAlgorithm):
         if self._finished:
             return None
         if self._backlog and self._backlog[0].state.is_finished():
-            return self._create(self._backlog.pop(0))
+            return self.make_trial(self._backlog.pop(0))
         if len(self._live) >= self._max_concurrent:
             return None
         if self._backlog:
-            return self._create(self._study.complete_ask(self._backlog.pop(0), self._suggest))
+            return self.make_trial(self._study.complete_ask(self._backlog.pop(0), self._suggest))
         if self._asked >= self._num_trials:
             return None
         self._asked += 1
-        return self._create(self._study.ask(self._suggest))
+        return self.make_trial(self._study.ask(self._suggest))
 
-    def _create(self, frozen: FrozenTrial) -> Trial:
+    def make_trial(self, frozen: FrozenTrial) -> Trial:
+        """The study's trial as one of Tune's, with its checkpoints; a replay has trials of its own."""
         assert self._experiment is not None
         name, config = trial_id(frozen.number), frozen.user_attrs.get(CONFIG, {})
         trial = ray_compat.create_trial(self._experiment, name, config, frozen.params)

@@ -61,7 +61,7 @@ def test_a_worker_lost_too_often_is_a_failure(study, point):
 
 def test_the_search_ends_when_all_have_been_asked(study, point, monkeypatch):
     search = search_over(study, point)
-    monkeypatch.setattr(search, "_create", lambda frozen: frozen)  # in place of Tune's trial
+    monkeypatch.setattr(search, "make_trial", lambda frozen: frozen)  # in place of Tune's trial
     for number in range(2):
         assert not search.is_finished()
         assert search.next_trial().number == number
