@@ -83,7 +83,7 @@ class StudySearch(SearchAlgorithm):
         return self.make_trial(self._study.ask(self._suggest))
 
     def make_trial(self, frozen: FrozenTrial) -> Trial:
-        """The study's trial as one of Tune's, with its checkpoints; a replay has trials of its own."""
+        """The study's trial as one of Tune's, with its checkpoints; a replay makes its own."""
         assert self._experiment is not None
         name, config = trial_id(frozen.number), frozen.user_attrs.get(CONFIG, {})
         trial = ray_compat.create_trial(self._experiment, name, config, frozen.params)
