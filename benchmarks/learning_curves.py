@@ -6,9 +6,9 @@
 
 `run` may be started any number of times, on machines that share --output-dir too: each process
 takes a run that nobody has, and one that was killed goes on from its last epoch. It runs at low
-priority. Seed by seed, so that a table that is not finished has whole columns; at the end the best
-configurations and the paper's get more seeds. benchmarks/tables/README.md says what is in the
-tables that are kept in the repository.
+priority. Block by block of configurations, so that a table that is not finished is a smaller one;
+at the end the best configurations and the paper's get more seeds. benchmarks/tables/README.md says
+what is in the tables that are kept in the repository.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from sweeps.mixture import quick
 
 KEPT = Path(__file__).with_name("tables")  # the tables of the repository
 CURVE, STATE = "curve.json", "state"  # in a run's folder
+BLOCK = 60  # configurations of which all seeds are run before the next ones
 CPU_SECONDS, DIVERGED = "cpu_seconds", "diverged"
 
 
@@ -173,11 +174,12 @@ def work(name: str, folder: Path, parent: int) -> None:
 def missing(table: Table, folder: Path) -> Iterator[tuple[int, int]]:
     """(configuration, seed) of the runs that have not ended, the next ones first."""
     left = False
-    for seed in range(table.seeds):
-        for number in range(table.configurations):
-            if _ended(run_folder(folder, number, seed)) is None:
-                left = True
-                yield number, seed
+    for first in range(0, table.configurations, BLOCK):
+        for seed in range(table.seeds):
+            for number in range(first, min(first + BLOCK, table.configurations)):
+                if _ended(run_folder(folder, number, seed)) is None:
+                    left = True
+                    yield number, seed
     if left:
         return
     ends = [
