@@ -7,8 +7,9 @@
 `run` may be started any number of times, on machines that share --output-dir too: each process
 takes a run that nobody has, and one that was killed goes on from its last epoch. It runs at low
 priority. Block by block of configurations, so that a table that is not finished is a smaller one;
-at the end the best configurations and the paper's get more seeds. benchmarks/tables/README.md says
-what is in the tables that are kept in the repository.
+at the end the best configurations and the paper's get more seeds. Raise a table's epochs, and its
+runs go on from where they ended. benchmarks/tables/README.md says what is in the tables that are
+kept in the repository.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -80,6 +80,22 @@ class Table:
     def config(self, number: int, seed: int) -> Config:
         drawn = self.trial(number)[0]
         return Config.from_dict({**self.base.to_dict(), **drawn, "seed": seed})
+
+    def ended(self, folder: Path) -> dict[str, Any] | None:
+        """The curve in a run's folder, if it has the full budget or has diverged before."""
+        try:
+            found = json.loads((folder / CURVE).read_text())
+        except FileNotFoundError:
+            return None
+        whole = len(found["curve"]) >= self.base.epochs
+        return found if whole or found.get(DIVERGED) else None
+
+    def end(self, folder: Path) -> float:
+        """The objective at the full budget of a run that ended; infinity: diverged."""
+        found = self.ended(folder)
+        assert found is not None
+        curve = found["curve"][: self.base.epochs]
+        return curve[-1][self.objective] if len(curve) == self.base.epochs else np.inf
 
 
 TABLES = {
@@ -163,7 +179,7 @@ def work(name: str, folder: Path, parent: int) -> None:
             here.mkdir(exist_ok=True)
             try:
                 with driver_lock(here, f"run {here.name}"):
-                    if _ended(here) is None:
+                    if table.ended(here) is None:
                         train(table.config(number, seed), here, parent)
                         busy = False
             except UserError as error:
@@ -177,19 +193,19 @@ def missing(table: Table, folder: Path) -> Iterator[tuple[int, int]]:
     for first in range(0, table.configurations, BLOCK):
         for seed in range(table.seeds):
             for number in range(first, min(first + BLOCK, table.configurations)):
-                if _ended(run_folder(folder, number, seed)) is None:
+                if table.ended(run_folder(folder, number, seed)) is None:
                     left = True
                     yield number, seed
     if left:
         return
     ends = [
-        np.mean([_last(table, folder, number, seed) for seed in range(table.seeds)])
+        np.mean([table.end(run_folder(folder, number, seed)) for seed in range(table.seeds)])
         for number in range(table.configurations)
     ]
     chosen = dict.fromkeys([0, *np.argsort(ends, kind="stable")[: table.best].tolist()])
     for seed in range(table.seeds, table.more_seeds):
         for number in chosen:
-            if _ended(run_folder(folder, number, seed)) is None:
+            if table.ended(run_folder(folder, number, seed)) is None:
                 yield number, seed
 
 
@@ -198,9 +214,10 @@ def train(config: Config, folder: Path, parent: int) -> None:
     from ali import experiment
     from ali.training.state import State
 
-    def write(**ending: str) -> None:
+    def write(diverged: str | None = None) -> None:
+        content = {"config": config.to_dict(), "curve": curve, DIVERGED: diverged}
         with atomic_write(folder / CURVE) as path:
-            path.write_text(json.dumps({"config": config.to_dict(), "curve": curve, **ending}))
+            path.write_text(json.dumps(content))
 
     state = curve = None
     try:
@@ -215,33 +232,15 @@ def train(config: Config, folder: Path, parent: int) -> None:
             write()
             if os.getppid() != parent:  # it was killed
                 raise SystemExit(1)
-            if metrics[EPOCH] < config.epochs:
-                trained.save(folder / STATE)
+            trained.save(folder / STATE)
             spent = time.process_time()
-        write(ended="completed")
     except NonFiniteError as error:
-        write(ended=DIVERGED, reason=str(error))
-    shutil.rmtree(folder / STATE, ignore_errors=True)
+        write(diverged=str(error))
     print(f"run {folder.name}: {json.dumps(curve[-1] if curve else {})}", flush=True)
 
 
 def run_folder(folder: Path, number: int, seed: int) -> Path:
     return folder / f"{number:05d}-{seed}"
-
-
-def _ended(folder: Path) -> dict[str, Any] | None:
-    """The whole curve of a run that ended."""
-    try:
-        found = json.loads((folder / CURVE).read_text())
-    except FileNotFoundError:
-        return None
-    return found if "ended" in found else None
-
-
-def _last(table: Table, folder: Path, number: int, seed: int) -> float:
-    found = _ended(run_folder(folder, number, seed))
-    assert found is not None
-    return np.inf if found["ended"] == DIVERGED else found["curve"][-1][table.objective]
 
 
 def export(options: Export) -> None:
@@ -250,8 +249,9 @@ def export(options: Export) -> None:
     runs: dict[tuple[int, int], dict[str, Any]] = {}
     for number in range(table.configurations):
         for seed in range(table.more_seeds):
-            if found := _ended(run_folder(folder, number, seed)):
-                if found["config"] != table.config(number, seed).to_dict():
+            config = table.config(number, seed)
+            if found := table.ended(run_folder(folder, number, seed)):
+                if {**found["config"], "epochs": table.base.epochs} != config.to_dict():
                     where = run_folder(folder, number, seed)
                     raise UserError(f"{where} is of another table: choose another --output-dir")
                 runs[number, seed] = found
@@ -264,10 +264,9 @@ def export(options: Export) -> None:
     for (number, seed), found in runs.items():
         here = values[number, seed]
         here[:, 0] = 0
-        for epoch, metrics in enumerate(found["curve"]):
+        for epoch, metrics in enumerate(found["curve"][: table.base.epochs]):
             here[epoch, 1:] = [metrics.get(name, np.nan) for name in names[1:]]
-        if found["ended"] == DIVERGED:
-            here[len(found["curve"]) :, 0] = 1
+        here[len(found["curve"]) :, 0] = 1
     drawn = [table.trial(number) for number in range(table.configurations)]
     distributions: dict[str, Any] = {}
     for _, trial in drawn:

@@ -13,7 +13,7 @@ import pytest
 from ali.config import Config
 from ali.errors import UserError
 from benchmarks import blackbox, curve_statistics, learning_curves
-from benchmarks.learning_curves import CURVE, STATE, TABLES, Export, Table, effective
+from benchmarks.learning_curves import CURVE, TABLES, Export, Table, effective
 from sweeps import Space, paper_defaults
 from tests.paths import ROOT
 
@@ -57,7 +57,6 @@ def test_a_table_from_its_runs_to_its_statistics(tiny, tmp_path, capsys):
     names = {path.name for path in tiny.iterdir()}
     assert {f"{n:05d}-{seed}" for n in range(4) for seed in range(2)} <= names
     assert len(names) in (9, 10), "one more seed of the paper's point, and of the best if another"
-    assert not list(tiny.glob(f"*/{STATE}"))
 
     learning_curves.export(Export("tiny", tmp_path / "runs", tmp_path / "tables"))
     table = blackbox.read(tmp_path / "tables" / "tiny")
@@ -98,7 +97,6 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert learning_curves._ended(folder) is None
     learning_curves.train(config, folder, os.getppid())
     assert curve(folder) == curve(tmp_path / "whole")
 
@@ -106,7 +104,17 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
 def test_a_diverged_run_is_kept_as_such(tmp_path):
     config = Config(data="mixture", train_size=2000, epochs=3, width=0.1, lr_d=1e30, lr_g=1e30)
     learning_curves.train(config, tmp_path, os.getppid())
-    assert learning_curves._ended(tmp_path)["ended"] == "diverged"
+    table = Table(config, Space(), (), "modes_missed", configurations=1)
+    assert "non-finite" in table.ended(tmp_path)["diverged"] and table.end(tmp_path) == np.inf
+
+
+def test_a_longer_budget_goes_on_from_the_end(tmp_path):
+    config = Config(data="mixture", train_size=2000, epochs=2, width=0.1)
+    for name, budgets in {"whole": [4], "longer": [2, 4]}.items():
+        (tmp_path / name).mkdir()
+        for epochs in budgets:
+            learning_curves.train(config.replace(epochs=epochs), tmp_path / name, os.getppid())
+    assert curve(tmp_path / "longer") == curve(tmp_path / "whole")
 
 
 def test_runs_of_another_table_are_refused(tiny, tmp_path, monkeypatch):
