@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -51,6 +50,7 @@ QUALITY = {  # metric shown beside the objective: heading
 }
 WIDTH = 118  # characters of a printed report
 COLLAPSED = 0.2  # sample_diversity below which samples are nearly identical
+COLLAPSED_WORDS, UNTRAINED = "which has collapsed", "which is no better than untrained"
 Runs = dict[str, "Run"]  # of trials, by id
 
 
@@ -63,8 +63,13 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
     out = io.StringIO()
     console = Console(file=out, width=WIDTH, color_system=None)
     parent = runs.find_sweep(client, experiment, options.name)
+    doubts: list[str] = []
     if parent:
         best = [trial for trial in trials if trial.complete][:BEST_SHOWN]
+        if best:
+            doubts = _doubts(best[0], by_id, parent)
+        if UNTRAINED in doubts:
+            console.print(_too_short(options, best[0], parent), highlight=False, soft_wrap=True)
         console.print(_best(options, best, by_id, runs.objective_of(parent)))
         for line in _notes(parent, best, by_id):
             console.print(line, highlight=False)
@@ -75,7 +80,7 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
         use, seconds = (parent.data.metrics[key] for key in (SLOT_USE, DRIVER_SECONDS))
         console.print(f"slots were in use {use:.0%} of {seconds:.0f} s\n", highlight=False)
     console.print("Next:")
-    for what, line in _next_commands(options):
+    for what, line in _next_commands(options, doubts):
         console.print(f"  {what:<20}  {line}", highlight=False, soft_wrap=True)
     return out.getvalue()
 
@@ -93,10 +98,32 @@ def has_collapsed(run: Run) -> bool:
     return run.data.metrics.get(SAMPLE_DIVERSITY, math.inf) < COLLAPSED
 
 
-def _next_commands(options: Options) -> Iterator[tuple[str, str]]:
+def untrained_error(parent: Run) -> float:
+    """The lowest val_error without training of a sweep, infinity if that is not its objective."""
+    known = parent.data.metrics
+    return min(known.get(name, math.inf) for name in (UNTRAINED_ERROR, UNTRAINED_BN_ERROR))
+
+
+def _doubts(best: TrialResult, by_id: Runs, parent: Run) -> list[str]:
+    """What speaks against the best trial, in words that follow its name."""
+    assert best.value is not None
+    run = by_id.get(best.trial_id)
+    collapsed = [COLLAPSED_WORDS] if run and has_collapsed(run) else []
+    return collapsed + ([UNTRAINED] if best.value >= untrained_error(parent) else [])
+
+
+def _too_short(options: Options, best: TrialResult, parent: Run) -> str:
+    return (
+        f"{options.epochs} epochs are too short: the best trial, {best.value:.4f}, is no better "
+        f"than an untrained encoder, {untrained_error(parent):.4f}. The ranking below says little; "
+        "start a sweep with more --epochs.\n"
+    )
+
+
+def _next_commands(options: Options, doubts: Sequence[str]) -> Iterator[tuple[str, str]]:
     served = options.uri.startswith(("http://", "https://"))
     yield "compare the runs", f"open {options.uri}" if served else ui_command(options.uri)
-    yield "train the best", script_command("best.py", *options.arguments())
+    yield ", ".join(["train the best", *doubts]), script_command("best.py", *options.arguments())
 
 
 def _best(options: Options, best: Sequence[TrialResult], by_id: Runs, objective: str) -> Table:
@@ -153,34 +180,41 @@ def _ends(trials: Sequence[TrialResult]) -> Table:
 
 
 def _importance(study: optuna.Study) -> Table | str:
-    """Importance by PED-ANOVA (arXiv 2304.10255) over completed and stopped trials alike."""
-    import optuna
+    """Of completed and stopped trials alike: a stopped one counts with its last value."""
+    from optuna.trial import create_trial
 
-    # A stopped trial counts with the value it was stopped at: it was among the worst.
-    flat = optuna.create_study()
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state.name in ("COMPLETE", "PRUNED") and trial.intermediate_values:
-            value = trial.intermediate_values[max(trial.intermediate_values)]
-            flat.add_trial(
-                optuna.trial.create_trial(
-                    params=trial.params, distributions=trial.distributions, value=value
-                )
-            )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = optuna.importance.get_param_importances(flat)
-    except (ValueError, RuntimeError):
-        found = {}
-    found = {name: weight for name, weight in found.items() if weight > 0}
-    if len(flat.trials) < 4 or not found:
-        return f"Importance: too few trials to tell ({len(flat.trials)}).\n"
-    table = Table(title=f"Importance, from {len(flat.trials)} trials", title_justify="left")
+    from sweeps.engine.importance import MIN_TRIALS, importance
+
+    trials = [
+        create_trial(params=t.params, distributions=t.distributions, value=values[max(values)])
+        for t in study.get_trials(deepcopy=False)
+        if t.state.name in ("COMPLETE", "PRUNED") and (values := t.intermediate_values)
+    ]
+    found = importance(trials)
+    if not found.shares:
+        return f"Importance: {len(trials)} trials are too few to tell; it takes {MIN_TRIALS}.\n"
+    if not found.significant:
+        first = found.shares[0]
+        return (
+            f"Importance: none can be told from chance in {len(trials)} trials. The largest share, "
+            f"{first.value:.0%} of {first.name}, is below the {found.chance:.0%} that shuffled "
+            f"values reach; it would take some {found.trials_needed} trials.\n"
+        )
+    table = Table(
+        title=f"Importance, from {len(trials)} trials",
+        caption=f"Shares up to {found.chance:.0%} are chance, and left out.",
+        title_justify="left",
+        caption_justify="left",
+    )
     table.add_column("hyperparameter")
     table.add_column("share", justify="right")
+    table.add_column("90 % interval", justify="right")
     table.add_column("")
-    for name, weight in list(found.items())[:8]:
-        table.add_row(name, f"{weight:.0%}", "█" * max(1, round(40 * weight)))
+    for share in found.significant:
+        interval = f"{share.low:.0%} to {share.high:.0%}"
+        table.add_row(
+            share.name, f"{share.value:.0%}", interval, "█" * max(1, round(40 * share.value))
+        )
     return table
 
 

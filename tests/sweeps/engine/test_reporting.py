@@ -1,8 +1,11 @@
 """The report: its tables are whole."""
 
 import io
+import re
 from types import SimpleNamespace
 
+import numpy as np
+import optuna
 import pytest
 from rich.console import Console
 
@@ -27,3 +30,72 @@ def test_the_table_of_best_trials_is_not_cut():
     shown = console.file.getvalue()
     assert "…" not in shown and "diversity" in shown and "1.0e-4/1.0e-4" in shown
     assert "11111" in shown and "0.1235" in shown
+
+
+def best(value, diversity):
+    """(trial, runs, parent) of a sweep whose encoder has 0.5 untrained."""
+    run = SimpleNamespace(data=SimpleNamespace(metrics={"sample_diversity": diversity}))
+    known = {"untrained_error": 0.6, "untrained_bn_error": 0.5, "raw_pixel_error": 0.8}
+    parent = SimpleNamespace(data=SimpleNamespace(metrics=known))
+    return TrialResult("00000", {}, value, {6: value}, None, True), {"00000": run}, parent
+
+
+@pytest.mark.parametrize(
+    ("value", "diversity", "label"),
+    [
+        (0.4, 0.9, "train the best"),
+        (0.4, 0.1, "train the best, which has collapsed"),
+        (0.5, 0.9, "train the best, which is no better than untrained"),
+        (0.6, 0.1, "train the best, which has collapsed, which is no better than untrained"),
+    ],
+)
+def test_a_doubtful_best_is_offered_with_the_doubt(value, diversity, label):
+    doubts = reporting._doubts(*best(value, diversity))
+    labels = [what for what, _ in reporting._next_commands(Options(name="s"), doubts)]
+    assert labels == ["compare the runs", label]
+
+
+def test_a_budget_that_is_too_short_is_called_so():
+    trial, _, parent = best(0.55, 0.9)
+    line = reporting._too_short(Options(name="s", epochs=6), trial, parent)
+    assert line.startswith("6 epochs are too short: the best trial, 0.5500,")
+    assert "0.5000" in line and "--epochs" in line
+
+
+def study(trials, effect, seed):
+    """Trials whose value depends on p0 by `effect`, with noise of 0.3."""
+    rng, found = np.random.default_rng(seed), optuna.create_study()
+    for _ in range(trials):
+        params = {f"p{i}": float(rng.random()) for i in range(8)}
+        value = effect * params["p0"] + rng.normal(0, 0.3)
+        distributions = dict.fromkeys(params, optuna.distributions.FloatDistribution(0, 1))
+        found.add_trial(
+            optuna.trial.create_trial(
+                params=params, distributions=distributions, value=value,
+                intermediate_values={1: value},
+            )
+        )  # fmt: skip
+    return found
+
+
+def shown(table):
+    console = Console(file=io.StringIO(), width=reporting.WIDTH, color_system=None)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_importance_is_shown_where_it_exceeds_chance():
+    text = shown(reporting._importance(study(60, effect=2, seed=0)))
+    assert "p0" in text and "90 % interval" in text
+    assert not any(f"p{i}" in text for i in range(1, 8))
+
+
+def test_what_is_chance_is_called_chance():
+    said = [reporting._importance(study(30, effect=0, seed=seed)) for seed in range(8)]
+    lines = [text for text in said if isinstance(text, str)]
+    assert len(lines) >= 7, "one of twenty may seem important"
+    assert re.search(r"none can be told from chance in 30 trials.* some \d+ trials", lines[0])
+
+
+def test_few_trials_tell_nothing():
+    assert "11 trials are too few" in reporting._importance(study(11, effect=2, seed=0))
