@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ENDS = {
     "completed": ({"TERMINATED"}, "COMPLETE", "FINISHED"),
     "stopped early": ({"TERMINATED"}, "PRUNED", "KILLED"),
-    "diverged": ({"TERMINATED"}, "FAIL", "FAILED"),
+    "diverged": ({"TERMINATED"}, "PRUNED", "FAILED"),
     "out of memory": ({"TERMINATED"}, "FAIL", "FAILED"),
     "failed": ({"TERMINATED", "ERROR"}, "FAIL", "FAILED"),
 }

@@ -21,6 +21,7 @@ from ali.metrics import (
     UNTRAINED_BN_ERROR,
     UNTRAINED_ERROR,
 )
+from sweeps.engine.endings import EndState
 from sweeps.engine.formatting import HYPERPARAMETERS, MISSING, format_hyperparameters
 from sweeps.engine.options import Location, Options, saved_options
 from sweeps.engine.results import TrialResult, load_study, ranked
@@ -180,16 +181,21 @@ def _ends(trials: Sequence[TrialResult]) -> Table:
 
 
 def _importance(study: optuna.Study) -> Table | str:
-    """Of completed and stopped trials alike: a stopped one counts with its last value."""
+    """Of all trials with values: a stopped one counts with its last, a diverged one as worst."""
     from optuna.trial import create_trial
 
     from sweeps.engine.importance import MIN_TRIALS, importance
+    from sweeps.engine.study import ending_of
 
-    trials = [
-        create_trial(params=t.params, distributions=t.distributions, value=values[max(values)])
-        for t in study.get_trials(deepcopy=False)
-        if t.state.name in ("COMPLETE", "PRUNED") and (values := t.intermediate_values)
-    ]
+    ended = [t for t in study.get_trials(deepcopy=False) if t.state.name in ("COMPLETE", "PRUNED")]
+    worst = max((v for t in ended for v in t.intermediate_values.values()), default=0.0)
+    trials = []
+    for t in ended:
+        values, ending = t.intermediate_values, ending_of(t)
+        diverged = ending is not None and ending.state == EndState.DIVERGED
+        if values or diverged:
+            value = worst if diverged else values[max(values)]
+            trials.append(create_trial(params=t.params, distributions=t.distributions, value=value))
     found = importance(trials)
     if not found.shares:
         return f"Importance: {len(trials)} trials are too few to tell; it takes {MIN_TRIALS}.\n"

@@ -24,7 +24,11 @@ from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.space import PAPER_VALUES, InitialPoint
 
 CONFIG = "config"  # user attribute of a trial: its whole configuration, plain JSON types
-_STATE = {EndState.COMPLETED: TrialState.COMPLETE, EndState.STOPPED_EARLY: TrialState.PRUNED}
+_STATE = {
+    EndState.COMPLETED: TrialState.COMPLETE,
+    EndState.STOPPED_EARLY: TrialState.PRUNED,
+    EndState.DIVERGED: TrialState.PRUNED,  # TPE looks at no failed trial, and would ask for another
+}
 
 Suggest = Callable[[optuna.Trial], dict[str, Any]]  # draws a point; returns its configuration
 
@@ -106,7 +110,10 @@ class Study:
             self._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
 
     def tell(self, number: int, ending: Ending, value: float | None) -> None:
-        """Ends a trial: COMPLETE with its value, PRUNED when stopped before that, or FAIL."""
+        """Ends a trial: COMPLETE with its value, PRUNED if stopped or diverged before, or FAIL.
+
+        FAIL says nothing of the configuration: a lost worker, a bug, too little memory.
+        """
         trial = self.trial(number)
         if trial.state.is_finished():
             return

@@ -1,6 +1,8 @@
 """The study as a sweep's memory: idempotent, repaired after a kill, repeatable; and "best"."""
 
+import itertools
 import math
+from collections import Counter
 
 import optuna
 import pytest
@@ -37,10 +39,27 @@ def test_told_twice_is_told_once(study, tmp_path, point):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, None])
-def test_a_diverged_trial_is_told_fail(study, value, point):
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_diverged_trial_is_told_pruned(study, value, epochs, point):
     trial = study.ask(point)
+    for epoch in range(1, epochs + 1):
+        study.report(trial.number, epoch, 0.5)
     study.tell(trial.number, DIVERGED, value)
-    assert study.trials()[0].state == TrialState.FAIL
+    assert study.trials()[0].state == TrialState.PRUNED
+    assert best_trials(study.trials()) == []
+
+
+def test_the_search_keeps_away_from_where_trials_diverge(tmp_path, point):
+    """Of points that are told FAIL, TPE hears nothing, and draws the same again."""
+    asked = Counter()
+    for seed, ending in itertools.product(range(4), (DIVERGED, Ending(EndState.FAILED, "lost"))):
+        study = Study(tmp_path / f"{seed}-{ending.state.value}", "s", seed, startup_trials=15)
+        for number in range(45):
+            trial = study.ask(point)
+            bad = trial.params["lr_d"] > 2e-4  # half of the points
+            study.tell(trial.number, ending if bad else COMPLETED, None if bad else 0.5)
+            asked[ending.state] += bad and number >= 15
+    assert asked[EndState.DIVERGED] < asked[EndState.FAILED] / 2, asked
 
 
 def test_a_non_finite_value_is_not_recorded(study, point):
