@@ -191,7 +191,7 @@ class _Driver:
         study = Study(options.folder / JOURNAL, options.name, options.seed, options.startup_trials)
         if not any(trial.state.name != "WAITING" for trial in study.trials()):
             for make_point in self.sweep.points_to_evaluate[: options.num_trials]:
-                study.enqueue(make_point(self.base))
+                study.enqueue(make_point(self.base), control=make_point is paper_defaults)
         params = {**options.to_dict(), **asdict(self.space)}
         parent = runs.start_sweep(self.client, experiment, options.name, self.objective, params)
         to = TrackingContext(options.uri, experiment, options.name, parent, self.objective)
@@ -210,6 +210,7 @@ class _Driver:
 
     def _train(self, study: Study, to: TrackingContext, shutdown: GracefulShutdown) -> bool:
         """Runs trials until all have ended (True) or it is interrupted (False)."""
+        from sweeps.engine.confirmation import CONFIRMS, next_to_confirm
         from sweeps.engine.progress import Progress
         from sweeps.engine.scheduler import AshaScheduler
 
@@ -224,8 +225,12 @@ class _Driver:
         use = progress.trial_seconds / (self.resources.concurrent * seconds)
         self.client.log_metric(to.parent_run_id, SLOT_USE, use)
         self.client.log_metric(to.parent_run_id, DRIVER_SECONDS, seconds)
-        finished = [t for t in study.trials() if t.state.is_finished()]
-        return len(finished) >= options.num_trials and not shutdown.requested
+        trials = study.trials()
+        finished = [t for t in trials if t.state.is_finished() and CONFIRMS not in t.user_attrs]
+        running = any(t.state.name == "RUNNING" for t in trials)
+        ended = len(finished) >= options.num_trials and not running
+        confirmed = next_to_confirm(trials, options.confirm, options.confirm_seeds) is None
+        return ended and confirmed and not shutdown.requested
 
     @property
     def _tenth(self) -> int:
@@ -264,6 +269,8 @@ class _Driver:
                 options.num_trials,
                 resources.concurrent,
                 options.epochs,
+                options.confirm,
+                options.confirm_seeds,
             ),
             scheduler=scheduler,
             num_samples=options.num_trials,

@@ -87,6 +87,11 @@ class Options(Common, Location):
     """Epochs before a trial may be stopped; default: a tenth of --epochs."""
     reduction_factor: float = 3.0
     """ASHA's η: about one trial in η continues past each rung."""
+    confirm: int = 0
+    """Best configurations that are trained again at the end, with fresh seeds, beside the paper's
+    point; 0: none."""
+    confirm_seeds: int = 4
+    """Fresh seeds of each of them, at most."""
     startup_trials: int = 10
     """Trials drawn at random before the search models its observations."""
     image_every: int | None = None
@@ -118,6 +123,8 @@ class Options(Common, Location):
             "grace_epochs": 1,
             "image_every": 1,
             "startup_trials": 1,
+            "confirm": 0,
+            "confirm_seeds": 2,
             "max_failures": 0,
             "keep": 1,
             "seed": 0,
@@ -167,7 +174,7 @@ class Options(Common, Location):
 RESUME_MAY_CHANGE = frozenset(
     {"resume", "num_trials", "max_concurrent", "cpus_per_trial", "gpus_per_trial", "data_dir"}
     | {"max_failures", "keep", "tracking_uri", "outage_seconds", "output_dir", "image_every"}
-    | {"hang_seconds", "storage_path"}
+    | {"hang_seconds", "storage_path", "confirm", "confirm_seeds"}
 )
 
 

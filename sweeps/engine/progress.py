@@ -13,6 +13,7 @@ from ray.tune.result import TIME_THIS_ITER_S
 
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND
 from sweeps.engine.cluster import TrialResources
+from sweeps.engine.confirmation import CONFIRMS
 from sweeps.engine.endings import END_STATE, Ending, EndState
 from sweeps.engine.formatting import format_line
 from sweeps.engine.mirror import JournalMirror
@@ -50,7 +51,7 @@ class Progress(tune.Callback):
         self._checkpoint_bytes = 0
         self.trial_seconds = 0.0  # total time between results, of all trials
         finished = [trial for trial in study.trials() if trial.state.is_finished()]
-        self._ended_count = len(finished)
+        self._ended_count = len([t for t in finished if CONFIRMS not in t.user_attrs])
         self._best: list[FrozenTrial] = best_trials(finished)[:BEST_NAMED]
         self._kept = finished  # ended trials that may have checkpoints
         self._announce(resources)
@@ -131,17 +132,23 @@ class Progress(tune.Callback):
 
     def _ended(self, trial: Trial) -> None:
         frozen, name = self._study.trial(int(trial.trial_id)), trial.trial_id
-        self._ended_count += 1
+        again = frozen.user_attrs.get(CONFIRMS)
         ending = ending_of(frozen) or Ending(EndState.FAILED, "")
-        counted = f"[{self._ended_count}/{self._options.num_trials} ended]"
+        if again is None:
+            self._ended_count += 1
+            counted = f"[{self._ended_count}/{self._options.num_trials} ended]"
+        else:
+            counted = f"[confirms {trial_id(again)}]"
         say(f"trial {name} {ending.state.value}: {ending.reason} {counted}")
         config = frozen.user_attrs[CONFIG]
         self._log(lambda client: runs.end_trial(client, self._to, name, ending, config=config))
-        best = best_trials([*self._best, frozen])[:BEST_NAMED]
+        known = [*self._best, frozen] if again is None else self._study.trials()
+        best = best_trials(known)[:BEST_NAMED]
         if best != self._best:
             self._best, ids = best, [trial_id(t.number) for t in best]
             self._log(lambda client: runs.set_best_trials(client, self._to, ids))
-        self._kept = delete_checkpoints(self._storage, [*self._kept, frozen], self._options.keep)
+        keep = max(self._options.keep, self._options.confirm)
+        self._kept = delete_checkpoints(self._storage, [*self._kept, frozen], keep)
 
     def _log(self, record: Callable[[MlflowClient], object]) -> None:
         def deliver() -> None:

@@ -21,11 +21,13 @@ from ali.metrics import (
     UNTRAINED_BN_ERROR,
     UNTRAINED_ERROR,
 )
+from sweeps.engine.confirmation import CONFIRMS, CONTROL, Confirmed, confirmed
 from sweeps.engine.endings import EndState
 from sweeps.engine.formatting import HYPERPARAMETERS, MISSING, format_hyperparameters
 from sweeps.engine.options import Location, Options, saved_options
 from sweeps.engine.results import TrialResult, load_study, ranked
 from sweeps.engine.scripts import script_command, ui_command
+from sweeps.engine.study import ending_of, trial_id
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import connect, experiment_id
 from sweeps.engine.tracking.schema import (
@@ -50,6 +52,7 @@ QUALITY = {  # metric shown beside the objective: heading
     NEAR_MODES: "near modes",
 }
 WIDTH = 118  # characters of a printed report
+SURE = 0.95  # probability from which on a difference is no tie
 COLLAPSED = 0.2  # sample_diversity below which samples are nearly identical
 COLLAPSED_WORDS, UNTRAINED = "which has collapsed", "which is no better than untrained"
 Runs = dict[str, "Run"]  # of trials, by id
@@ -74,6 +77,9 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
         console.print(_best(options, best, by_id, runs.objective_of(parent)))
         for line in _notes(parent, best, by_id):
             console.print(line, highlight=False)
+        if runs_again := confirmed(study.get_trials(deepcopy=False)):
+            console.print(announcement(runs_again, control_of(study)), highlight=False)
+            console.print(_confirmation(runs_again, by_id, study))
     console.print(_ends(begun))
     console.print(_importance(study))
     console.print(_cost(by_id))
@@ -164,6 +170,65 @@ def _notes(parent: Run, best: Sequence[TrialResult], by_id: Runs) -> Iterator[st
         )
 
 
+def control_of(study: optuna.Study) -> int | None:
+    """Number of the trial at the paper's own point, if the sweep has one."""
+    trials = study.get_trials(deepcopy=False)
+    return next((t.number for t in trials if t.user_attrs.get(CONTROL)), None)
+
+
+def announcement(found: Sequence[Confirmed], control: int | None) -> str:
+    """The winner on fresh seeds, and how sure that is, in one line."""
+    first, *others = found
+    low, high = first.interval
+    line = f"Confirmed: the configuration of trial {_id(first)} has {first.mean:.4f}"
+    if len(first.values) > 1:
+        line += f" (95 % interval {low:.4f} to {high:.4f})"
+    line += f" over {len(first.values)} fresh seeds"
+    paper = next((c for c in others if c.number == control), None)
+    rivals = [(paper, "the paper's point")] if paper else []
+    second = next((c for c in others if c.number != control), None)
+    rivals += [(second, f"the second, {_id(second)}")] if second else []
+    for rival, name in rivals:
+        assert rival is not None
+        line += f"; better than {name}, with probability {first.beats(rival):.0%}"
+    return line + ".\n"
+
+
+def _confirmation(found: Sequence[Confirmed], by_id: Runs, study: optuna.Study) -> Table:
+    """Objective over fresh seeds; what cannot be told from the best is a tie."""
+    table = Table(title="Confirmation, on fresh seeds", title_justify="left")
+    for heading in ("configuration of", "mean", "std", "95 % interval", "seeds", "collapsed"):
+        table.add_column(heading, justify="right")
+    table.add_column("against the first")
+    control = control_of(study)
+    again: dict[int, list[str]] = defaultdict(list)
+    for trial in study.get_trials(deepcopy=False):
+        if CONFIRMS in trial.user_attrs:
+            again[trial.user_attrs[CONFIRMS]].append(trial_id(trial.number))
+    for one in found:
+        collapsed = sum(name in by_id and has_collapsed(by_id[name]) for name in again[one.number])
+        behind = found[0].beats(one)
+        verdict = "worse" if behind >= SURE else "tie: cannot be told apart"
+        if one is found[0]:
+            verdict = ""
+        low, high = one.interval
+        several = len(one.values) > 1
+        table.add_row(
+            _id(one) + (" (the paper's)" if one.number == control else ""),
+            f"{one.mean:.4f}",
+            f"{one.std:.4f}" if several else MISSING,
+            f"{low:.4f} to {high:.4f}" if several else MISSING,
+            f"{len(one.values)}" + (f", {one.diverged} diverged" if one.diverged else ""),
+            f"{collapsed}",
+            verdict,
+        )
+    return table
+
+
+def _id(one: Confirmed) -> str:
+    return trial_id(one.number)
+
+
 def _ends(trials: Sequence[TrialResult]) -> Table:
     groups: dict[str, list[TrialResult]] = defaultdict(list)
     for trial in trials:
@@ -185,7 +250,6 @@ def _importance(study: optuna.Study) -> Table | str:
     from optuna.trial import create_trial
 
     from sweeps.engine.importance import MIN_TRIALS, importance
-    from sweeps.engine.study import ending_of
 
     ended = [t for t in study.get_trials(deepcopy=False) if t.state.name in ("COMPLETE", "PRUNED")]
     worst = max((v for t in ended for v in t.intermediate_values.values()), default=0.0)

@@ -26,6 +26,8 @@ class TrialResult:
         values: the objective by epoch.
         ending: how it ended; None while it has not.
         complete: whether it reached its full budget.
+        confirms: the trial whose configuration it repeats with another seed; None: one of the
+            search's own.
     """
 
     trial_id: str
@@ -34,10 +36,11 @@ class TrialResult:
     values: dict[int, float]
     ending: Ending | None
     complete: bool
+    confirms: str | None = None
 
 
 def results(location: Location) -> list[TrialResult]:
-    """All trials of a sweep: those with a full budget first, best first, then the others by number.
+    """All trials of a sweep: the best first (`study.best_trials`), then the others by number.
 
     Raises UserError if there is no such sweep at this location. Only reads: a sweep may be running.
     """
@@ -51,7 +54,7 @@ def ranked(trials: Sequence[FrozenTrial]) -> list[TrialResult]:
     best = best_trials(trials)
     chosen = {trial.number for trial in best}
     others = [trial for trial in trials if trial.number not in chosen]
-    return [_result(trial, trial.number in chosen) for trial in [*best, *others]]
+    return [_result(trial) for trial in [*best, *others]]
 
 
 def load_study(location: Location) -> optuna.Study:
@@ -67,9 +70,12 @@ def load_study(location: Location) -> optuna.Study:
     return read_study(journal, location.name)
 
 
-def _result(trial: FrozenTrial, complete: bool) -> TrialResult:
+def _result(trial: FrozenTrial) -> TrialResult:
+    from sweeps.engine.confirmation import CONFIRMS
     from sweeps.engine.study import CONFIG, ending_of, trial_id
 
+    complete = trial.state.name == "COMPLETE" and trial.value is not None
+    confirms = trial.user_attrs.get(CONFIRMS)
     values = dict(sorted(trial.intermediate_values.items()))
     last = values[max(values)] if values else None
     return TrialResult(
@@ -79,4 +85,5 @@ def _result(trial: FrozenTrial, complete: bool) -> TrialResult:
         values,
         ending_of(trial),
         complete,
+        None if confirms is None else trial_id(confirms),
     )

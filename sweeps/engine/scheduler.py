@@ -11,6 +11,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from ali.metrics import EPOCH
 from sweeps.engine import ray_compat
+from sweeps.engine.confirmation import CONFIRMS
 from sweeps.engine.endings import END_STATE, Ending, EndState
 from sweeps.engine.rungs import Cut, Rungs
 from sweeps.engine.study import trial_id
@@ -35,6 +36,7 @@ class AshaScheduler(FIFOScheduler):
         self.endings: dict[str, Ending] = {}  # by id, of trials that were told to stop
         self._epochs = epochs
         self._rungs = Rungs(epochs, grace_epochs, reduction_factor)
+        self.never_stop: set[str] = set()  # trials that confirm another: each is to be whole
         self._lost: set[str] = set()  # told to stop, but their worker was lost before that
 
     def replay(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
@@ -45,6 +47,8 @@ class AshaScheduler(FIFOScheduler):
         stopped = []
         for trial in sorted(trials, key=lambda t: not t.state.is_finished()):
             name, cut = trial_id(trial.number), None
+            if CONFIRMS in trial.user_attrs:
+                continue
             for epoch, value in sorted(trial.intermediate_values.items()):
                 cut = self._rungs.report(name, epoch, value)
             if cut is not None and not trial.state.is_finished():
@@ -54,14 +58,18 @@ class AshaScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
         """Tune's question after each result."""
+        judged = trial.trial_id not in self.never_stop
         for epoch, value in result.get(HISTORY, ()):
-            self._rungs.report(trial.trial_id, int(epoch), value)
+            if judged:
+                self._rungs.report(trial.trial_id, int(epoch), value)
         if END_STATE in result:
             return TrialScheduler.STOP
         value = result.get(self.objective)
         if value is None:
             return TrialScheduler.CONTINUE
-        cut = self._rungs.report(trial.trial_id, int(result[EPOCH]), float(value))
+        cut = None
+        if judged:
+            cut = self._rungs.report(trial.trial_id, int(result[EPOCH]), float(value))
         if cut is not None:
             self.endings[trial.trial_id] = self._ending(cut)
             return TrialScheduler.STOP

@@ -12,6 +12,7 @@ from ray.tune.search import SearchAlgorithm
 
 from ali.metrics import EPOCH
 from sweeps.engine import ray_compat
+from sweeps.engine.confirmation import CONFIRMS, next_to_confirm
 from sweeps.engine.endings import END_STATE, Ending, EndState
 from sweeps.engine.scheduler import HISTORY, AshaScheduler
 from sweeps.engine.storage import list_checkpoints
@@ -33,6 +34,8 @@ class StudySearch(SearchAlgorithm):
         num_trials: int,
         max_concurrent: int,
         epochs: int,
+        confirm: int = 0,
+        confirm_seeds: int = 0,
     ) -> None:
         self._study = study
         self._suggest = suggest
@@ -40,13 +43,16 @@ class StudySearch(SearchAlgorithm):
         self._num_trials = num_trials
         self._max_concurrent = max_concurrent
         self._epochs = epochs
+        self._confirm, self._confirm_seeds = confirm, confirm_seeds
         self._live: set[str] = set()
         self._experiment: Experiment | None = None
         for trial in scheduler.replay(self._begun()):
             value = trial.intermediate_values[max(trial.intermediate_values)]
             study.tell(trial.number, scheduler.endings[trial_id(trial.number)], value)
         self._backlog = self._begun()
-        self._asked = len(self._backlog)  # a count, since Tune asks is_finished at every event
+        # Counts, since Tune asks is_finished at every event
+        self._asked = len([t for t in self._backlog if CONFIRMS not in t.user_attrs])
+        self._settled = not confirm
 
     def __deepcopy__(self, memo: dict) -> StudySearch:
         return self  # Tune copies its arguments; there is one study
@@ -56,13 +62,14 @@ class StudySearch(SearchAlgorithm):
 
     @property
     def total_samples(self) -> int:
-        return self._num_trials
+        return self._num_trials + self._confirm_seeds * (self._confirm + 1) * bool(self._confirm)
 
     def add_configurations(self, experiments: list[Experiment]) -> None:  # type: ignore[override]
         (self._experiment,) = experiments
 
     def is_finished(self) -> bool:
-        return self._finished or (not self._backlog and self._asked >= self._num_trials)
+        asked = not self._backlog and self._asked >= self._num_trials
+        return self._finished or (asked and self._settled)
 
     def _begun(self) -> list[FrozenTrial]:
         return [t for t in self._study.trials() if t.state != TrialState.WAITING]
@@ -77,16 +84,35 @@ class StudySearch(SearchAlgorithm):
             return None
         if self._backlog:
             return self.make_trial(self._study.complete_ask(self._backlog.pop(0), self._suggest))
-        if self._asked >= self._num_trials:
+        if self._asked >= self._num_trials and not self._enqueue_confirmation():
             return None
-        self._asked += 1
-        return self.make_trial(self._study.ask(self._suggest))
+        trial = self._study.ask(self._suggest)
+        self._asked += CONFIRMS not in trial.user_attrs
+        return self.make_trial(trial)
+
+    def _enqueue_confirmation(self) -> bool:
+        """Has the next configuration trained again that needs it, once the search has ended."""
+        if self._settled:
+            return False
+        trials = self._study.trials()
+        if any(trial.state == TrialState.WAITING for trial in trials):  # a kill came between
+            return True
+        if not all(t.state.is_finished() for t in trials if CONFIRMS not in t.user_attrs):
+            return False
+        number = next_to_confirm(trials, self._confirm, self._confirm_seeds)
+        if number is not None:
+            self._study.enqueue_again(number)
+            return True
+        self._settled = all(trial.state.is_finished() for trial in trials)
+        return False
 
     def make_trial(self, frozen: FrozenTrial) -> Trial:
         """The study's trial as one of Tune's, with its checkpoints; a replay makes its own."""
         assert self._experiment is not None
         name, config = trial_id(frozen.number), frozen.user_attrs.get(CONFIG, {})
         trial = ray_compat.create_trial(self._experiment, name, config, frozen.params)
+        if CONFIRMS in frozen.user_attrs:
+            self._scheduler.never_stop.add(name)
         result = self._last_result(frozen)
         if frozen.state.is_finished():
             ray_compat.mark_finished(trial, result)

@@ -20,6 +20,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.engine.confirmation import CONFIRMS, CONTROL, confirmed, ranked_by_value
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.space import PAPER_VALUES, InitialPoint
 
@@ -96,10 +97,21 @@ class Study:
         trial.set_user_attr(CONFIG, suggest(trial))
         return self._storage.get_trial(trial._trial_id)
 
-    def enqueue(self, point: InitialPoint) -> None:
-        """Has a known point evaluated before any that the search draws."""
-        attributes = {PAPER_VALUES: list(point.paper_values)}
+    def enqueue(self, point: InitialPoint, control: bool = False) -> None:
+        """Has a known point evaluated before any that the search draws.
+
+        `control`: it is the paper's own, to which a confirmation compares the best.
+        """
+        attributes: dict[str, Any] = {PAPER_VALUES: list(point.paper_values)}
+        if control:
+            attributes[CONTROL] = True
         self._study.enqueue_trial(point.params, user_attrs=attributes, skip_if_exists=True)
+
+    def enqueue_again(self, number: int) -> None:
+        """Has the configuration of a trial evaluated once more, with the next trial's seed."""
+        trial = self.trial(number)
+        attributes = {CONFIRMS: number, PAPER_VALUES: trial.user_attrs.get(PAPER_VALUES, [])}
+        self._study.enqueue_trial(trial.params, user_attrs=attributes)
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Records a trial's value after an epoch, once; non-finite values are not recorded."""
@@ -142,13 +154,15 @@ def tpe(seed: int, startup_trials: int) -> BaseSampler:
 
 
 def best_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials that completed their full budget, best first: the one definition of "best".
+    """The search's trials that completed their full budget, best first: the definition of "best".
 
-    That is the lowest value after the last epoch. Of equal values, which counts of modes often
-    are, the first trial wins.
+    Those whose configuration was confirmed go first, by the mean over fresh seeds; then the others,
+    by their value after the last epoch.
     """
-    complete = (t for t in trials if t.state == TrialState.COMPLETE and t.value is not None)
-    return sorted(complete, key=lambda t: (t.value, t.number))
+    trials = list(trials)
+    mean = {c.number: c.mean for c in confirmed(trials) if c.values}
+    found = ranked_by_value(trials)
+    return sorted(found, key=lambda t: (t.number not in mean, mean.get(t.number, 0.0)))
 
 
 def ending_of(trial: FrozenTrial) -> Ending | None:

@@ -9,7 +9,10 @@ from sweeps.engine.storage import Storage
 
 
 def ended(number, value, state=TrialState.COMPLETE):
-    return SimpleNamespace(number=number, value=value, state=state)
+    values = {} if value is None else {1: value}
+    return SimpleNamespace(
+        number=number, value=value, state=state, user_attrs={}, intermediate_values=values
+    )
 
 
 def checkpoints(folder, trials, count=2):

@@ -1,0 +1,52 @@
+"""The best configurations again with fresh seeds, through a kill, as real processes."""
+
+import json
+
+import pytest
+
+from sweeps import Location, results
+from tests.audit import audit
+from tests.integration.harness import EPOCHS, kill_when
+
+pytestmark = pytest.mark.versions
+
+OPTIONS = ("--num-trials", "4", "--confirm", "2", "--confirm-seeds", "2")
+
+
+@pytest.mark.slow
+def test_the_best_are_confirmed_with_fresh_seeds_through_a_kill(toy):
+    toy.env["TOY_SECONDS"] = "0.3"
+    kill_when(toy, lambda: any(seed >= 5 for seed, _ in toy.epochs()), *OPTIONS)
+    toy.env["TOY_SECONDS"] = "0.02"
+    out = toy.run("--resume")
+    trials = toy.study().get_trials()
+    audit(toy, len(trials))
+    again = [t for t in trials if "confirms" in t.user_attrs]
+    assert {t.number for t in trials} - {t.number for t in again} == {0, 1, 2, 3}
+    search = sorted((t for t in trials[:4] if t.value), key=lambda t: t.value)
+    assert {t.user_attrs["confirms"] for t in again} == {0, *(t.number for t in search[:2])}
+    for trial in again:
+        first = trials[trial.user_attrs["confirms"]]
+        config, its = trial.user_attrs["config"], first.user_attrs["config"]
+        assert {**config, "seed": 0} == {**its, "seed": 0} and config["seed"] == trial.number
+        assert trial.state.name == "COMPLETE" and max(trial.intermediate_values) == EPOCHS
+    assert "Confirmed: the configuration of trial" in out and "over 2 fresh seeds" in out
+    assert (
+        "Confirmation, on fresh seeds" in out
+        and f"[confirms {again[0].user_attrs['confirms']:05d}]" in out
+    )
+
+    best = results(Location(name="toy", output_dir=toy.runs))[0]
+    (parent,) = toy.parents()
+    assert json.loads(parent.data.tags["best_trials"])[0] == best.trial_id
+    assert best.confirms is None and f"trial {best.trial_id} has" in out
+    kept = {path.parent.name for path in (toy.runs / "toy").glob("*/checkpoint_*")}
+    assert best.trial_id in kept
+
+
+@pytest.mark.slow
+def test_a_finished_sweep_is_confirmed_by_a_resume(toy):
+    assert "Confirmed" not in toy.run("--num-trials", "3")
+    out = toy.run("--resume", "--confirm", "1", "--confirm-seeds", "2")
+    assert "Confirmed: the configuration of trial" in out
+    assert "[confirms " in out and out.count(" starts: ") == len(toy.study().get_trials()) - 3

@@ -1,0 +1,114 @@
+"""Confirmation: which configurations get fresh seeds, and what they say."""
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from sweeps.engine.confirmation import (
+    CONFIRMS,
+    CONTROL,
+    Confirmed,
+    confirmed,
+    next_to_confirm,
+    ranked_by_value,
+)
+from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.study import best_trials
+
+DIVERGED = Ending(EndState.DIVERGED, "non-finite d_loss at step 3").to_result()
+
+
+class Sweep:
+    """Trials as a study numbers them."""
+
+    def __init__(self):
+        self.trials = []
+
+    def add(self, value, state=TrialState.COMPLETE, **attributes):
+        trial = create_trial(
+            value=value if state == TrialState.COMPLETE else None, state=state,
+            user_attrs=attributes, intermediate_values={1: value} if value is not None else {},
+        )  # fmt: skip
+        trial.number = len(self.trials)
+        self.trials.append(trial)
+
+    def race(self, means, count, seeds, noise=0.0, seed=0):
+        """Trains what the race asks for, with values around the true means."""
+        rng = np.random.default_rng(seed)
+        while (number := next_to_confirm(self.trials, count, seeds)) is not None:
+            self.add(means[number] + rng.normal(0, noise), **{CONFIRMS: number})
+        return confirmed(self.trials)
+
+
+@pytest.fixture
+def sweep():
+    found = Sweep()
+    found.add(0.7, **{CONTROL: True})
+    for value in (0.5, 0.4, 0.6, 0.3):
+        found.add(value)
+    return found
+
+
+def test_the_best_and_the_papers_point_are_confirmed(sweep):
+    assert {c.number for c in sweep.race([0.7, 0.5, 0.4, 0.6, 0.3], 2, 3, noise=0.1)} == {0, 2, 4}
+    assert next_to_confirm(sweep.trials, 0, 3) is None, "--confirm 0"
+
+
+def test_all_get_the_same_number_of_seeds_where_they_cannot_be_told_apart(sweep):
+    found = sweep.race(dict.fromkeys(range(5), 0.5), 2, 4, noise=0.1)
+    assert {len(c.values) for c in found} <= {3, 4} and len(found) == 3
+    assert max(len(c.values) for c in found) == 4
+
+
+def test_the_race_ends_when_the_order_is_settled(sweep):
+    found = sweep.race([0.9, 0.5, 0.8, 0.6, 0.3], 2, 20, noise=0.01)
+    assert found[0].number == 4 and all(len(c.values) <= 4 for c in found)
+
+
+def test_a_lucky_trial_is_not_the_best_after_confirmation(sweep):
+    sweep.race({0: 0.7, 2: 0.45, 4: 0.65}, 2, 4, noise=0.02)  # trial 4 had 0.3 by luck
+    order = [t.number for t in best_trials(sweep.trials)]
+    assert order[:2] == [2, 4] and order[3:] == [1, 3], "confirmed ones first, then by value"
+    assert all(CONFIRMS not in t.user_attrs for t in best_trials(sweep.trials))
+    assert [t.number for t in ranked_by_value(sweep.trials)] == [4, 2, 1, 3, 0]
+
+
+def test_a_run_that_diverged_counts_as_the_worst_value(sweep):
+    sweep.add(0.35, **{CONFIRMS: 4})
+    sweep.add(0.2, TrialState.PRUNED, **DIVERGED, **{CONFIRMS: 4})
+    sweep.add(None, TrialState.FAIL, **{CONFIRMS: 4})  # a lost worker: another run takes its place
+    (found,) = confirmed(sweep.trials)
+    assert found == Confirmed(4, (0.35, 0.7), 1, 2)
+
+
+def test_a_run_that_has_begun_counts(sweep):
+    sweep.add(None, TrialState.RUNNING, **{CONFIRMS: 4})
+    assert next_to_confirm(sweep.trials, 1, 2) == 0, "the control, which has none"
+
+
+def test_interval_and_probability():
+    a, b = Confirmed(0, (0.3, 0.4, 0.5), 0, 3), Confirmed(1, (0.6, 0.7, 0.8), 0, 3)
+    low, high = a.interval
+    assert (low + high) / 2 == pytest.approx(a.mean) == 0.4
+    assert high - low == pytest.approx(2 * 4.303 * 0.1 / 3**0.5, rel=1e-3)
+    assert a.beats(b) > 0.97 and b.beats(a) == pytest.approx(1 - a.beats(b))
+    one = Confirmed(2, (0.1,), 0, 1)
+    assert one.beats(a) == 0.5 and one.interval == (-np.inf, np.inf)
+    flat = Confirmed(3, (0.4, 0.4), 0, 2), Confirmed(4, (0.5, 0.5), 0, 2)
+    assert flat[0].beats(flat[1]) == 1 and flat[0].beats(flat[0]) == 0.5
+
+
+def test_the_interval_holds_what_it_promises():
+    rng = np.random.default_rng(0)
+    runs = [Confirmed(0, tuple(rng.normal(0.5, 0.1, 4)), 0, 4).interval for _ in range(2000)]
+    assert np.mean([low < 0.5 < high for low, high in runs]) == pytest.approx(0.95, abs=0.02)
+
+
+def test_a_configuration_is_asked_again_as_it_was(study, point):
+    study._study.enqueue_trial({"lr_d": 3e-4})
+    first = study.ask(point)
+    study.enqueue_again(first.number)
+    again = study.ask(point)
+    assert again.params == first.params and again.user_attrs[CONFIRMS] == first.number
+    assert isinstance(study.records, optuna.Study)
