@@ -141,7 +141,12 @@ class Progress(tune.Callback):
             counted = f"[confirms {trial_id(again)}]"
         say(f"trial {name} {ending.state.value}: {ending.reason} {counted}")
         config = frozen.user_attrs[CONFIG]
-        self._log(lambda client: runs.end_trial(client, self._to, name, ending, config=config))
+        confirms = None if again is None else trial_id(again)
+        self._log(
+            lambda client: runs.end_trial(
+                client, self._to, name, ending, config=config, confirms=confirms
+            )
+        )
         known = [*self._best, frozen] if again is None else self._study.trials()
         best = best_trials(known)[:BEST_NAMED]
         if best != self._best:

@@ -16,7 +16,7 @@ from sweeps.engine.options import Location
 from sweeps.engine.reporting import WIDTH
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import connect, experiment_id
-from sweeps.engine.tracking.schema import KIND_TRIAL, TRIAL
+from sweeps.engine.tracking.schema import CONFIRMS, KIND_TRIAL, TRIAL
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,13 +36,16 @@ def status(client: MlflowClient, experiment: str, name: str) -> str:
     trials = runs.find_runs(client, experiment, sweep=name, kind=KIND_TRIAL)
     by_id = {run.data.tags[TRIAL]: run for run in trials}
     running = [run for run in trials if run.info.status == RUNNING]
-    ends = Counter(run.data.tags.get(END_STATE, "") for run in trials if run not in running)
+    ended = [run for run in trials if run not in running]
+    again = sum(CONFIRMS in run.data.tags for run in ended)
+    ends = Counter(run.data.tags.get(END_STATE, "") for run in ended)
     state = "running" if parent.info.status == RUNNING else parent.data.tags.get(END_STATE, "ended")
     console = Console(width=WIDTH, color_system=None)
     wanted = parent.data.params.get("num_trials", "?")
     counts = "".join(f", {count} {end}" for end, count in sorted(ends.items()))
     objective = runs.objective_of(parent)
     with console.capture() as text:
+        counts += f"; {again} of them confirm another" if again else ""
         console.print(f"sweep {name}: {state}; of {wanted} trials {len(running)} running{counts}")
         best = [by_id[id_] for id_ in runs.best_trials(parent)[:BEST_SHOWN] if id_ in by_id]
         for title, shown in (("running", running), ("best at full budget", best)):

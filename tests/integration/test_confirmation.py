@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from mlflow import MlflowClient
 
 from sweeps import Location, results
+from sweeps.engine.status import status
 from tests.audit import audit
 from tests.integration.harness import EPOCHS, kill_when
 
@@ -37,6 +39,12 @@ def test_the_best_are_confirmed_with_fresh_seeds_through_a_kill(toy):
     )
 
     best = results(Location(name="toy", output_dir=toy.runs))[0]
+    tags = {name: run.data.tags.get("confirms") for name, (run,) in toy.mlflow().items()}
+    expected = {f"{t.number:05d}": f"{t.user_attrs['confirms']:05d}" for t in again}
+    assert {name: of for name, of in tags.items() if of} == expected
+    client = MlflowClient(toy.uri)
+    where = client.get_experiment_by_name("ali").experiment_id
+    assert f"; {len(again)} of them confirm another" in status(client, where, "toy")
     (parent,) = toy.parents()
     assert json.loads(parent.data.tags["best_trials"])[0] == best.trial_id
     assert best.confirms is None and f"trial {best.trial_id} has" in out

@@ -13,6 +13,7 @@ from sweeps.engine.endings import END_STATE, Ending
 from sweeps.engine.tracking.schema import (
     BEST_TRIALS,
     CONFIG,
+    CONFIRMS,
     KIND,
     KIND_SWEEP,
     KIND_TRIAL,
@@ -172,10 +173,11 @@ def end_trial(
     ending: Ending,
     values: Mapping[int, float] | None = None,
     config: Mapping[str, Any] | None = None,
+    confirms: str | None = None,
 ) -> None:
     """Writes how a trial ended into its run. Only the driver calls this.
 
-    Adds what the run lacks of `values` (the objective by epoch) and of `config`: it was lost with
+    `confirms`: the trial whose configuration it repeats. Adds what the run lacks of `values` (the objective by epoch) and of `config`: it was lost with
     the process that was to log it.
     """
     from mlflow.entities import Metric
@@ -183,6 +185,8 @@ def end_trial(
     run = find_trial(client, to, trial_id) or create_trial(client, to, trial_id, config=config)
     if lacking := {k: v for k, v in (config or {}).items() if k not in run.data.params}:
         describe(client, run.info.run_id, lacking)
+    if confirms is not None:
+        client.set_tag(run.info.run_id, CONFIRMS, confirms)
     logged, now = logged_epochs(client, run), int(time.time() * 1000)
     missing = [(epoch, value) for epoch, value in (values or {}).items() if epoch not in logged]
     if missing:

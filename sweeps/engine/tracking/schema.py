@@ -12,6 +12,7 @@ CONFIG = "config"  # the whole configuration as JSON: what a run is repeated fro
 SWEEP, TRIAL, KIND = "sweep", "trial_id", "kind"
 OBJECTIVE = "objective"  # the metric that the sweep minimizes; val_error if the tag is absent
 BEST_TRIALS = "best_trials"  # of a sweep's run: ids of its best trials, best first, as JSON
+CONFIRMS = "confirms"  # of a trial that repeats another with a fresh seed: the other's id
 BEST_OF = "best_of_run"  # of a full training: run id of the trial whose configuration it has
 TESTED = "tested"  # of a full training: what its test error was measured on
 PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
