@@ -177,8 +177,8 @@ def end_trial(
 ) -> None:
     """Writes how a trial ended into its run. Only the driver calls this.
 
-    `confirms`: the trial whose configuration it repeats. Adds what the run lacks of `values` (the objective by epoch) and of `config`: it was lost with
-    the process that was to log it.
+    `confirms`: the trial whose configuration it repeats. Adds what the run lacks of `values` (the
+    objective by epoch) and of `config`: it was lost with the process that was to log it.
     """
     from mlflow.entities import Metric
 
