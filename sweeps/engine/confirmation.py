@@ -30,7 +30,7 @@ class Confirmed:
         number: of the search's trial that has the configuration.
         values: the objective of each run that ended, in order; a diverged one counts as the worst.
         diverged: how many did.
-        begun: how many have begun, those included that ended.
+        begun: how many have begun, those included that ended or failed.
     """
 
     number: int
@@ -96,8 +96,7 @@ def confirmed(trials: Sequence[FrozenTrial]) -> list[Confirmed]:
         complete = [t for t in its if t.state == TrialState.COMPLETE]
         ended = sorted([*diverged, *complete], key=lambda t: t.number)
         values = tuple(worst if t in diverged else float(t.value or 0.0) for t in ended)
-        begun = len([t for t in its if t in ended or not t.state.is_finished()])
-        found.append(Confirmed(number, values, len(diverged), begun))
+        found.append(Confirmed(number, values, len(diverged), len(its)))
     return sorted(found, key=lambda c: (c.mean, c.number))
 
 

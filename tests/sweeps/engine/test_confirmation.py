@@ -77,9 +77,18 @@ def test_a_lucky_trial_is_not_the_best_after_confirmation(sweep):
 def test_a_run_that_diverged_counts_as_the_worst_value(sweep):
     sweep.add(0.35, **{CONFIRMS: 4})
     sweep.add(0.2, TrialState.PRUNED, **DIVERGED, **{CONFIRMS: 4})
-    sweep.add(None, TrialState.FAIL, **{CONFIRMS: 4})  # a lost worker: another run takes its place
+    sweep.add(None, TrialState.FAIL, **{CONFIRMS: 4})  # a lost worker says nothing
     (found,) = confirmed(sweep.trials)
-    assert found == Confirmed(4, (0.35, 0.7), 1, 2)
+    assert found == Confirmed(4, (0.35, 0.7), 1, 3)
+
+
+def test_runs_that_always_fail_end_the_race_too(sweep):
+    for _ in range(20):
+        if (number := next_to_confirm(sweep.trials, 2, 3)) is None:
+            break
+        sweep.add(None, TrialState.FAIL, **{CONFIRMS: number})
+    assert len(sweep.trials) == 5 + 3 * 3
+    assert [t.number for t in best_trials(sweep.trials)] == [4, 2, 1, 3, 0], "by value, then"
 
 
 def test_a_run_that_has_begun_counts(sweep):
