@@ -77,7 +77,8 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
         console.print(_best(options, best, by_id, runs.objective_of(parent)))
         for line in _notes(parent, best, by_id):
             console.print(line, highlight=False)
-        if runs_again := confirmed(study.get_trials(deepcopy=False)):
+        found_again = confirmed(study.get_trials(deepcopy=False))
+        if runs_again := [c for c in found_again if c.values]:
             console.print(announcement(runs_again, control_of(study)), highlight=False)
             console.print(_confirmation(runs_again, by_id, study))
     console.print(_ends(begun))
@@ -183,7 +184,7 @@ def announcement(found: Sequence[Confirmed], control: int | None) -> str:
     line = f"Confirmed: the configuration of trial {_id(first)} has {first.mean:.4f}"
     if len(first.values) > 1:
         line += f" (95 % interval {low:.4f} to {high:.4f})"
-    line += f" over {len(first.values)} fresh seeds"
+    line += f" over {len(first.values)} fresh seed{'s' * (len(first.values) > 1)}"
     paper = next((c for c in others if c.number == control), None)
     rivals = [(paper, "the paper's point")] if paper else []
     second = next((c for c in others if c.number != control), None)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ali.config import Config
 from sweeps.engine import reporting
+from sweeps.engine.confirmation import Confirmed
 from sweeps.engine.options import Options
 from sweeps.engine.results import TrialResult
 
@@ -99,3 +100,32 @@ def test_what_is_chance_is_called_chance():
 
 def test_few_trials_tell_nothing():
     assert "11 trials are too few" in reporting._importance(study(11, effect=2, seed=0))
+
+
+def test_what_a_sweep_announces():
+    first = Confirmed(3, (0.30, 0.32, 0.34), 0, 3)
+    paper, second = Confirmed(0, (0.6, 0.62, 0.7), 0, 3), Confirmed(2, (0.31, 0.33, 0.35), 1, 3)
+    line = reporting.announcement([first, second, paper], control=0)
+    assert "trial 00003 has 0.3200 (95 % interval 0.2703 to 0.3697) over 3 fresh seeds" in line
+    assert re.search(r"the paper's point, with probability (9\d|100)%", line)
+    assert re.search(r"the second, 00002, with probability [67]\d%", line)
+    alone = reporting.announcement([Confirmed(1, (0.5,), 0, 1)], control=None)
+    assert alone == "Confirmed: the configuration of trial 00001 has 0.5000 over 1 fresh seed.\n"
+
+
+def test_a_difference_within_the_noise_is_a_tie():
+    found = [
+        Confirmed(3, (0.30, 0.32, 0.34), 0, 3),
+        Confirmed(2, (0.31, 0.33, 0.35), 1, 3),
+        Confirmed(0, (0.6, 0.62, 0.7), 0, 3),
+    ]
+    records = optuna.create_study()
+    table = reporting._confirmation(found, {}, records)
+    lines = {
+        n: line
+        for line in shown(table).splitlines()
+        for n in ("00003", "00002", "00000")
+        if n in line
+    }
+    assert "tie" in lines["00002"] and "1 diverged" in lines["00002"]
+    assert "worse" in lines["00000"] and "tie" not in lines["00003"]
