@@ -59,6 +59,12 @@ def start_ray() -> dict[str, float]:
         raise UserError(
             f"no Ray cluster answers at RAY_ADDRESS={address}: start it or unset the variable"
         ) from error
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # it has no class of its own
+            raise
+        raise UserError(
+            "Ray did not start within half a minute, so this machine is too busy: try again later"
+        ) from error
     finally:
         signal.signal(signal.SIGTERM, terminate)  # Ray installs a handler of its own
     ray_compat.reuse_prestarted_workers()

@@ -10,6 +10,7 @@ from sweeps.engine.cluster import (
     allocate_resources,
     max_cluster_resources,
     refuse_dead_cluster,
+    start_ray,
 )
 from sweeps.engine.options import Options
 
@@ -73,6 +74,17 @@ def test_without_an_autoscaler_there_is_what_there_is(monkeypatch):
     alone = CLUSTER | {"available_node_types": {"head": {"resources": {"CPU": 8}}}}
     monkeypatch.setattr(ray_compat, "cluster_config", lambda: alone)
     assert max_cluster_resources(now) == now
+
+
+def test_a_machine_too_busy_for_ray_is_said_in_one_line(monkeypatch):
+    import ray
+
+    def init(**_):
+        raise Exception("The current node timed out during startup. This could happen because …")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError, match="too busy: try again later"):
+        start_ray()
 
 
 def test_a_cluster_that_is_gone_is_named_at_once(monkeypatch, tmp_path):
