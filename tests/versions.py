@@ -48,7 +48,7 @@ def attempt(end: str, interpreter: str) -> str:
     python = str(folder / "bin" / "python")
     try:
         run(*UV, "venv", "--quiet", "--clear", "--python", interpreter, str(folder))
-        install = (*UV, "pip", "install", "--quiet", "--python", python)
+        install = (*UV, "pip", "install", "--quiet", "--compile-bytecode", "--python", python)
         run(*install, "--resolution", RESOLUTION[end], "-e", ".[cluster,fid]")
         versions = frozen(python)
         pins = folder / "constraints.txt"  # what runs the tests must not move what is tested
