@@ -32,8 +32,9 @@ def test_a_search_that_is_killed_three_times_goes_on_as_it_would_have(tmp_path, 
     killed.run("--resume")
     audit(killed, 9)
     for a, b in zip(straight.study().get_trials(), killed.study().get_trials(), strict=True):
-        assert a.params == b.params
-        assert (a.state, a.value) == (b.state, b.value)
+        # To a few last bits: how old NumPy's exp and log round depends on where an array lies.
+        assert a.params == pytest.approx(b.params, rel=1e-12)
+        assert a.state == b.state and a.value == pytest.approx(b.value, rel=1e-12)
     # Each kill costs at most the epoch in hand and the one not yet saved.
     assert sum(count - 1 for count in killed.epochs().values()) <= 3 * 2
 
