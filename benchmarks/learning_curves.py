@@ -8,8 +8,7 @@
 takes a run that nobody has, and one that was killed goes on from its last epoch. It runs at low
 priority. Block by block of configurations, so that a table that is not finished is a smaller one;
 at the end the best configurations and the paper's get more seeds. Raise a table's epochs, and its
-runs go on from where they ended. benchmarks/tables/README.md says what is in the tables that are
-kept in the repository.
+runs go on from where they ended. Tables that are kept go into benchmarks/tables.
 """
 
 from __future__ import annotations
