@@ -97,6 +97,3 @@ def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
     Raises UserError if files are missing or damaged.
     """
     return DATASETS[config.data](config, wanted)
-
-
-# Batches

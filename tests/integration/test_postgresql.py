@@ -41,11 +41,11 @@ def postgres(tmp_path):
 
 
 @pytest.mark.long
-def test_two_sweeps_at_once_log_to_mlflow_over_postgresql(tmp_path, postgres):
+def test_three_sweeps_at_once_log_to_mlflow_over_postgresql(tmp_path, postgres):
     server = Server(tmp_path, database=postgres, workers=2)
     server.start()
     try:
-        toys = [Toy(tmp_path / name, name=name, server=server.uri) for name in ("a", "b")]
+        toys = [Toy(tmp_path / name, name=name, server=server.uri) for name in ("a", "b", "c")]
         for toy in toys:
             toy.folder.mkdir()
         options = ("--tracking-uri", server.uri, "--num-trials", "6")

@@ -37,8 +37,12 @@ def most_at_a_time(toy: Toy) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "at_a_time", "cpus"),
-    [((), 4, 1), (("--cpus-per-trial", "2"), 2, 2)],
-    ids=["all", "cpus-per-trial"],
+    [
+        ((), 4, 1),
+        pytest.param(("--max-concurrent", "3"), 3, 1, marks=pytest.mark.long),
+        (("--cpus-per-trial", "2"), 2, 2),
+    ],
+    ids=["all", "max-concurrent", "cpus-per-trial"],
 )
 def test_trials_at_a_time(clustered, options, at_a_time, cpus):
     out = clustered.run("--num-trials", "6", "--grace-epochs", str(EPOCHS), *options)
