@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.endings import has_diverged
 
 CONFIRMS = "confirms"  # user attribute of a trial: number of the one whose configuration it repeats
 CONTROL = "control"  # user attribute of the trial at the paper's own point
@@ -83,16 +83,21 @@ def ranked_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return sorted(complete, key=lambda t: (t.value, t.number))
 
 
+def worst_value(trials: Iterable[FrozenTrial]) -> float:
+    """The largest value that any of the trials had: what one counts with that diverged."""
+    return max((v for t in trials for v in t.intermediate_values.values()), default=0.0)
+
+
 def confirmed(trials: Sequence[FrozenTrial]) -> list[Confirmed]:
     """The configurations that have runs with fresh seeds, best mean first."""
     runs: dict[int, list[FrozenTrial]] = defaultdict(list)
     for trial in trials:
         if CONFIRMS in trial.user_attrs:
             runs[trial.user_attrs[CONFIRMS]].append(trial)
-    worst = max((v for t in trials for v in t.intermediate_values.values()), default=0.0)
+    worst = worst_value(trials)
     found = []
     for number, its in runs.items():
-        diverged = [t for t in its if _diverged(t)]
+        diverged = [t for t in its if has_diverged(t)]
         complete = [t for t in its if t.state == TrialState.COMPLETE]
         ended = sorted([*diverged, *complete], key=lambda t: t.number)
         values = tuple(worst if t in diverged else float(t.value or 0.0) for t in ended)
@@ -125,8 +130,3 @@ def _settled(one: Confirmed, all_: Sequence[Confirmed]) -> bool:
         return bool(others) and all(_settled(c, all_) for c in others)
     enough = min(len(one.values), len(leader.values)) >= MIN_RUNS
     return enough and one.beats(leader) < DROPPED_BELOW
-
-
-def _diverged(trial: FrozenTrial) -> bool:
-    ending = Ending.from_result(trial.user_attrs) if trial.state.is_finished() else None
-    return ending is not None and ending.state == EndState.DIVERGED

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 # Keys in the last result that a trial reports to Tune.
 END_STATE, END_REASON = "end_state", "end_reason"
@@ -40,3 +43,13 @@ class Ending:
         if END_STATE not in result:
             return None
         return cls(EndState(result[END_STATE]), result.get(END_REASON, ""))
+
+
+def ending_of(trial: FrozenTrial) -> Ending | None:
+    """How a study's trial ended; None while it has not."""
+    return Ending.from_result(trial.user_attrs) if trial.state.is_finished() else None
+
+
+def has_diverged(trial: FrozenTrial) -> bool:
+    ending = ending_of(trial)
+    return ending is not None and ending.state == EndState.DIVERGED

@@ -13,13 +13,12 @@ from ray.tune.result import TIME_THIS_ITER_S
 
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND
 from sweeps.engine.cluster import TrialResources
-from sweeps.engine.confirmation import CONFIRMS
-from sweeps.engine.endings import END_STATE, Ending, EndState
+from sweeps.engine.endings import END_STATE, Ending, EndState, ending_of
 from sweeps.engine.formatting import format_line
 from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.options import Options
 from sweeps.engine.retention import delete_checkpoints
-from sweeps.engine.study import CONFIG, Study, best_trials, ending_of, trial_id
+from sweeps.engine.study import CONFIG, Study, best_trials, confirms_of, trial_id
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import connect, without_password
 from sweeps.engine.tracking.queue import AsyncLogQueue
@@ -51,7 +50,7 @@ class Progress(tune.Callback):
         self._checkpoint_bytes = 0
         self.trial_seconds = 0.0  # total time between results, of all trials
         finished = [trial for trial in study.trials() if trial.state.is_finished()]
-        self._ended_count = len([t for t in finished if CONFIRMS not in t.user_attrs])
+        self._ended_count = len([t for t in finished if confirms_of(t) is None])
         self._best: list[FrozenTrial] = best_trials(finished)[:BEST_NAMED]
         self._kept = finished  # ended trials that may have checkpoints
         self._announce(resources)
@@ -132,19 +131,18 @@ class Progress(tune.Callback):
 
     def _ended(self, trial: Trial) -> None:
         frozen, name = self._study.trial(int(trial.trial_id)), trial.trial_id
-        again = frozen.user_attrs.get(CONFIRMS)
+        again = confirms_of(frozen)
         ending = ending_of(frozen) or Ending(EndState.FAILED, "")
         if again is None:
             self._ended_count += 1
             counted = f"[{self._ended_count}/{self._options.num_trials} ended]"
         else:
-            counted = f"[confirms {trial_id(again)}]"
+            counted = f"[confirms {again}]"
         say(f"trial {name} {ending.state.value}: {ending.reason} {counted}")
         config = frozen.user_attrs[CONFIG]
-        confirms = None if again is None else trial_id(again)
         self._log(
             lambda client: runs.end_trial(
-                client, self._to, name, ending, config=config, confirms=confirms
+                client, self._to, name, ending, config=config, confirms=again
             )
         )
         known = [*self._best, frozen] if again is None else self._study.trials()

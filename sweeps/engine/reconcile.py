@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ali.metrics import EPOCH
-from sweeps.engine.confirmation import CONFIRMS
-from sweeps.engine.study import CONFIG, Study, best_trials, ending_of, trial_id
+from sweeps.engine.endings import ending_of
+from sweeps.engine.study import CONFIG, Study, best_trials, confirms_of, trial_id
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.schema import KIND_TRIAL, STATUS, TRIAL, TrackingContext
 
@@ -34,8 +34,7 @@ def reconcile(client: MlflowClient, to: TrackingContext, study: Study, named: in
             or run.data.metrics.get(EPOCH, 0) < max(values, default=0)
         ):
             config = trial.user_attrs.get(CONFIG)
-            again = trial.user_attrs.get(CONFIRMS)
-            confirms = None if again is None else trial_id(again)
-            runs.end_trial(client, to, name, ending, values, config, confirms)
+            again = confirms_of(trial)
+            runs.end_trial(client, to, name, ending, values, config, again)
     if best := [trial_id(t.number) for t in best_trials(trials)[:named]]:
         runs.set_best_trials(client, to, best)

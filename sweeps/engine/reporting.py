@@ -21,13 +21,13 @@ from ali.metrics import (
     UNTRAINED_BN_ERROR,
     UNTRAINED_ERROR,
 )
-from sweeps.engine.confirmation import CONFIRMS, CONTROL, Confirmed, confirmed
-from sweeps.engine.endings import EndState
+from sweeps.engine.confirmation import CONFIRMS, CONTROL, Confirmed, confirmed, worst_value
+from sweeps.engine.endings import has_diverged
 from sweeps.engine.formatting import HYPERPARAMETERS, MISSING, format_hyperparameters
 from sweeps.engine.options import Location, Options, saved_options
 from sweeps.engine.results import TrialResult, load_study, ranked
 from sweeps.engine.scripts import script_command, ui_command
-from sweeps.engine.study import ending_of, trial_id
+from sweeps.engine.study import trial_id
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import connect, experiment_id
 from sweeps.engine.tracking.schema import (
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import optuna
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from optuna.trial import FrozenTrial
 
 BEST_SHOWN = 10
 QUALITY = {  # metric shown beside the objective: heading
@@ -62,7 +63,8 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
     """The report of a sweep as text: tables at most 118 columns wide, then the next commands."""
     found = runs.find_runs(client, experiment, sweep=options.name, kind=KIND_TRIAL)
     by_id = {run.data.tags[TRIAL]: run for run in found}
-    trials = ranked(study.get_trials(deepcopy=False))
+    frozen = study.get_trials(deepcopy=False)
+    trials = ranked(frozen)
     begun = [trial for trial in trials if trial.config]
     out = io.StringIO()
     console = Console(file=out, width=WIDTH, color_system=None)
@@ -77,12 +79,11 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
         console.print(_best(options, best, by_id, runs.objective_of(parent)))
         for line in _notes(parent, best, by_id):
             console.print(line, highlight=False)
-        found_again = confirmed(study.get_trials(deepcopy=False))
-        if runs_again := [c for c in found_again if c.values]:
-            console.print(announcement(runs_again, control_of(study)), highlight=False)
-            console.print(_confirmation(runs_again, by_id, study))
+        if again := [c for c in confirmed(frozen) if c.values]:
+            console.print(announcement(again, control_of(frozen)), highlight=False)
+            console.print(_confirmation(again, by_id, frozen))
     console.print(_ends(begun))
-    console.print(_importance(study))
+    console.print(_importance(frozen))
     console.print(_cost(by_id))
     if parent and SLOT_USE in parent.data.metrics:
         use, seconds = (parent.data.metrics[key] for key in (SLOT_USE, DRIVER_SECONDS))
@@ -171,9 +172,8 @@ def _notes(parent: Run, best: Sequence[TrialResult], by_id: Runs) -> Iterator[st
         )
 
 
-def control_of(study: optuna.Study) -> int | None:
+def control_of(trials: Sequence[FrozenTrial]) -> int | None:
     """Number of the trial at the paper's own point, if the sweep has one."""
-    trials = study.get_trials(deepcopy=False)
     return next((t.number for t in trials if t.user_attrs.get(CONTROL)), None)
 
 
@@ -195,15 +195,15 @@ def announcement(found: Sequence[Confirmed], control: int | None) -> str:
     return line + ".\n"
 
 
-def _confirmation(found: Sequence[Confirmed], by_id: Runs, study: optuna.Study) -> Table:
+def _confirmation(found: Sequence[Confirmed], by_id: Runs, trials: Sequence[FrozenTrial]) -> Table:
     """Objective over fresh seeds; what cannot be told from the best is a tie."""
     table = Table(title="Confirmation, on fresh seeds", title_justify="left")
     for heading in ("configuration of", "mean", "std", "95 % interval", "seeds", "collapsed"):
         table.add_column(heading, justify="right")
     table.add_column("against the first")
-    control = control_of(study)
+    control = control_of(trials)
     again: dict[int, list[str]] = defaultdict(list)
-    for trial in study.get_trials(deepcopy=False):
+    for trial in trials:
         if CONFIRMS in trial.user_attrs:
             again[trial.user_attrs[CONFIRMS]].append(trial_id(trial.number))
     for one in found:
@@ -246,33 +246,32 @@ def _ends(trials: Sequence[TrialResult]) -> Table:
     return table
 
 
-def _importance(study: optuna.Study) -> Table | str:
+def _importance(trials: Sequence[FrozenTrial]) -> Table | str:
     """Of all trials with values: a stopped one counts with its last, a diverged one as worst."""
     from optuna.trial import create_trial
 
     from sweeps.engine.importance import MIN_TRIALS, importance
 
-    ended = [t for t in study.get_trials(deepcopy=False) if t.state.name in ("COMPLETE", "PRUNED")]
-    worst = max((v for t in ended for v in t.intermediate_values.values()), default=0.0)
-    trials = []
+    ended = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED")]
+    worst = worst_value(ended)
+    valued: list[FrozenTrial] = []
     for t in ended:
-        values, ending = t.intermediate_values, ending_of(t)
-        diverged = ending is not None and ending.state == EndState.DIVERGED
+        values, diverged = t.intermediate_values, has_diverged(t)
         if values or diverged:
             value = worst if diverged else values[max(values)]
-            trials.append(create_trial(params=t.params, distributions=t.distributions, value=value))
-    found = importance(trials)
+            valued.append(create_trial(params=t.params, distributions=t.distributions, value=value))
+    found = importance(valued)
     if not found.shares:
-        return f"Importance: {len(trials)} trials are too few to tell; it takes {MIN_TRIALS}.\n"
+        return f"Importance: {len(valued)} trials are too few to tell; it takes {MIN_TRIALS}.\n"
     if not found.significant:
         first = found.shares[0]
         return (
-            f"Importance: none can be told from chance in {len(trials)} trials. The largest share, "
+            f"Importance: none can be told from chance in {len(valued)} trials. The largest share, "
             f"{first.value:.0%} of {first.name}, is below the {found.chance:.0%} that shuffled "
             f"values reach; it would take some {found.trials_needed} trials.\n"
         )
     table = Table(
-        title=f"Importance, from {len(trials)} trials",
+        title=f"Importance, from {len(valued)} trials",
         caption=f"Shares up to {found.chance:.0%} are chance, and left out.",
         title_justify="left",
         caption_justify="left",

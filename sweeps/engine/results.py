@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ali.errors import UserError
-from sweeps.engine.endings import Ending
+from sweeps.engine.endings import Ending, ending_of
 from sweeps.engine.options import JOURNAL, Location
 
 if TYPE_CHECKING:
@@ -71,11 +71,9 @@ def load_study(location: Location) -> optuna.Study:
 
 
 def _result(trial: FrozenTrial) -> TrialResult:
-    from sweeps.engine.confirmation import CONFIRMS
-    from sweeps.engine.study import CONFIG, ending_of, trial_id
+    from sweeps.engine.study import CONFIG, confirms_of, trial_id
 
     complete = trial.state.name == "COMPLETE" and trial.value is not None
-    confirms = trial.user_attrs.get(CONFIRMS)
     values = dict(sorted(trial.intermediate_values.items()))
     last = values[max(values)] if values else None
     return TrialResult(
@@ -85,5 +83,5 @@ def _result(trial: FrozenTrial) -> TrialResult:
         values,
         ending_of(trial),
         complete,
-        None if confirms is None else trial_id(confirms),
+        confirms_of(trial),
     )

@@ -165,9 +165,10 @@ def best_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return sorted(found, key=lambda t: (t.number not in mean, mean.get(t.number, 0.0)))
 
 
-def ending_of(trial: FrozenTrial) -> Ending | None:
-    """How a trial ended; None while it has not."""
-    return Ending.from_result(trial.user_attrs) if trial.state.is_finished() else None
+def confirms_of(trial: FrozenTrial) -> str | None:
+    """Id of the trial whose configuration this one repeats; None: one of the search's own."""
+    number = trial.user_attrs.get(CONFIRMS)
+    return None if number is None else trial_id(number)
 
 
 def read_study(journal: Path, name: str) -> optuna.Study:

@@ -76,7 +76,7 @@ def study(trials, effect, seed):
                 intermediate_values={1: value},
             )
         )  # fmt: skip
-    return found
+    return found.get_trials()
 
 
 def shown(table):
@@ -119,8 +119,7 @@ def test_a_difference_within_the_noise_is_a_tie():
         Confirmed(2, (0.31, 0.33, 0.35), 1, 3),
         Confirmed(0, (0.6, 0.62, 0.7), 0, 3),
     ]
-    records = optuna.create_study()
-    table = reporting._confirmation(found, {}, records)
+    table = reporting._confirmation(found, {}, [])
     lines = {
         n: line
         for line in shown(table).splitlines()

@@ -6,10 +6,9 @@ import pytest
 from optuna.trial import TrialState
 
 from ali.metrics import EPOCH, SAMPLE_DISTANCE, VAL_ERROR
-from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.endings import Ending, EndState, ending_of
 from sweeps.engine.scheduler import HISTORY, AshaScheduler
 from sweeps.engine.search import StudyRecorder, StudySearch
-from sweeps.engine.study import ending_of
 
 pytestmark = pytest.mark.versions
 

@@ -8,9 +8,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.endings import Ending, EndState, ending_of
 from sweeps.engine.space import Space
-from sweeps.engine.study import CONFIG, Study, best_trials, ending_of, read_study
+from sweeps.engine.study import CONFIG, Study, best_trials, read_study
 
 pytestmark = pytest.mark.versions
 
