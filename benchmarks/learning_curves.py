@@ -13,12 +13,13 @@ runs go on from where they ended. Tables that are kept go into benchmarks/tables
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ import optuna
 import pandas as pd
 from tyro.conf import Positional
 
+from ali import environment
 from ali.cli import main, parse_args
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
@@ -36,7 +38,7 @@ from benchmarks import blackbox
 from benchmarks.blackbox import Blackbox
 from benchmarks.curve_statistics import describe
 from sweeps import InitialPoint, Space, paper_defaults
-from sweeps.engine.lock import driver_lock
+from sweeps.engine.lock import LockedError, driver_lock
 from sweeps.engine.space import PAPER_VALUES, suggest
 from sweeps.mixture import quick
 
@@ -77,7 +79,10 @@ class Table:
         return suggest(trial, self.space, self.base), study.get_trials()[0]
 
     def config(self, number: int, seed: int) -> Config:
-        drawn = self.trial(number)[0]
+        return self.configured(self.trial(number)[0], seed)
+
+    def configured(self, drawn: dict[str, Any], seed: int) -> Config:
+        """A run of what `trial` has drawn."""
         return Config.from_dict({**self.base.to_dict(), **drawn, "seed": seed})
 
     def ended(self, folder: Path) -> dict[str, Any] | None:
@@ -138,17 +143,14 @@ class Describe:
     """Print what a table says of noise, early epochs and regions of the space."""
 
     table: Positional[Name]
-    tables: Path = field(default=KEPT)
+    tables: Path = KEPT
     """Folder of the tables."""
 
 
 def run(options: Run) -> None:
     folder = make_folder(options.output_dir / options.table)
     os.nice(options.nice)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    if options.processes == 1:
-        work(options.table, folder, os.getppid())
-        return
+    environment.set_defaults(OMP_NUM_THREADS="1")  # of the processes: the SVMs' threads, too
     spawn = multiprocessing.get_context("spawn")
     arguments = (options.table, folder, os.getpid())
     workers = [spawn.Process(target=work, args=arguments) for _ in range(options.processes)]
@@ -176,14 +178,10 @@ def work(name: str, folder: Path, parent: int) -> None:
         for number, seed in missing(table, folder):
             here = run_folder(folder, number, seed)
             here.mkdir(exist_ok=True)
-            try:
-                with driver_lock(here, f"run {here.name}"):
-                    if table.ended(here) is None:
-                        train(table.config(number, seed), here, parent)
-                        busy = False
-            except UserError as error:
-                if "is being run by" not in str(error):
-                    raise
+            with contextlib.suppress(LockedError), driver_lock(here, f"run {here.name}"):
+                if table.ended(here) is None:
+                    train(table.config(number, seed), here, parent)
+                    busy = False
 
 
 def missing(table: Table, folder: Path) -> Iterator[tuple[int, int]]:
@@ -246,9 +244,10 @@ def export(options: Export) -> None:
     """Writes the runs that have ended. Raises UserError if one belongs to another table."""
     table, folder = TABLES[options.table], options.output_dir / options.table
     runs: dict[tuple[int, int], dict[str, Any]] = {}
-    for number in range(table.configurations):
+    drawn = [table.trial(number) for number in range(table.configurations)]
+    for number, (point, _) in enumerate(drawn):
         for seed in range(table.more_seeds):
-            config = table.config(number, seed)
+            config = table.configured(point, seed)
             if found := table.ended(run_folder(folder, number, seed)):
                 if {**found["config"], "epochs": table.base.epochs} != config.to_dict():
                     where = run_folder(folder, number, seed)
@@ -266,7 +265,6 @@ def export(options: Export) -> None:
         for epoch, metrics in enumerate(found["curve"][: table.base.epochs]):
             here[epoch, 1:] = [metrics.get(name, np.nan) for name in names[1:]]
         here[len(found["curve"]) :, 0] = 1
-    drawn = [table.trial(number) for number in range(table.configurations)]
     distributions: dict[str, Any] = {}
     for _, trial in drawn:
         distributions |= trial.distributions

@@ -49,6 +49,7 @@ from benchmarks.replay import (
     regret,
     simulate,
 )
+from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.scheduler import AshaScheduler
 from sweeps.engine.search import StudyRecorder, StudySearch
 from sweeps.engine.space import suggest
@@ -137,13 +138,14 @@ class Shipped(Method):
     ) -> None:  # fmt: skip
         epochs, objective = rows.curves.epochs, rows.table.objective
         self._objective = objective
-        self._sampler: TableSampler
 
         def make(seed: int) -> TableSampler:
             return rows.sampler(tpe(seed, startup_trials), rng)
 
         self._find = rows.sampler(None, rng)
-        self._study = Study(folder / "journal", "replay", int(rng.integers(2**31)), 10, make)
+        self._study = Study(
+            folder / "journal", "replay", int(rng.integers(2**31)), make_sampler=make
+        )
         for point in rows.table.points[:points]:
             self._study.enqueue(point(rows.table.base))
         self._scheduler = AshaScheduler(objective, epochs, max(1, epochs // 10), 3)
@@ -164,7 +166,7 @@ class Shipped(Method):
     def report(self, trial: str, epoch: int, value: float) -> Decision:
         result: dict[str, Any] = {EPOCH: epoch, self._objective: value}
         if not np.isfinite(value):
-            result = {"end_state": "diverged", "end_reason": "", EPOCH: epoch}
+            result = {**Ending(EndState.DIVERGED, "").to_result(), EPOCH: epoch}
         decision = self._scheduler.on_trial_result(None, self._trials[trial], result)
         self._recorder.on_trial_result(0, [], self._trials[trial], result)
         if decision == TrialScheduler.STOP:

@@ -60,7 +60,7 @@ def start_ray() -> dict[str, float]:
             f"no Ray cluster answers at RAY_ADDRESS={address}: start it or unset the variable"
         ) from error
     except Exception as error:
-        if "timed out during startup" not in str(error):  # it has no class of its own
+        if not ray_compat.start_timed_out(error):
             raise
         raise UserError(
             "Ray did not start within half a minute, so this machine is too busy: try again later"

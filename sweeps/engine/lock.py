@@ -14,11 +14,15 @@ from ali.errors import UserError
 LOCK = "driver.lock"
 
 
+class LockedError(UserError):
+    """Another process holds the lock."""
+
+
 @contextlib.contextmanager
 def driver_lock(folder: Path, what: str) -> Iterator[None]:
     """Holds a folder's lock; the kernel releases it with the process, however that ends.
 
-    Raises UserError, naming the process that holds it, if another one does.
+    Raises LockedError, naming the process that holds it, if another one does.
     """
     with (folder / LOCK).open("a+") as file:
         try:
@@ -26,7 +30,7 @@ def driver_lock(folder: Path, what: str) -> Iterator[None]:
         except OSError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise UserError(f"{what} is being run by {holder}: wait for it, or stop it") from None
+            raise LockedError(f"{what} is being run by {holder}: wait for it, or stop it") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

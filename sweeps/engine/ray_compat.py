@@ -121,6 +121,14 @@ def reuse_prestarted_workers() -> None:
         class_cache.ENV_VARS_TO_PROPAGATE = set()  # type: ignore[assignment]
 
 
+def start_timed_out(error: Exception) -> bool:
+    """Whether `ray.init` gave up because its processes did not start within its half a minute.
+
+    Ray raises a bare Exception there.
+    """
+    return "timed out during startup" in str(error)
+
+
 # The cluster --------------------------------------------------------------------------------
 
 

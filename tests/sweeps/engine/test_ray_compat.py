@@ -119,6 +119,15 @@ def test_reuse_prestarted_workers_leaves_a_cluster_that_others_started_alone(mon
     assert class_cache.DEFAULT_ENV_VARS == {} and set() == class_cache.ENV_VARS_TO_PROPAGATE
 
 
+def test_start_timed_out():
+    from ray._private import node
+
+    message = "The current node timed out during startup."
+    assert message in Path(node.__file__).read_text()
+    assert ray_compat.start_timed_out(Exception(f"{message} This could happen because …"))
+    assert not ray_compat.start_timed_out(ValueError("another"))
+
+
 def test_recorded_cluster_address(tmp_path, monkeypatch):
     from ray._private import utils
 
