@@ -40,7 +40,7 @@ from benchmarks.curve_statistics import describe
 from sweeps import InitialPoint, Space, paper_defaults
 from sweeps.engine.lock import LockedError, driver_lock
 from sweeps.engine.space import PAPER_VALUES, suggest
-from sweeps.mixture import quick
+from sweeps.mixture import SPACE, quick
 
 KEPT = Path(__file__).with_name("tables")  # the tables of the repository
 CURVE, STATE = "curve.json", "state"  # in a run's folder
@@ -105,7 +105,7 @@ class Table:
 TABLES = {
     "mixture": Table(
         Config(data="mixture", train_size=12_000, epochs=27, width=0.25, precision="fp32"),
-        Space(lr=(1e-5, 1e-2)),
+        SPACE,
         (paper_defaults, quick),
         MODES_MISSED,
         configurations=300,

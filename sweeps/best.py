@@ -3,10 +3,12 @@
     python sweeps/best.py --name svhn                 the sweep's full budget
     python sweeps/best.py --name svhn --epochs 100    more epochs
     python sweeps/best.py --name svhn --workers 2     each batch split across two workers
+    python sweeps/best.py --name svhn --seeds 4       four trainings with seeds of their own
 
 The training starts from the best trial's last checkpoint if that is still there. Run the same
 command again to resume a training that was stopped, with any number of workers. It prints the test
 error (mean ± std over 100 SVMs, §4.4) beside Table 1 and registers the model in MLflow as ali-NAME.
+With --seeds it prints the mean ± std over trainings, and registers the best one by validation.
 """
 
 from ali.cli import main, parse_args

@@ -1,16 +1,18 @@
-"""The full training of a sweep's best configuration, tested once at its end."""
+"""The full training of a sweep's best configuration, tested once at its end; with several seeds."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ali import distributed
 from ali.config import Config
-from ali.errors import UserError
+from ali.errors import NonFiniteError, UserError
 from ali.files import make_folder
+from sweeps.engine.final_test import Outcome, over_seeds, result_table, seeds_table
 from sweeps.engine.full_training import FullTraining, TrainingContext
 from sweeps.engine.lock import driver_lock
 from sweeps.engine.options import JOURNAL, Location
@@ -36,6 +38,10 @@ class FinalOptions(Location):
     """L2-SVMs, each on its own labelled draw, behind the test error (§4.4); for labelled data."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
+    seeds: int | None = None
+    """Trainings, each with a seed of its own that the sweep has not used: their test errors are
+    reported as mean ± std, and the best by validation is registered; default: one, with the
+    trial's seed, which goes on from its checkpoint."""
     workers: int = 1
     """Workers that each batch is split across (data parallel, Ray Train): a GPU each if the cluster
     has any."""
@@ -44,7 +50,7 @@ class FinalOptions(Location):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "svms", "checkpoint_every", "workers", "threads"):
+        for name in ("epochs", "svms", "checkpoint_every", "seeds", "workers", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
@@ -94,10 +100,53 @@ def train_best(options: FinalOptions) -> int:
         workers=options.workers,
         threads=options.threads,
     )
+    contexts = [context]
+    if options.seeds is not None:
+        fresh = [config.replace(seed=seed) for seed in fresh_seeds(config.seed, options.seeds)]
+        contexts = [replace(context, config=one, fresh_seed=True) for one in fresh]
+    try:
+        trained = [train(one) for one in contexts]
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to resume from the last checkpoint")
+        return 130
+    return finish(trained)
+
+
+def fresh_seeds(seed: int, count: int) -> list[int]:
+    """Seeds that no trial of a sweep has: a trial's seed is the sweep's plus its number."""
+    return [seed + 1_000_000 * (i + 1) for i in range(count)]
+
+
+def train(context: TrainingContext) -> tuple[FullTraining, Outcome | NonFiniteError]:
+    """One full training and its test; of several, one that diverges does not end the others."""
     training = FullTraining(context)
     make_folder(training.folder)
-    with driver_lock(training.folder, f"the full training of {options.name!r}"):
-        return training.run()
+    with driver_lock(training.folder, f"the full training {training.folder.name}"):
+        try:
+            return training, training.run()
+        except NonFiniteError as error:
+            if not context.fresh_seed:
+                raise
+            print(f"seed {context.config.seed} diverged: {error}")
+            return training, error
+
+
+def finish(trained: Sequence[tuple[FullTraining, Outcome | NonFiniteError]]) -> int:
+    """Prints what the trainings came to, and registers the best by validation."""
+    tested = [(training, found) for training, found in trained if isinstance(found, Outcome)]
+    if not tested:
+        print(f"all {len(trained)} seeds diverged: nothing was registered")
+        return 1
+    objective = tested[0][0].to.objective
+    training, best = min(tested, key=lambda pair: pair[1].found[objective])
+    training.register(best)
+    print(result_table(best.found, best.config, best.epoch, bool(training.dataset.notes)))
+    if training.context.fresh_seed:
+        print(seeds_table([(t.config.seed, found) for t, found in trained], objective))
+        client = connect(training.to.uri)
+        for name, value in over_seeds([found.found for _, found in tested]).items():
+            client.log_metric(training.to.parent_run_id, name, value)
+    return 0
 
 
 def best_run(options: Location, client: MlflowClient, experiment: str) -> Run:

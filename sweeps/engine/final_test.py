@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from ali.config import Config
 from ali.data import Dataset, Images
+from ali.errors import NonFiniteError
 from ali.metrics import TEST_ERROR_MEAN, TEST_ERROR_STD, VAL_ERROR
+from ali.training.checkpoint import read_manifest
 
 if TYPE_CHECKING:
     from ali.models.networks import ALI
 
 WIDTH = 100  # characters of the printed table
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a full training came to.
+
+    Attributes:
+        config: the experiment; its seed is the training's.
+        run_id: of its MLflow run.
+        epoch: after which it was tested.
+        found: by metric, the objective at the last epoch and what the test split says.
+    """
+
+    config: Config
+    run_id: str
+    epoch: int
+    found: dict[str, float]
 
 
 def test_metrics(
@@ -41,18 +62,69 @@ def test_metrics(
 test_metrics.__test__ = False  # type: ignore[attr-defined]  # nothing for pytest to collect
 
 
-def register(client: Any, run_id: str, checkpoint: Path, name: str) -> str:
-    """Logs a checkpoint to its run and registers it as a model; returns the model's version."""
+def register(client: Any, run_id: str, checkpoint: Path, name: str) -> str | None:
+    """Logs a checkpoint to its run and registers it as a model.
+
+    Returns the model's version; None if this run's checkpoint of this epoch is one already. A
+    version's files are never written again.
+    """
     from mlflow.exceptions import MlflowException
 
-    client.log_artifacts(run_id, str(checkpoint), "model")
+    folder = f"model_{read_manifest(checkpoint).epoch:06d}"
+    source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    source = f"{client.get_run(run_id).info.artifact_uri}/model"
+    known = client.search_model_versions(f"run_id = '{run_id}'")
+    if any(version.source == source for version in known):
+        return None
+    client.log_artifacts(run_id, str(checkpoint), folder)
     return client.create_model_version(name, source, run_id).version
+
+
+def over_seeds(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean and standard deviation over trainings of each metric, by MLflow's names for them.
+
+    A training's own standard deviation, over SVMs, is left out.
+    """
+    names = [name for name in found[0] if name != TEST_ERROR_STD]
+    summary: dict[str, float] = {"seeds": float(len(found))}
+    for name in names:
+        values = np.array([one[name] for one in found])
+        summary[f"{name}_over_seeds"] = float(values.mean())
+        summary[f"{name}_std_over_seeds"] = float(values.std(ddof=1 if len(values) > 1 else 0))
+    return summary
+
+
+def seeds_table(trained: Sequence[tuple[int, Outcome | NonFiniteError]], objective: str) -> str:
+    """A row for each (seed, what its training came to), the best by validation marked."""
+    ended = [found for _, found in trained if not isinstance(found, NonFiniteError)]
+    names = [name for name in ended[0].found if name != TEST_ERROR_STD]
+    names.sort(key=lambda name: name != objective)
+    best = min(ended, key=lambda found: found.found[objective])
+    table = Table(title="Seeds that the sweep has not used", title_justify="left")
+    table.add_column("seed")
+    for name in names:
+        table.add_column(name, justify="right")
+    for seed, found in trained:
+        if isinstance(found, NonFiniteError):
+            table.add_row(str(seed), *["diverged" for _ in names])
+        else:
+            mark = " (best by validation)" if found is best else ""
+            table.add_row(f"{seed}{mark}", *(f"{found.found[name]:.4f}" for name in names))
+    table.add_section()
+    summary = over_seeds([found.found for found in ended])
+    means = [
+        f"{summary[f'{name}_over_seeds']:.4f} ± {summary[f'{name}_std_over_seeds']:.4f}"
+        for name in names
+    ]
+    table.add_row("mean ± std", *means)
+    console = Console(width=WIDTH, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
 
 
 def result_table(found: dict[str, float], config: Config, epochs: int, unofficial: bool) -> str:

@@ -19,11 +19,12 @@ from ali.training.state import State
 from ali.training.step import device
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import AliExperiment
-from sweeps.engine.final_test import register, result_table, test_metrics
+from sweeps.engine.final_test import Outcome, register, test_metrics
 from sweeps.engine.options import Location
 from sweeps.engine.reporting import has_collapsed
 from sweeps.engine.storage import Storage
 from sweeps.engine.tracking import runs
+from sweeps.engine.tracking.client import connect
 from sweeps.engine.tracking.schema import BEST_OF, CONFIG, KIND_BEST, TESTED, TRIAL, TrackingContext
 from sweeps.engine.tracking.trial_run import TrialRun
 from sweeps.engine.trial import versions
@@ -49,6 +50,7 @@ class TrainingContext:
         checkpoint_every: epochs between checkpoints.
         workers: that each batch is split across.
         threads: CPU threads of each; None: torch's default.
+        fresh_seed: whether the seed is not the trial's: nothing of the trial is continued.
     """
 
     location: Location
@@ -59,6 +61,7 @@ class TrainingContext:
     checkpoint_every: int
     workers: int
     threads: int | None
+    fresh_seed: bool = False
 
 
 class FullTraining:
@@ -70,11 +73,15 @@ class FullTraining:
         self.dataset = data.load(self.config)
         self.test = data.load_test(self.config)  # bad test files are found before training
         self.trial_id = context.trial.data.tags[TRIAL]
-        self.folder = context.location.folder / f"best-{self.trial_id}"
+        self.name = self.trial_id + (f"-seed{self.config.seed}" if context.fresh_seed else "")
+        self.folder = context.location.folder / f"best-{self.name}"
         self.experiment = AliExperiment()
 
-    def run(self) -> int:
-        """Trains, tests and registers; returns the exit code."""
+    def run(self) -> Outcome:
+        """Trains and tests, from where an earlier call was stopped.
+
+        Raises what training raises (NonFiniteError, KeyboardInterrupt); MLflow is told of it.
+        """
         for note in self.dataset.notes:
             print(f"note: {note}")
         self.log = self.open_log()
@@ -89,14 +96,10 @@ class FullTraining:
                 log, workers = self.folder / LOG, self.context.workers
                 train_on_workers(_worker, config, workers, threads, log, self.storage)
                 state, _ = self.load(self.own_checkpoints())
-            self._finish(state)
+            return self._test(state)
         except BaseException as error:
             self._stopped(error)
-            if isinstance(error, KeyboardInterrupt):
-                print("stopped; run the same command again to resume from the last checkpoint")
-                return 130
             raise
-        return 0
 
     def open_log(self) -> TrialRun:
         """The training's MLflow run."""
@@ -106,7 +109,7 @@ class FullTraining:
         for changing in ("epochs", "data_dir"):
             del params[changing]
         tags = {BEST_OF: self.context.trial.info.run_id, CONFIG: json.dumps(self.config.to_dict())}
-        return TrialRun(self.to, self.trial_id, params, kind=KIND_BEST, create=True, tags=tags)
+        return TrialRun(self.to, self.name, params, kind=KIND_BEST, create=True, tags=tags)
 
     def say(self, line: str) -> None:
         """Prints a line once; of several workers the first writes it to the log instead."""
@@ -157,7 +160,8 @@ class FullTraining:
                 f"{known[SAMPLE_DIVERSITY]:.2f}): look at its pictures before you trust it"
             )
         candidates = self.own_checkpoints()
-        if trial.data.params.get("data_fingerprint") == self.dataset.fingerprint:
+        same_data = trial.data.params.get("data_fingerprint") == self.dataset.fingerprint
+        if same_data and not self.context.fresh_seed:
             kept = reversed(self.storage.checkpoints(self.trial_id))
             candidates += [(self.storage, folder) for folder in kept]
         try:
@@ -208,31 +212,34 @@ class FullTraining:
 
     # The end
 
-    def _finish(self, state: State) -> None:
+    def _test(self, state: State) -> Outcome:
         client, run_id = self.log.open()
         self.log.queue.flush(60)
-        known = client.get_run(run_id).data
+        known, name = client.get_run(run_id).data, self.to.objective
         svms, fingerprint = self.context.svms, self.dataset.fingerprint
         tested = f"epoch {state.epoch}, {svms} SVMs, {fingerprint}"
         if known.tags.get(TESTED) == tested:  # the test split is read once for a result
             found = {k: v for k, v in known.metrics.items() if k.startswith("test_")}
         else:
-            found = test_metrics(
-                state.networks, self.dataset, self.test, self.config, self.to.objective, svms
-            )
-            for name, value in found.items():
-                client.log_metric(run_id, name, value, step=state.epoch)
+            found = test_metrics(state.networks, self.dataset, self.test, self.config, name, svms)
+            for metric, value in found.items():
+                client.log_metric(run_id, metric, value, step=state.epoch)
             client.set_tag(run_id, TESTED, tested)
             state.save(self.folder / CHECKPOINT)
-            version = register(client, run_id, self.folder / CHECKPOINT, f"ali-{self.to.sweep}")
-            print(f"registered as model ali-{self.to.sweep}, version {version}")
         self.log.queue.close()
         runs.end_run(
             client, run_id, Ending(EndState.COMPLETED, f"trained for {state.epoch} epochs")
         )
-        print(result_table(found, self.config, state.epoch, bool(self.dataset.notes)))
+        found[name] = known.metrics[name]
+        return Outcome(self.config, run_id, state.epoch, found)
+
+    def register(self, tested: Outcome) -> None:
+        """Registers the model, unless an earlier call has, and says where everything is."""
+        client, model = connect(self.to.uri), f"ali-{self.to.sweep}"
+        if version := register(client, tested.run_id, self.folder / CHECKPOINT, model):
+            print(f"registered as model {model}, version {version}")
         print(f"checkpoint: {self.folder / CHECKPOINT}")
-        print(f"MLflow run: {run_id} (tag {BEST_OF} = {self.context.trial.info.run_id})")
+        print(f"MLflow run: {tested.run_id} (tag {BEST_OF} = {self.context.trial.info.run_id})")
 
     def _stopped(self, error: BaseException) -> None:
         try:

@@ -132,6 +132,40 @@ def test_the_best_is_trained_in_full_after_a_kill_too_and_tested_once(swept):
 
 
 @pytest.mark.long
+def test_the_best_is_trained_with_several_seeds_after_a_kill_too(swept, tmp_path):
+    folder = shutil.copytree(swept, tmp_path / "copy", symlinks=True)
+    best = ROOT / "sweeps" / "best.py"
+    options = ["--name", "s", "--seeds", "2", "--svms", "3", "--threads", "1"]
+    command = [sys.executable, str(best), *options]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, env=ONE_THREAD, stdout=pipe, text=True) as process:
+        starts = 0
+        for line in process.stdout:
+            starts += line.startswith("starts from the beginning")
+            if starts == 2 and line.startswith("epoch 1/"):
+                process.kill()
+    assert starts == 2
+
+    out = python(best, *options, cwd=folder)
+    assert out.count("testing with 3 SVMs") == 1, "the first seed had been tested before"
+    client, trainings = runs(folder, "best")
+    trainings = [run for run in trainings if "-seed" in run.data.tags["trial_id"]]
+    seeds = {json.loads(run.data.tags["config"])["seed"] for run in trainings}
+    _, trials = runs(folder, "trial")
+    chosen = {json.loads(run.data.tags["config"])["seed"] for run in trials}
+    assert len(seeds) == 2 and not seeds & chosen
+    errors = [run.data.metrics["test_error_mean"] for run in trainings]
+    (parent,) = runs(folder, "sweep")[1]
+    told = f"{np.mean(errors):.4f} ± {np.std(errors, ddof=1):.4f}"
+    assert told in out and abs(parent.data.metrics["test_error_mean_over_seeds"]) > 0
+    lowest = min(trainings, key=lambda run: run.data.metrics["val_error"])
+    versions = client.search_model_versions(f"run_id = '{lowest.info.run_id}'")
+    assert len(versions) == 1
+    again = python(best, *options, cwd=folder)
+    assert told in again and "registered" not in again and "testing with" not in again
+
+
+@pytest.mark.long
 def test_workers_train_the_best_together_and_one_may_be_lost(swept):
     best = ROOT / "sweeps" / "best.py"
     options = ["--name", "s", "--epochs", "9", "--svms", "2", "--threads", "1", "--workers"]

@@ -1,0 +1,29 @@
+"""What several full trainings come to, as text and as metrics."""
+
+import pytest
+
+from ali.config import Config
+from ali.errors import NonFiniteError
+from sweeps.engine.final_test import Outcome, over_seeds, seeds_table
+
+
+def outcome(seed, value, error):
+    found = {"val_error": value, "test_error_mean": error, "test_error_std": 0.9}
+    return seed, Outcome(Config(seed=seed), f"run{seed}", 5, found)
+
+
+def test_mean_and_std_over_seeds():
+    found = [outcome(1, 0.3, 0.5)[1].found, outcome(2, 0.5, 0.7)[1].found]
+    summary = over_seeds(found)
+    assert summary["seeds"] == 2
+    assert summary["test_error_mean_over_seeds"] == pytest.approx(0.6)
+    assert summary["test_error_mean_std_over_seeds"] == pytest.approx(0.02**0.5)
+    assert not any("test_error_std" in name for name in summary), "over SVMs, not over seeds"
+
+
+def test_a_row_a_seed_and_the_best_by_validation_marked():
+    diverged = (3, NonFiniteError(7, ("d_loss",)))
+    lines = seeds_table([outcome(1, 0.5, 0.4), outcome(2, 0.3, 0.6), diverged], "val_error")
+    (best,) = [line for line in lines.splitlines() if "best by validation" in line]
+    assert best.split()[1] == "2" and "0.6000" in best
+    assert "diverged" in lines and "0.4000 ± 0.1414" in lines and "0.5000 ± 0.1414" in lines
