@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sweeps.engine.cluster import TrialResources
     from sweeps.engine.progress import Progress
     from sweeps.engine.scheduler import AshaScheduler
+    from sweeps.engine.search import StudySearch
     from sweeps.engine.shutdown import GracefulShutdown
     from sweeps.engine.study import Study
 
@@ -188,10 +189,13 @@ class _Driver:
 
         options = self.options
         options.save()
-        study = Study(options.folder / JOURNAL, options.name, options.seed, options.startup_trials)
-        if not any(trial.state.name != "WAITING" for trial in study.trials()):
-            for make_point in self.sweep.points_to_evaluate[: options.num_trials]:
-                study.enqueue(make_point(self.base), control=make_point is paper_defaults)
+        points = [(make, make(self.base)) for make in self.sweep.points_to_evaluate]
+        journal = options.folder / JOURNAL
+        with shutdown.postponed():
+            study = Study(journal, options.name, options.seed, options.startup_trials)
+            if not any(trial.state.name != "WAITING" for trial in study.trials()):
+                for make, point in points[: options.num_trials]:
+                    study.enqueue(point, control=make is paper_defaults)
         params = {**options.to_dict(), **asdict(self.space)}
         parent = runs.start_sweep(self.client, experiment, options.name, self.objective, params)
         to = TrackingContext(options.uri, experiment, options.name, parent, self.objective)
@@ -213,13 +217,25 @@ class _Driver:
         from sweeps.engine.confirmation import CONFIRMS, next_to_confirm
         from sweeps.engine.progress import Progress
         from sweeps.engine.scheduler import AshaScheduler
+        from sweeps.engine.search import StudySearch
 
         options = self.options
         grace = options.grace_epochs or self._tenth
         scheduler = AshaScheduler(self.objective, options.epochs, grace, options.reduction_factor)
         progress = Progress(options, study, to, self.resources, self.mirror)
+        with shutdown.postponed():
+            search = StudySearch(
+                study,
+                self.suggest,
+                scheduler,
+                options.num_trials,
+                self.resources.concurrent,
+                options.epochs,
+                options.confirm,
+                options.confirm_seeds,
+            )
         with shutdown.ends_tune():
-            self._tune(study, scheduler, progress, to)
+            self._tune(study, search, scheduler, progress, to)
         progress.close()
         seconds = time.monotonic() - self.began
         use = progress.trial_seconds / (self.resources.concurrent * seconds)
@@ -237,13 +253,18 @@ class _Driver:
         return max(1, self.options.epochs // 10)
 
     def _tune(
-        self, study: Study, scheduler: AshaScheduler, progress: Progress, to: TrackingContext
+        self,
+        study: Study,
+        search: StudySearch,
+        scheduler: AshaScheduler,
+        progress: Progress,
+        to: TrackingContext,
     ) -> None:
         """Hands the study's trials to Ray Tune, and returns when Tune ends."""
         from ray import tune
 
         from sweeps.engine import ray_compat
-        from sweeps.engine.search import StudyRecorder, StudySearch
+        from sweeps.engine.search import StudyRecorder
         from sweeps.engine.trial import SweepTrial, TrialContext
         from sweeps.engine.watchdog import HangWatchdog
 
@@ -262,16 +283,7 @@ class _Driver:
         tune_config = tune.TuneConfig(
             metric=self.objective,
             mode="min",
-            search_alg=StudySearch(
-                study,
-                self.suggest,
-                scheduler,
-                options.num_trials,
-                resources.concurrent,
-                options.epochs,
-                options.confirm,
-                options.confirm_seeds,
-            ),
+            search_alg=search,
             scheduler=scheduler,
             num_samples=options.num_trials,
             reuse_actors=True,

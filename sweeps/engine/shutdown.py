@@ -22,7 +22,7 @@ class GracefulShutdown:
 
     def __init__(self, again: str) -> None:
         self.requested = False
-        self._again, self._tuning = again, False
+        self._again, self._tuning, self._writing = again, False, False
 
     def __enter__(self) -> GracefulShutdown:
         self._before = {number: signal.getsignal(number) for number in self._SIGNALS}
@@ -43,6 +43,17 @@ class GracefulShutdown:
         finally:
             self._tuning = False
 
+    @contextlib.contextmanager
+    def postponed(self) -> Iterator[None]:
+        """Within, the first signal waits for the end: a write to the study is not cut in two."""
+        self._writing = True
+        try:
+            yield
+        finally:
+            self._writing = False
+        if self.requested:
+            raise KeyboardInterrupt
+
     def _handle(self, number: int, frame: Any) -> None:
         # os.write: the signal may have come in the middle of a print
         if self.requested:
@@ -53,5 +64,5 @@ class GracefulShutdown:
         tune = ray_compat.STOP_SIGNAL
         if self._tuning and signal.getsignal(tune) != self._before[tune]:
             signal.raise_signal(tune)
-        else:
+        elif not self._writing:
             raise KeyboardInterrupt
