@@ -4,9 +4,10 @@
 
 Each side runs in a process of its own with a Ray of its own: the same space, sampler, concurrency
 and checkpoints (one a result, as resuming needs), no trial stopped early. Ours adds the journal,
-ASHA, MLflow and the line an event; the bare side keeps its study in memory and logs nothing. The
-curve is the wall time per result in each part of the trials, in their order: what grows with the
-number of trials finished shows there. "asking" is the part of it that Optuna takes to draw a point.
+the scheduler, MLflow and the line an event; the bare side keeps its study in memory and logs
+nothing. The curve is the wall time per result in each part of the trials, in their order: what
+grows with the number of trials finished shows there. "asking" is the part of it that Optuna takes
+to draw a point.
 """
 
 from __future__ import annotations

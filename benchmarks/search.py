@@ -4,9 +4,10 @@
     python -m benchmarks.search mixture --replays 20 --methods shipped random
 
 Each method runs as it would live, on a simulated clock (replay.py), confined to the table's rows.
-`shipped` are the classes of a real sweep: Study, AshaScheduler, StudySearch, StudyRecorder. The
+`shipped` are the classes of a real sweep: Study, EarlyStopping, StudySearch, StudyRecorder. The
 baselines: random search; the best of 64 random points after some epochs, trained to the end
-(top-k); Ray's own ASHA on random points; Ray Tune with OptunaSearch (TPE) and ASHA. What a method
+(top-k); Ray's own ASHA on random points; Ray Tune with OptunaSearch (TPE) and ASHA; this project as
+it was at commit c5b0496 (fixed rungs, and a diverged trial told as failed). What a method
 has chosen after so many epochs is judged by the mean of its configuration's runs with other seeds
 than it has seen. The target is what random search has chosen after 64 whole trials.
 """
@@ -50,7 +51,7 @@ from benchmarks.replay import (
     simulate,
 )
 from sweeps.engine.endings import Ending, EndState
-from sweeps.engine.scheduler import AshaScheduler
+from sweeps.engine.scheduler import EarlyStopping
 from sweeps.engine.search import StudyRecorder, StudySearch
 from sweeps.engine.space import suggest
 from sweeps.engine.study import Study, best_trials, tpe, trial_id
@@ -129,12 +130,17 @@ class _Search(StudySearch):
         return SimpleNamespace(trial_id=name)
 
 
+def shipped_scheduler(objective: str, epochs: int, grace_epochs: int) -> EarlyStopping:
+    return EarlyStopping(objective, epochs, grace_epochs, reduction_factor=3)
+
+
 class Shipped(Method):
     """This project's sweep, as the driver builds it."""
 
     def __init__(
         self, rows: Rows, rng: np.random.Generator, folder: Path, startup_trials: int = 10,
-        points: int = 0,
+        points: int = 0, scheduler: Callable[..., EarlyStopping] = shipped_scheduler,
+        told: Callable[[EndState], EndState] = lambda state: state,
     ) -> None:  # fmt: skip
         epochs, objective = rows.curves.epochs, rows.table.objective
         self._objective = objective
@@ -148,7 +154,8 @@ class Shipped(Method):
         )
         for point in rows.table.points[:points]:
             self._study.enqueue(point(rows.table.base))
-        self._scheduler = AshaScheduler(objective, epochs, max(1, epochs // 10), 3)
+        self._scheduler = scheduler(objective, epochs, max(1, epochs // 10))
+        self._told = told
         self._recorder = StudyRecorder(self._study, objective)
         self._search = _Search(
             self._study, rows.draw, self._scheduler, len(rows.points), SLOTS, epochs
@@ -166,7 +173,7 @@ class Shipped(Method):
     def report(self, trial: str, epoch: int, value: float) -> Decision:
         result: dict[str, Any] = {EPOCH: epoch, self._objective: value}
         if not np.isfinite(value):
-            result = {**Ending(EndState.DIVERGED, "").to_result(), EPOCH: epoch}
+            result = {**Ending(self._told(EndState.DIVERGED), "").to_result(), EPOCH: epoch}
         decision = self._scheduler.on_trial_result(None, self._trials[trial], result)
         self._recorder.on_trial_result(0, [], self._trials[trial], result)
         if decision == TrialScheduler.STOP:
@@ -180,6 +187,30 @@ class Shipped(Method):
 
     def choice(self) -> Choice | None:
         return self._best
+
+
+class FixedRungs(EarlyStopping):
+    """The cut of this project up to commit c5b0496: at a tenth of the budget, times 3, times 9.
+
+    A trial goes on if it is among the best third of those that were there before.
+    """
+
+    def __init__(self, objective: str, epochs: int, grace_epochs: int) -> None:
+        super().__init__(objective, epochs, grace_epochs, 3)
+        rungs = [grace_epochs * 3**k for k in range(9)]
+        self._values: dict[int, list[float]] = {rung: [] for rung in rungs if rung < epochs}
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        value, epoch = result.get(self.objective), result[EPOCH]
+        if value is not None and epoch in self._values:
+            others = self._values[epoch]
+            cut = len(others) >= 2 and value > np.percentile(others, 100 / 3)
+            others.append(value)
+            if cut:
+                self.endings[trial.trial_id] = Ending(EndState.STOPPED_EARLY, "above the cut")
+                return TrialScheduler.STOP
+        ended = value is None or epoch >= self._epochs
+        return TrialScheduler.STOP if ended else TrialScheduler.CONTINUE
 
 
 class RayTune(Method):
@@ -247,6 +278,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "top-4 after a third": partial(RandomSearch, keep=4, part=1 / 3),
     "Ray ASHA": partial(RayTune, optuna_search=False),
     "Ray Optuna ASHA": partial(RayTune, optuna_search=True),
+    "c5b0496": partial(Shipped, scheduler=FixedRungs, told=lambda _: EndState.FAILED),
     "shipped": Shipped,
 }
 

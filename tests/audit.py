@@ -230,7 +230,7 @@ def _end_problems(row: Row, allowed: Sequence[str]) -> list[str]:
         problems.append(f"{said}; {attributes.get('end_state')!r} in Optuna")
     if not reason:
         problems.append("no reason is given for its end")
-    if end == "stopped early" and "above the cut" not in (reason or ""):
+    if end == "stopped early" and "its chance to end" not in (reason or ""):
         problems.append(said)
     return problems
 

@@ -44,7 +44,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         (
             *("sweeps.engine.progress", "sweeps.engine.search", "sweeps.engine.trial"),
             *("sweeps.engine.reporting", "sweeps.engine.reconcile", "sweeps.engine.shutdown"),
-            *("sweeps.engine.workers", "sweeps.engine.final_test"),
+            *("sweeps.engine.workers", "sweeps.engine.final_test", "sweeps.engine.warm_start"),
         ),
         (
             *("sweeps.engine.scheduler", "sweeps.engine.retention", "sweeps.engine.results"),
@@ -53,7 +53,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("sweeps.engine.study", "sweeps.engine.options"),
         (
             *("sweeps.engine.tracking", "sweeps.engine.storage", "sweeps.engine.space"),
-            *("sweeps.engine.experiment", "sweeps.engine.rungs", "sweeps.engine.formatting"),
+            *("sweeps.engine.experiment", "sweeps.engine.forecast", "sweeps.engine.formatting"),
             "sweeps.engine.importance",
             "sweeps.engine.confirmation",
             *("sweeps.engine.scripts", "sweeps.engine.lock", "sweeps.engine.ray_compat"),

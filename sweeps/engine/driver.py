@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from sweeps.engine.cluster import TrialResources
     from sweeps.engine.progress import Progress
-    from sweeps.engine.scheduler import AshaScheduler
+    from sweeps.engine.scheduler import EarlyStopping
     from sweeps.engine.search import StudySearch
     from sweeps.engine.shutdown import GracefulShutdown
     from sweeps.engine.study import Study
@@ -90,6 +90,8 @@ def launch(sweep: Sweep, options: Options) -> int:
         base = options.config()
         dataset = sweep.experiment.load_data(base)  # bad data is found here, not in trials
         objective = sweep.experiment.objective(base, dataset)
+        space = replace(sweep.space, bn_with_z=sweep.space.bn_with_z or options.bn_with_z)
+        points = first_points(sweep, options, space, base)
         refuse_dead_cluster()
         make_folder(options.output_dir)
         quiet_libraries()
@@ -102,8 +104,24 @@ def launch(sweep: Sweep, options: Options) -> int:
         refuse_other_sweep(options, objective, runs.find_sweep(client, experiment, options.name))
         if mirror is None:
             mirror = held.enter_context(acquire_sweep(options, storage))
-        driver = _Driver(sweep, options, base, dataset, objective, resources, client, mirror, began)
+        driver = _Driver(
+            replace(sweep, space=space), options, base, dataset, objective, resources, client,
+            mirror, began, points,
+        )  # fmt: skip
         return driver.run(experiment)
+
+
+def first_points(
+    sweep: Sweep, options: Options, space: Space, base: Config
+) -> list[tuple[InitialPoint, bool]]:
+    """The points to try before the search draws any, and whether each is the paper's own."""
+    from sweeps.engine.warm_start import warm_points
+
+    own = [(make(base), make is paper_defaults) for make in sweep.points_to_evaluate]
+    warm: list[InitialPoint] = []
+    with contextlib.suppress(*[UserError] * options.resume):  # by now the earlier one may be gone
+        warm = warm_points(options, space, base)
+    return [*own, *((point, False) for point in warm)][: options.num_trials]
 
 
 @contextlib.contextmanager
@@ -161,12 +179,12 @@ class _Driver:
         client: MlflowClient,
         mirror: JournalMirror,
         began: float,  # on the monotonic clock, before Ray's start
+        points: list[tuple[InitialPoint, bool]],
     ) -> None:
         self.sweep, self.options, self.base = sweep, options, base
         self.dataset, self.objective, self.resources = dataset, objective, resources
         self.client, self.mirror, self.storage = client, mirror, mirror.storage
-        self.began = began
-        self.space = replace(sweep.space, bn_with_z=sweep.space.bn_with_z or options.bn_with_z)
+        self.began, self.points = began, points
 
     def run(self, experiment: str) -> int:
         """To the end (0), or until it is interrupted (130)."""
@@ -189,14 +207,13 @@ class _Driver:
 
         options = self.options
         options.save()
-        points = [(make, make(self.base)) for make in self.sweep.points_to_evaluate]
         journal = options.folder / JOURNAL
         with shutdown.postponed():
             study = Study(journal, options.name, options.seed, options.startup_trials)
             if not any(trial.state.name != "WAITING" for trial in study.trials()):
-                for make, point in points[: options.num_trials]:
-                    study.enqueue(point, control=make is paper_defaults)
-        params = {**options.to_dict(), **asdict(self.space)}
+                for point, control in self.points:
+                    study.enqueue(point, control)
+        params = {**options.to_dict(), **asdict(self.sweep.space)}
         parent = runs.start_sweep(self.client, experiment, options.name, self.objective, params)
         to = TrackingContext(options.uri, experiment, options.name, parent, self.objective)
         reconcile(self.client, to, study, BEST_NAMED)
@@ -208,7 +225,7 @@ class _Driver:
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Draws a trial's point; returns its whole configuration, plain JSON types."""
-        point = suggest(trial, self.space, self.base)
+        point = suggest(trial, self.sweep.space, self.base)
         seed = self.options.seed + trial.number
         return Config.from_dict({**self.base.to_dict(), **point, "seed": seed}).to_dict()
 
@@ -216,12 +233,12 @@ class _Driver:
         """Runs trials until all have ended (True) or it is interrupted (False)."""
         from sweeps.engine.confirmation import CONFIRMS, next_to_confirm
         from sweeps.engine.progress import Progress
-        from sweeps.engine.scheduler import AshaScheduler
+        from sweeps.engine.scheduler import EarlyStopping
         from sweeps.engine.search import StudySearch
 
         options = self.options
         grace = options.grace_epochs or self._tenth
-        scheduler = AshaScheduler(self.objective, options.epochs, grace, options.reduction_factor)
+        scheduler = EarlyStopping(self.objective, options.epochs, grace, options.reduction_factor)
         progress = Progress(options, study, to, self.resources, self.mirror)
         with shutdown.postponed():
             search = StudySearch(
@@ -256,7 +273,7 @@ class _Driver:
         self,
         study: Study,
         search: StudySearch,
-        scheduler: AshaScheduler,
+        scheduler: EarlyStopping,
         progress: Progress,
         to: TrackingContext,
     ) -> None:

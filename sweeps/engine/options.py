@@ -83,10 +83,13 @@ class Options(Common, Location):
     """Trials in total (a resume may raise it)."""
     bn_with_z: bool = False
     """Also try batch norm in D(z) and D(x, z), which the paper calls unstable."""
+    warm_start: str | None = None
+    """Earlier sweep in --output-dir whose five best configurations are tried first, in this sweep's
+    space; its data, width and budget may differ."""
     grace_epochs: int | None = None
     """Epochs before a trial may be stopped; default: a tenth of --epochs."""
     reduction_factor: float = 3.0
-    """ASHA's η: about one trial in η continues past each rung."""
+    """A trial that is unlikely to end among the best 1 in so many is stopped."""
     confirm: int = 0
     """Best configurations that are trained again at the end, with fresh seeds, beside the paper's
     point; 0: none."""

@@ -1,4 +1,4 @@
-"""The scheduler that Tune asks whether a trial continues: ASHA, after a resume and a NaN too."""
+"""The scheduler that Tune asks whether a trial continues, after a resume and a NaN too."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ali.metrics import EPOCH
 from sweeps.engine import ray_compat
 from sweeps.engine.confirmation import CONFIRMS
 from sweeps.engine.endings import END_STATE, Ending, EndState
-from sweeps.engine.rungs import Cut, Rungs
+from sweeps.engine.forecast import Cut, Forecast
 from sweeps.engine.study import trial_id
 
 HISTORY = "history"  # in a restored trial's first result: (epoch, objective) before its checkpoint
 MEMORY_KILLS = 2  # of one trial by Ray's memory monitor: the trial's own fault
 
 
-class AshaScheduler(FIFOScheduler):
-    """Stops the worse trials at each rung (`Rungs`); it decides, and records nothing.
+class EarlyStopping(FIFOScheduler):
+    """Stops trials that are unlikely to end among the best (`Forecast`); it records nothing.
 
-    Ray's own scheduler keeps its rungs in memory only, never stops a trial whose value is NaN, and
-    stops the second trial of a sweep for being worse than the first. Here the rungs are filled
+    Ray's own schedulers keep what they know in memory only, never stop a trial whose value is NaN,
+    and stop the second trial of a sweep for being worse than the first. Here the curves are read
     again from the study after a resume (`replay`), and `endings` says why a trial was stopped.
     """
 
@@ -35,12 +35,12 @@ class AshaScheduler(FIFOScheduler):
         self.objective = objective
         self.endings: dict[str, Ending] = {}  # by id, of trials that were told to stop
         self._epochs = epochs
-        self._rungs = Rungs(epochs, grace_epochs, reduction_factor)
+        self._forecast = Forecast(epochs, grace_epochs, reduction_factor)
         self.never_stop: set[str] = set()  # trials that confirm another: each is to be whole
         self._lost: set[str] = set()  # told to stop, but their worker was lost before that
 
     def replay(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-        """Fills the rungs with what earlier drivers of this sweep have seen.
+        """Reads what earlier drivers of this sweep have seen.
 
         Returns the unfinished trials that were about to be stopped when the driver was killed.
         """
@@ -50,7 +50,7 @@ class AshaScheduler(FIFOScheduler):
             if CONFIRMS in trial.user_attrs:
                 continue
             for epoch, value in sorted(trial.intermediate_values.items()):
-                cut = self._rungs.report(name, epoch, value)
+                cut = self._forecast.report(name, epoch, value)
             if cut is not None and not trial.state.is_finished():
                 self.endings[name] = self._ending(cut)
                 stopped.append(trial)
@@ -61,7 +61,7 @@ class AshaScheduler(FIFOScheduler):
         judged = trial.trial_id not in self.never_stop
         for epoch, value in result.get(HISTORY, ()):
             if judged:
-                self._rungs.report(trial.trial_id, int(epoch), value)
+                self._forecast.report(trial.trial_id, int(epoch), value)
         if END_STATE in result:
             return TrialScheduler.STOP
         value = result.get(self.objective)
@@ -69,7 +69,7 @@ class AshaScheduler(FIFOScheduler):
             return TrialScheduler.CONTINUE
         cut = None
         if judged:
-            cut = self._rungs.report(trial.trial_id, int(result[EPOCH]), float(value))
+            cut = self._forecast.report(trial.trial_id, int(result[EPOCH]), float(value))
         if cut is not None:
             self.endings[trial.trial_id] = self._ending(cut)
             return TrialScheduler.STOP
@@ -78,8 +78,9 @@ class AshaScheduler(FIFOScheduler):
 
     def _ending(self, cut: Cut) -> Ending:
         reason = (
-            f"{self.objective} {cut.value:.4f} after epoch {cut.epoch}: "
-            f"above the cut of {cut.cutoff:.4f} among {cut.trials} trials"
+            f"{self.objective} {cut.value:.4f} after epoch {cut.epoch}: its chance to end at or "
+            f"below {cut.target:.4f}, among the best 1 in {self._forecast.reduction_factor:g} of "
+            f"{cut.completed} trials, is {cut.chance:.0%}"
         )
         return Ending(EndState.STOPPED_EARLY, reason)
 
@@ -104,4 +105,4 @@ class AshaScheduler(FIFOScheduler):
 
     def debug_string(self) -> str:
         """A line for Tune's own output."""
-        return f"ASHA on {self.objective}"
+        return f"early stopping on {self.objective}"

@@ -14,7 +14,7 @@ from ali.metrics import EPOCH
 from sweeps.engine import ray_compat
 from sweeps.engine.confirmation import CONFIRMS, next_to_confirm
 from sweeps.engine.endings import END_STATE, Ending, EndState
-from sweeps.engine.scheduler import HISTORY, AshaScheduler
+from sweeps.engine.scheduler import HISTORY, EarlyStopping
 from sweeps.engine.storage import list_checkpoints
 from sweeps.engine.study import CONFIG, Study, Suggest, trial_id
 
@@ -30,7 +30,7 @@ class StudySearch(SearchAlgorithm):
         self,
         study: Study,
         suggest: Suggest,
-        scheduler: AshaScheduler,
+        scheduler: EarlyStopping,
         num_trials: int,
         max_concurrent: int,
         epochs: int,

@@ -1,7 +1,7 @@
 """The search's memory: an Optuna study in a journal file, the one record that a resume trusts.
 
 What a sweep is and which of its trials is best is defined here. Tune's table of trials, the
-scheduler's rungs and the end states in MLflow are derived from it, so a driver may be killed
+scheduler's forecasts and the end states in MLflow are derived from it, so a driver may be killed
 between any two of its writes.
 """
 

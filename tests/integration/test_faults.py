@@ -23,7 +23,7 @@ FAULTS |= {"6": "stop-once@3", "0": "stop-once@0"}  # 0: first in its worker, it
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, database):
-    # The rungs are out of reach, so that no trial is stopped before its fault.
+    # The grace is the whole budget, so that no trial is stopped before its fault.
     folder = tmp_path_factory.mktemp("faults")
     toy = Toy(folder, env={"TOY": json.dumps(FAULTS)}, database=database)
     toy.output = toy.run(

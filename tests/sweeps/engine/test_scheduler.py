@@ -1,4 +1,4 @@
-"""ASHA as Tune's scheduler: what it decides after a resume, a NaN, a lost worker."""
+"""Early stopping as Tune's scheduler: what it decides after a resume, a NaN, a lost worker."""
 
 from types import SimpleNamespace
 
@@ -8,15 +8,27 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from ali.metrics import EPOCH, SAMPLE_DISTANCE, VAL_ERROR
 from sweeps.engine.endings import Ending, EndState
-from sweeps.engine.scheduler import HISTORY, AshaScheduler
+from sweeps.engine.scheduler import HISTORY, EarlyStopping
 
 pytestmark = pytest.mark.versions
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
 
-def asha(objective=VAL_ERROR):
-    return AshaScheduler(objective, epochs=9, grace_epochs=1, reduction_factor=3)
+ENDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # of trials that completed, whose values did not change
+
+
+def fresh(objective=VAL_ERROR):
+    return EarlyStopping(objective, epochs=9, grace_epochs=1, reduction_factor=3)
+
+
+def informed(objective=VAL_ERROR):
+    """After six trials that have completed: numbers 10 to 15."""
+    scheduler = fresh(objective)
+    for epoch in (1, 9):
+        for number, value in enumerate(ENDS, start=10):
+            feed(scheduler, number, epoch, value)
+    return scheduler
 
 
 def trial(number):
@@ -41,15 +53,19 @@ def controller(trials):
 
 
 def test_it_stops_the_worse_and_says_why():
-    scheduler = asha()
-    assert [feed(scheduler, n, 1, v) for n, v in enumerate((0.5, 0.4, 0.6))] == [
+    scheduler = informed()
+    assert [feed(scheduler, n, 1, v) for n, v in enumerate((0.1, 0.2, 0.6))] == [
         CONTINUE,
         CONTINUE,
         STOP,
     ]
-    reason = "val_error 0.6000 after epoch 1: above the cut of 0.4333 among 3 trials"
-    assert scheduler.endings == {"00002": Ending(EndState.STOPPED_EARLY, reason)}
-    assert feed(scheduler, 1, 9, 0.2) == STOP
+    ending = scheduler.endings["00002"]
+    assert list(scheduler.endings) == ["00002"] and ending.state is EndState.STOPPED_EARLY
+    assert ending.reason == (
+        "val_error 0.6000 after epoch 1: its chance to end at or below 0.2667, among the best "
+        "1 in 3 of 6 trials, is 0%"
+    )
+    assert feed(scheduler, 1, 9, 0.9) == STOP
     assert "00001" not in scheduler.endings, "the full budget is no early stop"
 
 
@@ -58,43 +74,43 @@ def test_rays_own_stops_the_second_trial_for_being_worse_than_the_first():
     bare.set_search_properties(VAL_ERROR, "min")
     for number in (0, 1):
         bare.on_trial_add(None, trial(number))
-    bare.objective, ours = VAL_ERROR, asha()
+    bare.objective, ours = VAL_ERROR, fresh()
     assert [feed(bare, n, 1, 0.4 + 0.1 * n) for n in (0, 1)] == [CONTINUE, STOP]
     assert [feed(ours, n, 1, 0.4 + 0.1 * n) for n in (0, 1)] == [CONTINUE, CONTINUE]
 
 
 def test_a_trial_that_reports_its_end_is_stopped():
     result = {EPOCH: 1, **Ending(EndState.DIVERGED, "nan").to_result()}
-    assert asha().on_trial_result(None, trial(0), result) == STOP
+    assert fresh().on_trial_result(None, trial(0), result) == STOP
 
 
 def test_a_result_without_the_objective_decides_nothing():
-    assert asha().on_trial_result(None, trial(0), {EPOCH: 1}) == CONTINUE
+    assert informed().on_trial_result(None, trial(0), {EPOCH: 1}) == CONTINUE
 
 
 def test_a_restored_trials_past_counts_for_the_others():
-    scheduler = asha()
-    feed(scheduler, 0, 1, 0.1)
-    feed(scheduler, 1, 2, 0.5, **{HISTORY: [(1, 0.2)]})
-    assert feed(scheduler, 2, 1, 0.3) == STOP
+    scheduler = fresh()
+    for number, value in enumerate(ENDS, start=10):
+        feed(scheduler, number, 9, value, **{HISTORY: [(1, value)]})
+    assert feed(scheduler, 2, 1, 0.6) == STOP
 
 
 def test_a_trial_that_lost_its_worker_before_its_stop_does_not_continue():
-    scheduler = asha()
-    feed(scheduler, 0, 1, 0.1)
-    feed(scheduler, 1, 1, 0.2)
-    assert feed(scheduler, 2, 1, 0.9) == STOP
+    scheduler = informed()
+    for number, value in enumerate((0.1, 0.2, 0.9)):
+        last = feed(scheduler, number, 1, value)
+    assert last == STOP
     trials = [trial(n) for n in range(3)]
     for lost in trials:
         scheduler.on_trial_error(None, lost)
     tune, stopped, saved = controller(trials)
     scheduler.choose_trial_to_run(tune)
     assert stopped == saved == trials[2:], "in Tune's table, too"
-    assert "above the cut" in scheduler.endings["00002"].reason
+    assert "its chance to end" in scheduler.endings["00002"].reason
 
 
 def test_only_a_second_kill_for_lack_of_memory_is_the_trials_own_fault(tmp_path):
-    scheduler, log, lost = asha(), tmp_path / "error.txt", trial(0)
+    scheduler, log, lost = fresh(), tmp_path / "error.txt", trial(0)
     lost.error_file = str(log)
     tune, stopped, _ = controller([lost])
     for times in range(2):
@@ -107,42 +123,44 @@ def test_only_a_second_kill_for_lack_of_memory_is_the_trials_own_fault(tmp_path)
     assert scheduler.endings["00000"].state is EndState.OUT_OF_MEMORY
 
 
+def record(study, point, *curves):
+    """Trials with these (epoch, value) pairs, of which those that reach epoch 9 are told."""
+    for curve in curves:
+        number = study.ask(point).number
+        for epoch, value in curve:
+            study.report(number, epoch, value)
+        if curve[-1][0] == 9:
+            study.tell(number, Ending(EndState.COMPLETED, ""), curve[-1][1])
+
+
 def test_after_a_resume_it_decides_as_before(study, point):
-    for number, value in enumerate((0.5, 0.4, 0.45)):
-        study.ask(point)
-        study.report(number, 1, value)
-    fresh, resumed = asha(), asha()
-    assert resumed.replay(study.trials()) == study.trials()[2:], "whose stop nobody was told of"
-    assert feed(fresh, 3, 1, 0.6) == CONTINUE, "an empty rung stops nobody"
-    assert feed(resumed, 3, 1, 0.6) == STOP
+    record(study, point, *(((1, v), (9, v)) for v in ENDS), ((1, 0.2),), ((1, 0.6),))
+    new, resumed = fresh(), fresh()
+    assert resumed.replay(study.trials()) == study.trials()[7:], "whose stop nobody was told of"
+    assert feed(new, 8, 1, 0.6) == CONTINUE, "it knows of no trial that completed"
+    assert feed(resumed, 8, 1, 0.6) == STOP
 
 
-def test_a_trial_that_went_past_its_rung_is_not_stopped_by_the_replay(study, point):
-    for number, value in enumerate((0.1, 0.1, 0.6)):
-        study.ask(point)
-        study.report(number, 1, value)
-    study.report(2, 2, 0.6)
-    scheduler = asha()
+def test_a_trial_that_has_become_better_since_is_not_stopped_by_the_replay(study, point):
+    better = ((1, 0.6), (2, 0.1), (3, 0.1), (4, 0.1))
+    record(study, point, *(((1, v), (9, v)) for v in ENDS), better)
+    scheduler = fresh()
     assert scheduler.replay(study.trials()) == [] and scheduler.endings == {}
 
 
 def test_what_is_minimized_has_a_name():
-    scheduler = asha(SAMPLE_DISTANCE)
-    decisions = [
-        feed(scheduler, n, 1, value, **{VAL_ERROR: 1 - value})
-        for n, value in enumerate((0.5, 0.4, 0.6))
-    ]
-    assert decisions[-1] == STOP
+    scheduler = informed(SAMPLE_DISTANCE)
+    assert feed(scheduler, 2, 1, 0.6, **{VAL_ERROR: 0.0}) == STOP
     assert scheduler.endings["00002"].reason.startswith("sample_distance 0.6000 after epoch 1")
 
 
 def test_it_has_a_line_for_tune():
-    assert "val_error" in asha().debug_string()
+    assert "val_error" in fresh().debug_string()
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_budget_below_the_grace_never_stops_anyone_early(epochs):
-    scheduler = AshaScheduler(VAL_ERROR, epochs, grace_epochs=5, reduction_factor=3)
+    scheduler = EarlyStopping(VAL_ERROR, epochs, grace_epochs=5, reduction_factor=3)
     for number in range(4):
         feed(scheduler, number, epochs, 0.1 * number)
     assert scheduler.endings == {}

@@ -7,14 +7,14 @@ from optuna.trial import TrialState
 
 from ali.metrics import EPOCH, SAMPLE_DISTANCE, VAL_ERROR
 from sweeps.engine.endings import Ending, EndState, ending_of
-from sweeps.engine.scheduler import HISTORY, AshaScheduler
+from sweeps.engine.scheduler import HISTORY, EarlyStopping
 from sweeps.engine.search import StudyRecorder, StudySearch
 
 pytestmark = pytest.mark.versions
 
 
 def search_over(study, point, objective=VAL_ERROR):
-    scheduler = AshaScheduler(objective, 9, 1, 3)
+    scheduler = EarlyStopping(objective, 9, 1, 3)
     return StudySearch(study, point, scheduler, num_trials=2, max_concurrent=1, epochs=9)
 
 
@@ -68,15 +68,16 @@ def test_the_search_ends_when_all_have_been_asked(study, point, monkeypatch):
 
 
 def test_a_stop_that_nobody_was_told_of_is_told_at_the_resume(study, point):
-    # A kill between the scheduler's decision and the tell: the trial must not go to the next rung.
-    for number, value in enumerate((0.5, 0.4, 0.6)):
+    # A kill between the scheduler's decision and the tell: the trial must not go on.
+    for number, value in enumerate((0.1, 0.2, 0.3, 0.4, 0.5, 0.6)):
         study.ask(point)
         study.report(number, 1, value)
-    for number in (0, 1):
-        study.tell(number, Ending(EndState.STOPPED_EARLY, ""), None)
+        if number < 5:
+            study.report(number, 9, value)
+            study.tell(number, Ending(EndState.COMPLETED, ""), value)
     search_over(study, point)
-    assert study.trials()[2].state == TrialState.PRUNED
-    assert "above the cut" in ending_of(study.trials()[2]).reason
+    assert study.trials()[5].state == TrialState.PRUNED
+    assert "its chance to end" in ending_of(study.trials()[5]).reason
 
 
 def record(study, number, result):

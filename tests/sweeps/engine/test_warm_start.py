@@ -1,0 +1,82 @@
+"""The best of an earlier sweep as the first points of a new one."""
+
+import pytest
+
+from ali.config import Config
+from ali.errors import UserError
+from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.options import JOURNAL, Options
+from sweeps.engine.space import InitialPoint, Space, paper_defaults, suggest
+from sweeps.engine.study import CONFIG, Study
+from sweeps.engine.warm_start import BEST_TAKEN, moved, warm_points
+
+BASE = Config(data="svhn")
+
+
+@pytest.fixture
+def options(tmp_path):
+    return Options(name="new", data="svhn", output_dir=tmp_path, warm_start="old")
+
+
+@pytest.fixture
+def earlier(options):
+    """The study of the sweep "old", and its trials."""
+    (options.output_dir / "old").mkdir()
+    study = Study(options.output_dir / "old" / JOURNAL, "old", seed=1, startup_trials=20)
+    study.enqueue(paper_defaults(BASE), control=True)
+    for number in range(8):
+        study.ask(lambda trial: suggest(trial, Space(), BASE))
+        if number < 7:
+            study.tell(number, Ending(EndState.COMPLETED, ""), 0.9 - number / 10)
+    return study
+
+
+def test_the_best_come_first(options, earlier):
+    points = warm_points(options, Space(), BASE)
+    best = [earlier.trial(number).params for number in (6, 5, 4, 3, 2)]
+    assert [point.params for point in points] == best and len(best) == BEST_TAKEN
+
+
+def test_in_another_space_each_value_is_the_nearest_and_what_is_new_is_left_to_the_search(earlier):
+    trial = earlier.trial(3)
+    narrow = Space(lr=(1e-3, 2e-3), dropout=(0.0, 0.01), bn_with_z=True)
+    point = moved(trial, narrow, BASE)
+    assert 1e-3 <= point.params["lr_d"] <= 2e-3 and point.params["dropout_x"] <= 0.01
+    assert point.params["slope_encoder"] == trial.params["slope_encoder"]
+    assert "bn_z" not in point.params and "bn_xz" not in point.params
+
+
+def test_what_other_networks_lack_is_left_out(earlier):
+    params = moved(earlier.trial(3), Space(), Config(data="mixture")).params
+    assert "dropout_xz" in params and not {"dropout_x", "bn", "slope_encoder"} & set(params)
+
+
+def test_a_moved_point_is_what_a_trial_gets(earlier, tmp_path):
+    point = moved(earlier.trial(5), Space(), BASE)
+    new = Study(tmp_path / "journal", "new", seed=2)
+    new.enqueue(point)
+    trial = new.ask(lambda t: suggest(t, Space(), BASE))
+    assert trial.params == earlier.trial(5).params
+    assert trial.user_attrs[CONFIG] == earlier.trial(5).user_attrs[CONFIG]
+
+
+def test_values_that_the_paper_has_outside_the_space_are_kept(earlier):
+    base = Config(data="cifar10")
+    study_point = paper_defaults(base)
+    assert study_point.paper_values
+    trial = type("T", (), {"params": study_point.params, "user_attrs": {"as_printed": ["bn_x"]}})
+    assert isinstance(moved(trial, Space(), base), InitialPoint)
+    assert moved(trial, Space(), base).paper_values == ("bn_x",)
+
+
+def test_an_earlier_sweep_that_does_not_help_is_refused(options, tmp_path):
+    with pytest.raises(UserError, match="there is no sweep 'old'"):
+        warm_points(options, Space(), BASE)
+    (tmp_path / "old").mkdir()
+    Study(tmp_path / "old" / JOURNAL, "old", seed=1)
+    with pytest.raises(UserError, match="has completed its full budget"):
+        warm_points(options, Space(), BASE)
+    own = Options(name="old", output_dir=tmp_path, warm_start="old")
+    with pytest.raises(UserError, match="own name"):
+        warm_points(own, Space(), BASE)
+    assert warm_points(Options(name="n", output_dir=tmp_path), Space(), BASE) == []
