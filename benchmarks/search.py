@@ -50,6 +50,7 @@ from benchmarks.replay import (
     regret,
     simulate,
 )
+from sweeps.engine.confirmation import confirmed, expected
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.scheduler import EarlyStopping
 from sweeps.engine.search import StudyRecorder, StudySearch
@@ -57,6 +58,7 @@ from sweeps.engine.space import suggest
 from sweeps.engine.study import Study, best_trials, tpe, trial_id
 
 SLOTS = 4  # trials at a time
+RACE, SEEDS = 3, 4  # of the shipped sweeps: --race, --confirm-seeds
 RANDOM_TRIALS = 64  # whose best is the target
 
 
@@ -139,7 +141,8 @@ class Shipped(Method):
 
     def __init__(
         self, rows: Rows, rng: np.random.Generator, folder: Path, startup_trials: int = 10,
-        points: int = 0, scheduler: Callable[..., EarlyStopping] = shipped_scheduler,
+        points: int = 0, race: int = RACE,
+        scheduler: Callable[..., EarlyStopping] = shipped_scheduler,
         told: Callable[[EndState], EndState] = lambda state: state,
     ) -> None:  # fmt: skip
         epochs, objective = rows.curves.epochs, rows.table.objective
@@ -158,8 +161,9 @@ class Shipped(Method):
         self._told = told
         self._recorder = StudyRecorder(self._study, objective)
         self._search = _Search(
-            self._study, rows.draw, self._scheduler, len(rows.points), SLOTS, epochs
-        )
+            self._study, rows.draw, self._scheduler, len(rows.points), SLOTS, epochs,
+            confirm_seeds=SEEDS, race=race,
+        )  # fmt: skip
         self._trials: dict[str, Any] = {}
         self._best: Choice | None = None
 
@@ -178,12 +182,21 @@ class Shipped(Method):
         self._recorder.on_trial_result(0, [], self._trials[trial], result)
         if decision == TrialScheduler.STOP:
             self._search.on_trial_complete(trial, result)
-            best = best_trials(self._study.trials())
-            if best:
-                assert best[0].value is not None
-                self._best = Choice(self._find.row(best[0].params), best[0].value)
+            self._best = self._announced()
             return "stop"
         return "continue"
+
+    def _announced(self) -> Choice | None:
+        """The best, with the mean and interval over fresh seeds once it has some."""
+        trials = self._study.trials()
+        best = best_trials(trials)
+        if not best:
+            return None
+        row = self._find.row(best[0].params)
+        fresh = next((c for c in confirmed(trials) if c.number == best[0].number), None)
+        if fresh and fresh.values:
+            return Choice(row, fresh.mean, *fresh.interval)
+        return Choice(row, expected(trials)[best[0].number])
 
     def choice(self) -> Choice | None:
         return self._best
@@ -278,7 +291,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "top-4 after a third": partial(RandomSearch, keep=4, part=1 / 3),
     "Ray ASHA": partial(RayTune, optuna_search=False),
     "Ray Optuna ASHA": partial(RayTune, optuna_search=True),
-    "c5b0496": partial(Shipped, scheduler=FixedRungs, told=lambda _: EndState.FAILED),
+    "c5b0496": partial(Shipped, race=0, scheduler=FixedRungs, told=lambda _: EndState.FAILED),
     "shipped": Shipped,
 }
 

@@ -1,13 +1,14 @@
-"""Confirmation: the best configurations again, with fresh seeds, beside the paper's.
+"""More seeds for the best configurations: while the search goes on (race), then to confirm them.
 
-The best of many noisy values is mostly luck. So when all trials of the search have ended, its best
-configurations are trained again with seeds that did not choose them, and ranked by these runs
-alone. Everything is computed from the study's trials, so that a resume goes on where it was.
+The best of many noisy values is mostly luck. So the most promising configurations are trained again
+with other seeds. What is announced of one is computed from these fresh runs alone, since its first
+run is what it was chosen for; which is best, from all of them. Everything is computed from the
+study's trials, so that a resume goes on where it was.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ CONFIRMS = "confirms"  # user attribute of a trial: number of the one whose conf
 CONTROL = "control"  # user attribute of the trial at the paper's own point
 DROPPED_BELOW = 0.05  # probability of being better than the leader
 MIN_RUNS = 2  # before a configuration may be dropped
+RACED = 4  # most promising configurations that get more seeds while the search goes on
+PRIOR_RUNS = 1.0  # that the mean over configurations counts for: half of a run's deviation is luck
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,39 @@ def ranked_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return sorted(complete, key=lambda t: (t.value, t.number))
 
 
+def expected(trials: Sequence[FrozenTrial]) -> dict[int, float]:
+    """The objective to expect of each configuration that completed, by its trial's number.
+
+    The mean over its runs, drawn towards that over all configurations as if PRIOR_RUNS of them had
+    ended there: a single good value counts for half. Without fresh runs the order is that of the
+    values.
+    """
+    own = ranked_by_value(trials)
+    if not own:
+        return {}
+    first = {t.number: float(t.value or 0.0) for t in own}
+    overall = float(np.mean([*first.values()]))
+    again = {c.number: c.values for c in _fresh(trials)}
+    found = {}
+    for number, value in first.items():
+        values = [value, *again.get(number, ())]
+        found[number] = (sum(values) + PRIOR_RUNS * overall) / (len(values) + PRIOR_RUNS)
+    return found
+
+
 def worst_value(trials: Iterable[FrozenTrial]) -> float:
     """The largest value that any of the trials had: what one counts with that diverged."""
     return max((v for t in trials for v in t.intermediate_values.values()), default=0.0)
 
 
 def confirmed(trials: Sequence[FrozenTrial]) -> list[Confirmed]:
-    """The configurations that have runs with fresh seeds, best mean first."""
+    """The configurations that have runs with fresh seeds, the best to expect first."""
+    order = expected(trials)
+    found = _fresh(trials)
+    return sorted(found, key=lambda c: (order.get(c.number, float("inf")), c.number))
+
+
+def _fresh(trials: Sequence[FrozenTrial]) -> list[Confirmed]:
     runs: dict[int, list[FrozenTrial]] = defaultdict(list)
     for trial in trials:
         if CONFIRMS in trial.user_attrs:
@@ -102,21 +131,40 @@ def confirmed(trials: Sequence[FrozenTrial]) -> list[Confirmed]:
         ended = sorted([*diverged, *complete], key=lambda t: t.number)
         values = tuple(worst if t in diverged else float(t.value or 0.0) for t in ended)
         found.append(Confirmed(number, values, len(diverged), len(its)))
-    return sorted(found, key=lambda c: (c.mean, c.number))
+    return found
+
+
+def next_to_race(trials: Sequence[FrozenTrial], every: int, seeds: int) -> int | None:
+    """The search's trial to train with another seed while the search goes on; None: a new one.
+
+    One repetition after `every` new configurations (0: none), of the RACED best to expect the first
+    that has begun fewer than `seeds` of them and has none running.
+    """
+    begun = [t for t in trials if t.state != TrialState.WAITING]
+    again = [t for t in begun if CONFIRMS in t.user_attrs]
+    if not every or len(begun) < len(trials) or len(again) >= (len(begun) - len(again)) // every:
+        return None
+    running = {t.user_attrs[CONFIRMS] for t in again if not t.state.is_finished()}
+    counts = Counter(t.user_attrs[CONFIRMS] for t in again)
+    order = expected(trials)
+    best = sorted(order, key=lambda number: (order[number], number))[:RACED]
+    return next((n for n in best if counts[n] < seeds and n not in running), None)
 
 
 def next_to_confirm(trials: Sequence[FrozenTrial], count: int, seeds: int) -> int | None:
     """The search's trial to train with another seed; None: all is settled, or is running.
 
-    Of the `count` best, and the paper's point as a control, the one with the fewest runs, up to
+    Of the `count` best of the search, and the paper's point as a control, the one with the fewest runs, up to
     `seeds` each. One that is no longer likely to be better than the leader gets no more; the race
     ends when none but the leader is left.
     """
     if not count:
         return None
-    chosen = [t.number for t in ranked_by_value(trials)[:count]]
+    last = max((t.number for t in trials if CONFIRMS not in t.user_attrs), default=0)
+    order = expected([t for t in trials if t.number <= last])  # as it was when the search ended
+    chosen = sorted(order, key=lambda number: (order[number], number))[:count]
     chosen += [t.number for t in trials if t.user_attrs.get(CONTROL) and t.number not in chosen]
-    known = {c.number: c for c in confirmed(trials)}
+    known = {c.number: c for c in _fresh(trials)}
     found = [known.get(number, Confirmed(number, (), 0, 0)) for number in chosen]
     open_ = [c for c in found if c.begun < seeds and not _settled(c, found)]
     return min(open_, key=lambda c: (c.begun, chosen.index(c.number))).number if open_ else None

@@ -250,6 +250,7 @@ class _Driver:
                 options.epochs,
                 options.confirm,
                 options.confirm_seeds,
+                options.race,
             )
         with shutdown.ends_tune():
             self._tune(study, search, scheduler, progress, to)
@@ -335,13 +336,14 @@ class _Driver:
     def _complete(self, study: Study, to: TrackingContext) -> None:
         from sweeps.engine.reporting import report
         from sweeps.engine.retention import delete_checkpoints
+        from sweeps.engine.study import best_trials
 
         parent = to.parent_run_id
         runs.end_run(self.client, parent, Ending(EndState.COMPLETED, "all trials ended"))
         for key, value in self.sweep.experiment.baselines(self.base, self.dataset).items():
             self.client.log_metric(parent, key, value)
         ended = [t for t in study.trials() if t.state.is_finished()]
-        delete_checkpoints(self.storage, ended, self.options.keep)
+        delete_checkpoints(self.storage, ended, best_trials(ended)[: self.options.keep])
         print(report(self.options, study.records, self.client, to.experiment))
 
 

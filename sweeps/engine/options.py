@@ -90,6 +90,9 @@ class Options(Common, Location):
     """Epochs before a trial may be stopped; default: a tenth of --epochs."""
     reduction_factor: float = 3.0
     """A trial that is unlikely to end among the best 1 in so many is stopped."""
+    race: int = 0
+    """After so many new configurations, the most promising one is trained with one more seed, up to
+    --confirm-seeds of them; 0: never."""
     confirm: int = 0
     """Best configurations that are trained again at the end, with fresh seeds, beside the paper's
     point; 0: none."""
@@ -126,6 +129,7 @@ class Options(Common, Location):
             "grace_epochs": 1,
             "image_every": 1,
             "startup_trials": 1,
+            "race": 0,
             "confirm": 0,
             "confirm_seeds": 2,
             "max_failures": 0,
@@ -177,7 +181,7 @@ class Options(Common, Location):
 RESUME_MAY_CHANGE = frozenset(
     {"resume", "num_trials", "max_concurrent", "cpus_per_trial", "gpus_per_trial", "data_dir"}
     | {"max_failures", "keep", "tracking_uri", "outage_seconds", "output_dir", "image_every"}
-    | {"hang_seconds", "storage_path", "confirm", "confirm_seeds"}
+    | {"hang_seconds", "storage_path", "race", "confirm", "confirm_seeds"}
 )
 
 

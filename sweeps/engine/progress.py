@@ -145,13 +145,13 @@ class Progress(tune.Callback):
                 client, self._to, name, ending, config=config, confirms=again
             )
         )
-        known = [*self._best, frozen] if again is None else self._study.trials()
-        best = best_trials(known)[:BEST_NAMED]
+        ranked = best_trials(self._study.trials())
+        best = ranked[:BEST_NAMED]
         if best != self._best:
             self._best, ids = best, [trial_id(t.number) for t in best]
             self._log(lambda client: runs.set_best_trials(client, self._to, ids))
         keep = max(self._options.keep, self._options.confirm)
-        self._kept = delete_checkpoints(self._storage, [*self._kept, frozen], keep)
+        self._kept = delete_checkpoints(self._storage, [*self._kept, frozen], ranked[:keep])
 
     def _log(self, record: Callable[[MlflowClient], object]) -> None:
         def deliver() -> None:

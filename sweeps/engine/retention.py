@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from optuna.trial import FrozenTrial
 
 from sweeps.engine.storage import Storage
-from sweeps.engine.study import best_trials, trial_id
+from sweeps.engine.study import trial_id
 
 
 def delete_checkpoints(
-    storage: Storage, ended: Sequence[FrozenTrial], keep: int
+    storage: Storage, ended: Sequence[FrozenTrial], best: Sequence[FrozenTrial]
 ) -> list[FrozenTrial]:
-    """Deletes the checkpoints of ended trials, except the last one of the `keep` best.
+    """Deletes the checkpoints of ended trials, except the last one of each of the best.
 
     Returns those trials: the only ones to look at again when another trial has ended.
     """
-    best = best_trials(ended)[:keep]
+    numbers = {trial.number for trial in best}
     for trial in ended:
         found = storage.checkpoints(trial_id(trial.number))
-        for checkpoint in found[:-1] if trial in best else found:
+        for checkpoint in found[:-1] if trial.number in numbers else found:
             storage.delete(checkpoint)
-    return best
+    return [trial for trial in ended if trial.number in numbers]

@@ -12,7 +12,7 @@ from ray.tune.search import SearchAlgorithm
 
 from ali.metrics import EPOCH
 from sweeps.engine import ray_compat
-from sweeps.engine.confirmation import CONFIRMS, next_to_confirm
+from sweeps.engine.confirmation import CONFIRMS, next_to_confirm, next_to_race
 from sweeps.engine.endings import END_STATE, Ending, EndState
 from sweeps.engine.scheduler import HISTORY, EarlyStopping
 from sweeps.engine.storage import list_checkpoints
@@ -36,6 +36,7 @@ class StudySearch(SearchAlgorithm):
         epochs: int,
         confirm: int = 0,
         confirm_seeds: int = 0,
+        race: int = 0,
     ) -> None:
         self._study = study
         self._suggest = suggest
@@ -43,7 +44,7 @@ class StudySearch(SearchAlgorithm):
         self._num_trials = num_trials
         self._max_concurrent = max_concurrent
         self._epochs = epochs
-        self._confirm, self._confirm_seeds = confirm, confirm_seeds
+        self._confirm, self._confirm_seeds, self._race = confirm, confirm_seeds, race
         self._live: set[str] = set()
         self._experiment: Experiment | None = None
         for trial in scheduler.replay(self._begun()):
@@ -62,7 +63,9 @@ class StudySearch(SearchAlgorithm):
 
     @property
     def total_samples(self) -> int:
-        return self._num_trials + self._confirm_seeds * (self._confirm + 1) * bool(self._confirm)
+        raced = self._num_trials // self._race if self._race else 0
+        confirmed = self._confirm_seeds * (self._confirm + 1) * bool(self._confirm)
+        return self._num_trials + raced + confirmed
 
     def add_configurations(self, experiments: list[Experiment]) -> None:  # type: ignore[override]
         (self._experiment,) = experiments
@@ -86,6 +89,10 @@ class StudySearch(SearchAlgorithm):
             return self.make_trial(self._study.complete_ask(self._backlog.pop(0), self._suggest))
         if self._asked >= self._num_trials and not self._enqueue_confirmation():
             return None
+        if self._race and self._asked < self._num_trials:
+            number = next_to_race(self._study.trials(), self._race, self._confirm_seeds)
+            if number is not None:
+                self._study.enqueue_again(number)
         trial = self._study.ask(self._suggest)
         self._asked += CONFIRMS not in trial.user_attrs
         return self.make_trial(trial)

@@ -20,7 +20,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.engine.confirmation import CONFIRMS, CONTROL, confirmed, ranked_by_value
+from sweeps.engine.confirmation import CONFIRMS, CONTROL, expected, ranked_by_value
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.space import PAPER_VALUES, InitialPoint
 
@@ -156,13 +156,12 @@ def tpe(seed: int, startup_trials: int) -> BaseSampler:
 def best_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """The search's trials that completed their full budget, best first: the definition of "best".
 
-    Those whose configuration was confirmed go first, by the mean over fresh seeds; then the others,
-    by their value after the last epoch.
+    By the objective to expect of their configurations (`confirmation.expected`): without fresh
+    seeds that is the order of their values after the last epoch.
     """
     trials = list(trials)
-    mean = {c.number: c.mean for c in confirmed(trials) if c.values}
-    found = ranked_by_value(trials)
-    return sorted(found, key=lambda t: (t.number not in mean, mean.get(t.number, 0.0)))
+    order = expected(trials)
+    return sorted(ranked_by_value(trials), key=lambda t: order[t.number])
 
 
 def confirms_of(trial: FrozenTrial) -> str | None:

@@ -53,6 +53,22 @@ def test_the_best_are_confirmed_with_fresh_seeds_through_a_kill(toy):
 
 
 @pytest.mark.slow
+def test_promising_configurations_get_more_seeds_while_the_search_goes_on_through_a_kill(toy):
+    options = ("--num-trials", "6", "--race", "2", "--confirm-seeds", "2")
+    toy.env["TOY_SECONDS"] = "0.1"
+    kill_when(toy, lambda: len(toy.epochs()) > 3 * EPOCHS, *options)
+    toy.env["TOY_SECONDS"] = "0.02"
+    out = toy.run("--resume")
+    trials = toy.study().get_trials()
+    audit(toy, len(trials))
+    again = [t for t in trials if "confirms" in t.user_attrs]
+    assert len(trials) - len(again) == 6 and 2 <= len(again) <= 3
+    assert min(t.number for t in again) < 7, "before the search had ended"
+    assert "[confirms " in out and "Confirmed: the configuration of trial" in out
+    assert all(t.state.name == "COMPLETE" for t in again)
+
+
+@pytest.mark.slow
 def test_a_finished_sweep_is_confirmed_by_a_resume(toy):
     assert "Confirmed" not in toy.run("--num-trials", "3")
     out = toy.run("--resume", "--confirm", "1", "--confirm-seeds", "2")

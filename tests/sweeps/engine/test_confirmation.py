@@ -8,9 +8,12 @@ from optuna.trial import TrialState, create_trial
 from sweeps.engine.confirmation import (
     CONFIRMS,
     CONTROL,
+    RACED,
     Confirmed,
     confirmed,
+    expected,
     next_to_confirm,
+    next_to_race,
     ranked_by_value,
 )
 from sweeps.engine.endings import Ending, EndState
@@ -121,3 +124,39 @@ def test_a_configuration_is_asked_again_as_it_was(study, point):
     again = study.ask(point)
     assert again.params == first.params and again.user_attrs[CONFIRMS] == first.number
     assert isinstance(study.records, optuna.Study)
+
+
+def test_without_fresh_seeds_the_best_is_the_lowest_value(sweep):
+    assert [t.number for t in best_trials(sweep.trials)] == [4, 2, 1, 3, 0]
+    order = expected(sweep.trials)
+    assert order[4] == pytest.approx((0.3 + 0.5) / 2), "half way to the mean of all"
+
+
+def test_a_good_value_counts_less_than_several_fair_ones(sweep):
+    for value in (0.38, 0.4, 0.39):
+        sweep.add(value, **{CONFIRMS: 2})
+    assert expected(sweep.trials)[2] == pytest.approx((0.4 + 0.38 + 0.4 + 0.39 + 0.5) / 5)
+    assert [t.number for t in best_trials(sweep.trials)][:2] == [4, 2]
+    sweep.add(0.6, **{CONFIRMS: 4})
+    assert [t.number for t in best_trials(sweep.trials)][:2] == [2, 4]
+
+
+def test_after_so_many_new_configurations_the_best_gets_another_seed(sweep):
+    assert next_to_race(sweep.trials, 0, 4) is None, "--race 0"
+    assert next_to_race(sweep.trials, 6, 4) is None, "five have begun"
+    assert next_to_race(sweep.trials, 5, 4) == 4
+    sweep.add(None, TrialState.RUNNING, **{CONFIRMS: 4})
+    assert next_to_race(sweep.trials, 5, 4) is None, "one repetition for five"
+    assert next_to_race(sweep.trials, 2, 4) == 2, "the best has one running"
+    sweep.add(None, TrialState.WAITING)
+    assert next_to_race(sweep.trials, 2, 4) is None, "what waits goes first"
+
+
+def test_a_race_is_among_the_best_and_ends_with_the_seeds(sweep):
+    for value in np.linspace(0.8, 0.9, 30):
+        sweep.add(float(value))
+    asked = []
+    while (number := next_to_race(sweep.trials, 1, 2)) is not None:
+        asked.append(number)
+        sweep.add(0.1, **{CONFIRMS: number})
+    assert sorted(set(asked)) == [1, 2, 3, 4] and len(asked) == 2 * RACED

@@ -31,7 +31,7 @@ def test_the_last_of_each_of_the_best_stays(tmp_path):
     checkpoints(tmp_path, 4)
     pruned, failed = TrialState.PRUNED, TrialState.FAIL
     trials = [ended(0, 0.4), ended(1, 0.1, pruned), ended(2, 0.2), ended(3, None, failed)]
-    kept = delete_checkpoints(Storage.at(tmp_path, "s"), trials, keep=1)
+    kept = delete_checkpoints(Storage.at(tmp_path, "s"), trials, trials[2:3])
     assert [trial.number for trial in kept] == [2]
     assert left(tmp_path) == ["00002/checkpoint_000001"]
 
@@ -39,15 +39,16 @@ def test_the_last_of_each_of_the_best_stays(tmp_path):
 def test_a_better_trial_takes_the_place_of_one_that_was_kept(tmp_path):
     checkpoints(tmp_path, 3)
     storage = Storage.at(tmp_path, "s")
-    kept = delete_checkpoints(storage, [ended(0, 0.4), ended(1, 0.3)], keep=2)
-    kept = delete_checkpoints(storage, [*kept, ended(2, 0.3)], keep=2)
-    assert [trial.number for trial in kept] == [1, 2], "of equals the first is better"
+    first, second, third = ended(0, 0.4), ended(1, 0.3), ended(2, 0.3)
+    kept = delete_checkpoints(storage, [first, second], [second, first])
+    kept = delete_checkpoints(storage, [*kept, third], [second, third])
+    assert [trial.number for trial in kept] == [1, 2]
     assert left(tmp_path) == ["00001/checkpoint_000001", "00002/checkpoint_000001"]
 
 
 def test_running_trials_are_left_alone(tmp_path):
     checkpoints(tmp_path, 2)
-    delete_checkpoints(Storage.at(tmp_path, "s"), [ended(0, 0.4)], keep=1)
+    delete_checkpoints(Storage.at(tmp_path, "s"), [ended(0, 0.4)], [ended(0, 0.4)])
     assert left(tmp_path) == [
         "00000/checkpoint_000001",
         "00001/checkpoint_000000",
