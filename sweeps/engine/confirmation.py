@@ -154,9 +154,9 @@ def next_to_race(trials: Sequence[FrozenTrial], every: int, seeds: int) -> int |
 def next_to_confirm(trials: Sequence[FrozenTrial], count: int, seeds: int) -> int | None:
     """The search's trial to train with another seed; None: all is settled, or is running.
 
-    Of the `count` best of the search, and the paper's point as a control, the one with the fewest runs, up to
-    `seeds` each. One that is no longer likely to be better than the leader gets no more; the race
-    ends when none but the leader is left.
+    Of the `count` best of the search, and the paper's point as a control, the one with the fewest
+    runs, up to `seeds` each. One that is no longer likely to be better than the leader gets no
+    more; the race ends when none but the leader is left.
     """
     if not count:
         return None
