@@ -14,286 +14,25 @@ than it has seen. The target is what random search has chosen after 64 whole tri
 
 from __future__ import annotations
 
-import itertools
 import logging
 import multiprocessing
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.samplers import RandomSampler, TPESampler
-from optuna.trial import FrozenTrial
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
-from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 from rich.table import Table as Shown
 from tyro.conf import Positional
 
 from ali.cli import main, parse_args
-from ali.metrics import EPOCH
-from benchmarks import blackbox
-from benchmarks.learning_curves import KEPT, TABLES, Name
-from benchmarks.replay import (
-    Choice,
-    Curves,
-    Decision,
-    Method,
-    TableSampler,
-    Trace,
-    regret,
-    simulate,
-)
-from sweeps.engine.confirmation import confirmed, expected
-from sweeps.engine.endings import Ending, EndState
-from sweeps.engine.scheduler import EarlyStopping
-from sweeps.engine.search import StudyRecorder, StudySearch
-from sweeps.engine.space import suggest
-from sweeps.engine.study import Study, best_trials, tpe, trial_id
-
-SLOTS = 4  # trials at a time
-RACE, SEEDS = 3, 4  # of the shipped sweeps: --race, --confirm-seeds
-RANDOM_TRIALS = 64  # whose best is the target
-
-
-class Rows:
-    """A table's configurations as points of the search, and its curves."""
-
-    def __init__(self, name: str, tables: Path) -> None:
-        self.table = TABLES[name]
-        read = blackbox.read(tables / name)
-        self.curves = Curves(read)
-        self.points, self.distributions = [], {}
-        for record in read.hyperparameters.to_dict("records"):
-            trial = optuna.trial.FixedTrial(record)
-            suggest(trial, self.table.space, self.table.base)
-            self.points.append(trial.params)
-            self.distributions |= trial.distributions
-
-    def sampler(self, inner: Any, rng: np.random.Generator) -> TableSampler:
-        return TableSampler(inner, self.points, self.distributions, rng)
-
-    def draw(self, trial: optuna.Trial) -> dict[str, Any]:
-        return suggest(trial, self.table.space, self.table.base)
-
-
-class RandomSearch(Method):
-    """Random rows, each trained to the end; `keep`: the best so many after `part` of the budget."""
-
-    def __init__(
-        self, rows: Rows, rng: np.random.Generator, folder: Path, keep: int = 0, part: float = 1
-    ) -> None:
-        self._rows = rng.permutation(len(rows.points)).tolist()
-        self._trials = min(RANDOM_TRIALS, len(self._rows))
-        self._full, self._keep = rows.curves.epochs, keep
-        self._epochs = round(part * self._full)
-        self._early: dict[str, float] = {}
-        self._resume: list[str] = []
-        self._best: Choice | None = None
-        self._row: dict[str, int] = {}
-
-    def next(self) -> tuple[str, int] | None:
-        if self._resume:
-            trial = self._resume.pop(0)
-            return trial, self._row[trial]
-        if not self._rows or (self._keep and len(self._row) == self._trials):
-            return None
-        trial = str(len(self._row))
-        self._row[trial] = self._rows.pop()
-        return trial, self._row[trial]
-
-    def report(self, trial: str, epoch: int, value: float) -> Decision:
-        if epoch == self._full and value < (self._best.mean if self._best else np.inf):
-            self._best = Choice(self._row[trial], value)
-        if self._keep and (epoch == self._epochs or not np.isfinite(value)):
-            if trial not in self._early:
-                self._early[trial] = value if np.isfinite(value) else np.inf
-            if len(self._early) == self._trials:
-                self._resume = sorted(self._early, key=self._early.__getitem__)[: self._keep]
-            return "pause"
-        return "continue"
-
-    def choice(self) -> Choice | None:
-        return self._best
-
-
-class _Search(StudySearch):
-    """With trials that no worker runs."""
-
-    def make_trial(self, frozen: FrozenTrial) -> Any:
-        name = trial_id(frozen.number)
-        self._live.add(name)
-        return SimpleNamespace(trial_id=name)
-
-
-def shipped_scheduler(objective: str, epochs: int, grace_epochs: int) -> EarlyStopping:
-    return EarlyStopping(objective, epochs, grace_epochs, reduction_factor=3)
-
-
-class Shipped(Method):
-    """This project's sweep, as the driver builds it."""
-
-    def __init__(
-        self, rows: Rows, rng: np.random.Generator, folder: Path, startup_trials: int = 10,
-        points: int = 0, race: int = RACE,
-        scheduler: Callable[..., EarlyStopping] = shipped_scheduler,
-        told: Callable[[EndState], EndState] = lambda state: state,
-    ) -> None:  # fmt: skip
-        epochs, objective = rows.curves.epochs, rows.table.objective
-        self._objective = objective
-
-        def make(seed: int) -> TableSampler:
-            return rows.sampler(tpe(seed, startup_trials), rng)
-
-        self._find = rows.sampler(None, rng)
-        self._study = Study(
-            folder / "journal", "replay", int(rng.integers(2**31)), make_sampler=make
-        )
-        for point in rows.table.points[:points]:
-            self._study.enqueue(point(rows.table.base))
-        self._scheduler = scheduler(objective, epochs, max(1, epochs // 10))
-        self._told = told
-        self._recorder = StudyRecorder(self._study, objective)
-        self._search = _Search(
-            self._study, rows.draw, self._scheduler, len(rows.points), SLOTS, epochs,
-            confirm_seeds=SEEDS, race=race,
-        )  # fmt: skip
-        self._trials: dict[str, Any] = {}
-        self._best: Choice | None = None
-
-    def next(self) -> tuple[str, int] | None:
-        trial = self._search.next_trial()
-        if trial is None:
-            return None
-        self._trials[trial.trial_id] = trial
-        return trial.trial_id, self._find.row(self._study.trial(int(trial.trial_id)).params)
-
-    def report(self, trial: str, epoch: int, value: float) -> Decision:
-        result: dict[str, Any] = {EPOCH: epoch, self._objective: value}
-        if not np.isfinite(value):
-            result = {**Ending(self._told(EndState.DIVERGED), "").to_result(), EPOCH: epoch}
-        decision = self._scheduler.on_trial_result(None, self._trials[trial], result)
-        self._recorder.on_trial_result(0, [], self._trials[trial], result)
-        if decision == TrialScheduler.STOP:
-            self._search.on_trial_complete(trial, result)
-            self._best = self._announced()
-            return "stop"
-        return "continue"
-
-    def _announced(self) -> Choice | None:
-        """The best, with the mean and interval over fresh seeds once it has some."""
-        trials = self._study.trials()
-        best = best_trials(trials)
-        if not best:
-            return None
-        row = self._find.row(best[0].params)
-        fresh = next((c for c in confirmed(trials) if c.number == best[0].number), None)
-        if fresh and fresh.values:
-            return Choice(row, fresh.mean, *fresh.interval)
-        return Choice(row, expected(trials)[best[0].number])
-
-    def choice(self) -> Choice | None:
-        return self._best
-
-
-class FixedRungs(EarlyStopping):
-    """The cut of this project up to commit c5b0496: at a tenth of the budget, times 3, times 9.
-
-    A trial goes on if it is among the best third of those that were there before.
-    """
-
-    def __init__(self, objective: str, epochs: int, grace_epochs: int) -> None:
-        super().__init__(objective, epochs, grace_epochs, 3)
-        rungs = [grace_epochs * 3**k for k in range(9)]
-        self._values: dict[int, list[float]] = {rung: [] for rung in rungs if rung < epochs}
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
-        value, epoch = result.get(self.objective), result[EPOCH]
-        if value is not None and epoch in self._values:
-            others = self._values[epoch]
-            cut = len(others) >= 2 and value > np.percentile(others, 100 / 3)
-            others.append(value)
-            if cut:
-                self.endings[trial.trial_id] = Ending(EndState.STOPPED_EARLY, "above the cut")
-                return TrialScheduler.STOP
-        ended = value is None or epoch >= self._epochs
-        return TrialScheduler.STOP if ended else TrialScheduler.CONTINUE
-
-
-class RayTune(Method):
-    """Ray's ASHA with its defaults, on random points or on those of OptunaSearch (TPE)."""
-
-    def __init__(
-        self, rows: Rows, rng: np.random.Generator, folder: Path, optuna_search: bool
-    ) -> None:
-        self._full, self._objective = rows.curves.epochs, rows.table.objective
-        seed = int(rng.integers(2**31))
-        inner = TPESampler(seed=seed) if optuna_search else RandomSampler(seed=seed)
-        self._sampler = rows.sampler(inner if optuna_search else None, rng)
-
-        def space(trial: optuna.Trial) -> None:
-            rows.draw(trial)
-
-        self._search = OptunaSearch(
-            space,
-            metric=self._objective,
-            mode="min",
-            sampler=self._sampler,
-        )
-        self._asha = ASHAScheduler(
-            time_attr="training_iteration", metric=self._objective, mode="min", max_t=self._full,
-            grace_period=1, reduction_factor=4,
-        )  # fmt: skip
-        self._number = itertools.count()
-        self._limit = len(rows.points)
-        self._trials: dict[str, Any] = {}
-        self._best: Choice | None = None
-
-    def next(self) -> tuple[str, int] | None:
-        number = next(self._number)
-        if number >= self._limit:
-            return None
-        trial = str(number)
-        self._search.suggest(trial)
-        self._trials[trial] = SimpleNamespace(trial_id=trial)
-        self._asha.on_trial_add(None, self._trials[trial])
-        return trial, self._row(trial)
-
-    def _row(self, trial: str) -> int:
-        return self._sampler.row(self._search._ot_trials[trial].params)
-
-    def report(self, trial: str, epoch: int, value: float) -> Decision:
-        result = {"training_iteration": epoch, self._objective: value}
-        if not np.isfinite(value):
-            self._search.on_trial_complete(trial, error=True)
-            return "stop"
-        self._search.on_trial_result(trial, result)
-        if epoch == self._full and (self._best is None or value < self._best.mean):
-            self._best = Choice(self._row(trial), value)
-        decision = self._asha.on_trial_result(None, self._trials[trial], result)
-        if decision == TrialScheduler.STOP:
-            self._search.on_trial_complete(trial, result)
-            return "stop"
-        return "continue"
-
-    def choice(self) -> Choice | None:
-        return self._best
-
-
-METHODS: dict[str, Callable[..., Method]] = {
-    "random": RandomSearch,
-    "top-4 after a third": partial(RandomSearch, keep=4, part=1 / 3),
-    "Ray ASHA": partial(RayTune, optuna_search=False),
-    "Ray Optuna ASHA": partial(RayTune, optuna_search=True),
-    "c5b0496": partial(Shipped, race=0, scheduler=FixedRungs, told=lambda _: EndState.FAILED),
-    "shipped": Shipped,
-}
+from benchmarks.learning_curves import KEPT, Name
+from benchmarks.replay import Choice, Curves, Trace, regret, simulate
+from benchmarks.search_methods import METHODS, RANDOM_TRIALS, SLOTS, Rows
 
 
 @cache
@@ -328,6 +67,8 @@ class Replays:
     """Folder of the tables."""
     processes: int = 2
     """Replays at a time."""
+    picture: Path | None = None
+    """PNG file to draw the regrets in."""
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
@@ -363,6 +104,8 @@ def compare(options: Replays) -> None:
         f"target: regret {target:.3f}"
     )
     console.print(summary(traces, regrets, target, grid, rows.curves))
+    if options.picture:
+        draw(options.picture, regrets, target, grid, options.table)
 
 
 def summary(
@@ -373,7 +116,8 @@ def summary(
     shown = Shown()
     for column in (
         *("method", "regret at 1/8", "at 1/4", "at 1/2", "at the end", "epochs to target"),
-        *("random's ÷ its", "95 %", "announced − true", "true best tenth stopped"),
+        *("random's ÷ its", "95 %", "announced − true", "truth in interval"),
+        "true best tenth stopped",
     ):
         shown.add_column(column, justify="left" if column == "method" else "right")
     rng = np.random.default_rng(0)
@@ -388,6 +132,7 @@ def summary(
         ratios = [reached("random", d) / reached(name, d) for d in draws]
         low, high = np.nanpercentile(ratios, [2.5, 97.5])
         off = [t.choices[-1].mean - t.truth[-1] for t in traces[name] if t.choices]
+        held = [c.low <= truth <= c.high for c, truth in announced(traces[name])]
         lost = [len(t.stopped & curves.tenth) / len(curves.tenth) for t in traces[name]]
         shown.add_row(
             name,
@@ -396,9 +141,40 @@ def summary(
             f"{reached('random') / reached(name):.2f}",
             f"{low:.2f} to {high:.2f}",
             f"{np.mean(off):+.3f}",
+            f"{np.mean(held):.0%} of {len(held)}" if held else "–",
             f"{np.mean(lost):.1%}",
         )
     return shown
+
+
+def announced(traces: list[Trace]) -> list[tuple[Choice, float]]:
+    """What was announced at the end with an interval, and the mean over seeds not used for it."""
+    last = [(t.choices[-1], t.truth[-1]) for t in traces if t.choices]
+    return [(choice, truth) for choice, truth in last if np.isfinite(choice.high)]
+
+
+def draw(
+    path: Path, regrets: dict[str, np.ndarray], target: float, grid: np.ndarray, table: str
+) -> None:
+    """Regret by epochs spent, a line a method, with the bootstrap interval as a band."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    rng = np.random.default_rng(0)
+    for name, values in regrets.items():
+        draws = [values[rng.integers(0, len(values), len(values))] for _ in range(200)]
+        low, high = np.percentile([interquartile_mean(d) for d in draws], [2.5, 97.5], axis=0)
+        (line,) = axes.plot(grid, interquartile_mean(values), label=name, linewidth=2)
+        axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.axhline(target, color="0.4", linestyle="--", linewidth=1)
+    axes.annotate("random search after 64 trials", (grid[0], target), xytext=(2, 4),
+                  textcoords="offset points", color="0.3")  # fmt: skip
+    axes.set(xscale="log", xlabel="epochs trained", ylabel="regret of the choice, other seeds")
+    axes.set_title(f"{table}: interquartile mean of {len(values)} replays, 95 % bootstrap band")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
 
 
 def command() -> None:

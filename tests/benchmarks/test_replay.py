@@ -9,7 +9,8 @@ from benchmarks import blackbox, learning_curves, search
 from benchmarks.blackbox import Blackbox
 from benchmarks.learning_curves import TABLES, Table, effective
 from benchmarks.replay import Curves, TableSampler, key, regret, simulate
-from benchmarks.search import METHODS, Rows, epochs_to, interquartile_mean
+from benchmarks.search import epochs_to, interquartile_mean
+from benchmarks.search_methods import METHODS, Rows
 from sweeps import Space, paper_defaults
 
 EPOCHS, ROWS, SEEDS = 9, 40, 3
