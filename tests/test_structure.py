@@ -55,7 +55,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("sweeps.engine.tracking", "sweeps.engine.storage", "sweeps.engine.space"),
             *("sweeps.engine.experiment", "sweeps.engine.forecast", "sweeps.engine.formatting"),
             "sweeps.engine.importance",
-            "sweeps.engine.confirmation",
+            *("sweeps.engine.confirmation", "sweeps.engine.pareto"),
             *("sweeps.engine.scripts", "sweeps.engine.lock", "sweeps.engine.ray_compat"),
         ),
         ("sweeps.engine.endings", "sweeps.engine"),

@@ -25,6 +25,7 @@ from sweeps.engine.confirmation import CONFIRMS, CONTROL, Confirmed, confirmed, 
 from sweeps.engine.endings import has_diverged
 from sweeps.engine.formatting import HYPERPARAMETERS, MISSING, format_hyperparameters
 from sweeps.engine.options import Location, Options, saved_options
+from sweeps.engine.pareto import front
 from sweeps.engine.results import TrialResult, load_study, ranked
 from sweeps.engine.scripts import script_command, ui_command
 from sweeps.engine.study import trial_id
@@ -79,6 +80,9 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
         console.print(_best(options, best, by_id, runs.objective_of(parent)))
         for line in _notes(parent, best, by_id):
             console.print(line, highlight=False)
+        complete = [trial for trial in trials if trial.complete]
+        if shown := _pareto(complete, by_id, runs.objective_of(parent)):
+            console.print(shown, highlight=False)
         if again := [c for c in confirmed(frozen) if c.values]:
             console.print(announcement(again, control_of(frozen)), highlight=False)
             console.print(_confirmation(again, by_id, frozen))
@@ -170,6 +174,31 @@ def _notes(parent: Run, best: Sequence[TrialResult], by_id: Runs) -> Iterator[st
             f"{known[UNTRAINED_ERROR]:.4f} on an untrained encoder, "
             f"{known[UNTRAINED_BN_ERROR]:.4f} once its batch norm has seen the data\n"
         )
+
+
+def _pareto(trials: Sequence[TrialResult], by_id: Runs, objective: str) -> Table | str | None:
+    """The trials that are best in the objective and the quality of samples together."""
+    points = {}
+    for trial in trials:
+        run = by_id.get(trial.trial_id)
+        distance = run.data.metrics.get(SAMPLE_DISTANCE) if run else None
+        if trial.value is not None and distance is not None:
+            points[trial.trial_id] = (trial.value, distance)
+    if objective == SAMPLE_DISTANCE or len(points) < 2:
+        return None
+    names = front(points)
+    if len(names) == 1:
+        return f"No other trial's samples are better ({SAMPLE_DISTANCE}) than the best trial's.\n"
+    table = Table(
+        title=f"Best in {objective} and {SAMPLE_DISTANCE} together (Pareto front)",
+        title_justify="left",
+    )
+    for heading in ("trial", objective, SAMPLE_DISTANCE):
+        table.add_column(heading, justify="right")
+    for name in names:
+        value, distance = points[name]
+        table.add_row(name, f"{value:.4f}", f"{distance:.2f}")
+    return table
 
 
 def control_of(trials: Sequence[FrozenTrial]) -> int | None:
