@@ -19,7 +19,7 @@ from sweeps import Options, Sweep, launch, parse
 
 
 def sweep() -> int:
-    options = parse(Options(name="celeba", data="celeba", epochs=20))
+    options = parse(Options(name="celeba", data="celeba", epochs=20, race=3))
     return launch(Sweep(), options)
 
 

@@ -18,7 +18,7 @@ from sweeps import Options, Sweep, launch, parse
 
 
 def sweep() -> int:
-    options = parse(Options(name="cifar10", data="cifar10"))
+    options = parse(Options(name="cifar10", data="cifar10", race=3))
     return launch(Sweep(), options)
 
 

@@ -17,7 +17,7 @@ from sweeps import Options, Sweep, launch, parse
 
 
 def sweep() -> int:
-    options = parse(Options(name="folder", data="folder"))
+    options = parse(Options(name="folder", data="folder", race=3))
     return launch(Sweep(), options)
 
 

@@ -37,6 +37,7 @@ def sweep() -> int:
         width=0.25,
         precision="fp32",  # bf16 is 0.016 apart at 2: a third of a mode's σ
         image_every=3,
+        race=3,
     )
     return launch(Sweep(SPACE, points_to_evaluate=(paper_defaults, quick)), parse(options))
 

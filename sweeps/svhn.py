@@ -1,6 +1,6 @@
 """Sweeps ALI's hyperparameters on SVHN with the networks of Table 3, by default at paper scale.
 
-    python sweeps/svhn.py                        50 trials of up to 100 epochs
+    python sweeps/svhn.py                        50 trials of up to 100 epochs, the best repeated
     python sweeps/svhn.py --name svhn --resume   resumes it, after a kill -9 too
     python sweeps/best.py --name svhn            trains the best in full, and tests it
     make sweep                                   the same script, laptop-sized, on embedded data
@@ -17,7 +17,7 @@ from sweeps import Options, Sweep, launch, paper_defaults, parse, short_budget
 
 
 def sweep() -> int:
-    options = parse(Options(name="svhn", data="svhn"))
+    options = parse(Options(name="svhn", data="svhn", race=3))
     return launch(Sweep(points_to_evaluate=(paper_defaults, short_budget)), options)
 
 

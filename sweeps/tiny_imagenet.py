@@ -18,7 +18,14 @@ from sweeps import Options, Sweep, launch, parse
 
 def sweep() -> int:
     options = parse(
-        Options(name="tiny-imagenet", data="tiny-imagenet", batch_size=128, epochs=25, labels=2000)
+        Options(
+            name="tiny-imagenet",
+            data="tiny-imagenet",
+            batch_size=128,
+            epochs=25,
+            labels=2000,
+            race=3,
+        )
     )
     return launch(Sweep(), options)
 
