@@ -318,7 +318,8 @@ def testbed(options: Options) -> int:
     data = "svhn" if options.data_dir else "house-numbers"
     sweep = (
         f"--name testbed --data {data} --train-size {options.train_size} --width 0.125 "
-        f"--batch-size 50 --epochs {options.epochs} --num-trials {options.num_trials} --draws 1 --race 0"
+        f"--batch-size 50 --epochs {options.epochs} --num-trials {options.num_trials} --draws 1 "
+        "--race 0"
     )
     audit = f"python ali-sweeps/tests/audit.py testbed {options.num_trials}"
     with terminable(), Testbed(options.hosts, options.data_dir) as bed:
