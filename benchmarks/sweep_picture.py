@@ -38,6 +38,7 @@ STYLE = {  # of a curve, by how its trial ended: colour, marker of its last poin
     EndState.COMPLETED: ("tab:blue", "o"),
     EndState.STOPPED_EARLY: ("tab:orange", "s"),
     EndState.DIVERGED: ("tab:red", "X"),
+    EndState.COLLAPSED: ("tab:purple", "X"),
 }
 BASELINES = {RAW_PIXEL_ERROR: "raw pixels", UNTRAINED_ERROR: "untrained encoder"}
 

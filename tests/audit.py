@@ -36,6 +36,7 @@ ENDS = {
     "completed": ({"TERMINATED"}, "COMPLETE", "FINISHED"),
     "stopped early": ({"TERMINATED"}, "PRUNED", "KILLED"),
     "diverged": ({"TERMINATED"}, "PRUNED", "FAILED"),
+    "collapsed": ({"TERMINATED"}, "PRUNED", "FAILED"),
     "out of memory": ({"TERMINATED"}, "FAIL", "FAILED"),
     "failed": ({"TERMINATED", "ERROR"}, "FAIL", "FAILED"),
 }

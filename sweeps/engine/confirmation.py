@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.engine.endings import has_diverged
+from sweeps.engine.endings import is_broken
 
 CONFIRMS = "confirms"  # user attribute of a trial: number of the one whose configuration it repeats
 CONTROL = "control"  # user attribute of the trial at the paper's own point
@@ -31,8 +31,9 @@ class Confirmed:
 
     Attributes:
         number: of the search's trial that has the configuration.
-        values: the objective of each run that ended, in order; a diverged one counts as the worst.
-        diverged: how many did.
+        values: the objective of each run that ended, in order; one that diverged or collapsed
+            counts as the worst.
+        diverged: how many did either.
         begun: how many have begun, those included that ended or failed.
     """
 
@@ -126,7 +127,7 @@ def _fresh(trials: Sequence[FrozenTrial]) -> list[Confirmed]:
     worst = worst_value(trials)
     found = []
     for number, its in runs.items():
-        diverged = [t for t in its if has_diverged(t)]
+        diverged = [t for t in its if is_broken(t)]
         complete = [t for t in its if t.state == TrialState.COMPLETE]
         ended = sorted([*diverged, *complete], key=lambda t: t.number)
         values = tuple(worst if t in diverged else float(t.value or 0.0) for t in ended)

@@ -20,7 +20,8 @@ class EndState(Enum):
 
     COMPLETED = "completed"  # reached its full budget
     STOPPED_EARLY = "stopped early"  # by the scheduler
-    DIVERGED = "diverged"  # a loss or a weight became NaN or infinite
+    DIVERGED = "diverged"  # a loss or a weight became NaN or infinite, or a loss very large
+    COLLAPSED = "collapsed"  # its samples stayed nearly identical
     OUT_OF_MEMORY = "out of memory"
     FAILED = "failed"
     INTERRUPTED = "interrupted"  # by the user; it can be resumed
@@ -50,6 +51,7 @@ def ending_of(trial: FrozenTrial) -> Ending | None:
     return Ending.from_result(trial.user_attrs) if trial.state.is_finished() else None
 
 
-def has_diverged(trial: FrozenTrial) -> bool:
+def is_broken(trial: FrozenTrial) -> bool:
+    """Whether its training went wrong: it counts as worse than any that has a value."""
     ending = ending_of(trial)
-    return ending is not None and ending.state == EndState.DIVERGED
+    return ending is not None and ending.state in (EndState.DIVERGED, EndState.COLLAPSED)

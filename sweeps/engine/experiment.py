@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ali.config import Config
+from ali.metrics import D_LOSS, EPOCH, G_LOSS, SAMPLE_DIVERSITY
+from sweeps.engine.endings import Ending, EndState
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from ali.training.state import State
 
 Metrics = dict[str, float]
+
+LARGE_LOSS = 100.0  # nats, a mean over an epoch; up to some 15 has been seen to come back
+IDENTICAL = 0.05  # sample_diversity below which samples are the same image
+COLLAPSED_EPOCHS = 3  # evaluations in a row with such samples before a trial ends
 
 
 class Experiment(ABC):
@@ -69,6 +75,13 @@ class Experiment(ABC):
         """Pictures of an epoch, uint8 (H, W, 3) by key. Default: none."""
         return {}
 
+    def breakdown(self, history: Sequence[Metrics]) -> Ending | None:
+        """Why training is past saving, judged by the metrics of each epoch so far. Default: None.
+
+        A trial that has broken down ends so, and the search avoids its like.
+        """
+        return None
+
     def baselines(self, config: Config, dataset: Any) -> Metrics:
         """Values of the objective without training, by name, logged to the sweep. Default: none."""
         return {}
@@ -107,6 +120,18 @@ class AliExperiment(Experiment):
         from ali.figures.grids import epoch_pictures
 
         return epoch_pictures(state.networks, dataset, config)
+
+    def breakdown(self, history: Sequence[Metrics]) -> Ending | None:
+        last = history[-1]
+        for name in (D_LOSS, G_LOSS):
+            if abs(last.get(name, 0.0)) > LARGE_LOSS:
+                reason = f"{name} {last[name]:.3g} nats, the mean of epoch {last[EPOCH]:.0f}"
+                return Ending(EndState.DIVERGED, reason)
+        seen = [m[SAMPLE_DIVERSITY] for m in history if SAMPLE_DIVERSITY in m][-COLLAPSED_EPOCHS:]
+        if len(seen) == COLLAPSED_EPOCHS and max(seen) < IDENTICAL:
+            shown = ", ".join(f"{value:.3f}" for value in seen)
+            return Ending(EndState.COLLAPSED, f"{SAMPLE_DIVERSITY} {shown}, the last {len(seen)}")
+        return None
 
     def baselines(self, config: Config, dataset: Dataset) -> Metrics:
         from ali.experiment import baseline_errors

@@ -22,7 +22,7 @@ from ali.metrics import (
     UNTRAINED_ERROR,
 )
 from sweeps.engine.confirmation import CONFIRMS, CONTROL, Confirmed, confirmed, worst_value
-from sweeps.engine.endings import has_diverged
+from sweeps.engine.endings import is_broken
 from sweeps.engine.formatting import HYPERPARAMETERS, MISSING, format_hyperparameters
 from sweeps.engine.options import Location, Options, saved_options
 from sweeps.engine.pareto import front
@@ -285,7 +285,7 @@ def _importance(trials: Sequence[FrozenTrial]) -> Table | str:
     worst = worst_value(ended)
     valued: list[FrozenTrial] = []
     for t in ended:
-        values, diverged = t.intermediate_values, has_diverged(t)
+        values, diverged = t.intermediate_values, is_broken(t)
         if values or diverged:
             value = worst if diverged else values[max(values)]
             valued.append(create_trial(params=t.params, distributions=t.distributions, value=value))

@@ -29,6 +29,7 @@ _STATE = {
     EndState.COMPLETED: TrialState.COMPLETE,
     EndState.STOPPED_EARLY: TrialState.PRUNED,
     EndState.DIVERGED: TrialState.PRUNED,  # TPE looks at no failed trial, and would ask for another
+    EndState.COLLAPSED: TrialState.PRUNED,
 }
 
 Suggest = Callable[[optuna.Trial], dict[str, Any]]  # draws a point; returns its configuration

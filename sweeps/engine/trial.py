@@ -103,12 +103,19 @@ class SweepTrial(tune.Trainable):
         """Trains an epoch. A trial that ends early returns how (`Ending`) in place of metrics."""
         history, self._past_values = self._past_values, []
         try:
-            result = self._epoch()
+            broken = self._broken_down()
+            result = self._end(broken.state, broken.reason) if broken else self._epoch()
         except NonFiniteError as error:
             result = self._end(EndState.DIVERGED, str(error))
         except Exception as error:
             result = self._failed(error)
         return {**result, HISTORY: history} if history else result
+
+    def _broken_down(self) -> Ending | None:
+        """Why no further epoch is worth its time; the last one's result has been reported."""
+        if not self._history or self._history[-1][EPOCH] >= self._experiment_config.epochs:
+            return None
+        return self._context.experiment.breakdown(self._history)
 
     def _failed(self, error: Exception) -> dict[str, Any]:
         # By its name, since an experiment may do without torch: on a GPU it is torch's own class.

@@ -29,6 +29,7 @@ STATUS = {
     EndState.STOPPED_EARLY: "KILLED",
     EndState.INTERRUPTED: "KILLED",
     EndState.DIVERGED: "FAILED",
+    EndState.COLLAPSED: "FAILED",
     EndState.OUT_OF_MEMORY: "FAILED",
     EndState.FAILED: "FAILED",
 }

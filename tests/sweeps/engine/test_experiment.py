@@ -6,6 +6,7 @@ from ali.config import Config
 from ali.errors import UserError
 from ali.metrics import EPOCH
 from sweeps import Experiment
+from sweeps.engine.endings import EndState
 from sweeps.engine.experiment import AliExperiment
 from tests.integration.toy_sweep import ToyExperiment
 
@@ -61,3 +62,24 @@ def test_an_incomplete_one_cannot_be_made():
 
     with pytest.raises(TypeError, match="abstract"):
         Half()
+
+
+def after(*epochs):
+    return AliExperiment().breakdown([{EPOCH: n, **m} for n, m in enumerate(epochs, start=1)])
+
+
+def test_samples_that_stay_the_same_are_a_collapse_by_name():
+    same, varied = {"sample_diversity": 0.02}, {"sample_diversity": 0.6}
+    assert after(same, same) is None, "early in training it may pass"
+    assert after(same, same, varied, same, same) is None
+    assert after(same, {}, same, {}, {}) is None, "two evaluations"
+    ending = after(varied, same, {}, same, {"sample_diversity": 0.049})
+    assert ending.state is EndState.COLLAPSED and "0.020, 0.020, 0.049" in ending.reason
+
+
+def test_a_very_large_loss_is_a_divergence_by_name():
+    usual = {"d_loss": 14.0, "g_loss": 12.9}
+    assert after(usual, usual) is None and after({"val_error": 0.5}) is None
+    ending = after(usual, {"d_loss": 0.0, "g_loss": 1.5e4})
+    assert ending.state is EndState.DIVERGED
+    assert ending.reason == "g_loss 1.5e+04 nats, the mean of epoch 2"

@@ -26,10 +26,10 @@ class State:
 
 
 class Counting(Experiment):
-    """Counts epochs; raises `error` after `good` of them."""
+    """Counts epochs; raises `error` after `good` of them, or has `broken` down."""
 
-    def __init__(self, error=None, good=99):
-        self.error, self.good, self.loads = error, good, 0
+    def __init__(self, error=None, good=99, broken=None):
+        self.error, self.good, self.loads, self.broken = error, good, 0, broken
 
     def load_data(self, config):
         self.loads += 1
@@ -46,6 +46,9 @@ class Counting(Experiment):
             if epoch > self.good:
                 raise self.error
             yield State(epoch), {EPOCH: epoch, VAL_ERROR: 1 / epoch, "train_seconds": 2.0}
+
+    def breakdown(self, history):
+        return self.broken if history[-1][EPOCH] == self.good else None
 
     def load_state(self, folder, config):
         try:
@@ -110,6 +113,22 @@ def test_an_error_is_an_ending_and_no_restart(logged, error, ending):
     result = trial.step()
     assert result["done"] and Ending.from_result(result) == ending
     assert any("traceback.txt" in record for record in logged) == (ending.state is EndState.FAILED)
+
+
+def test_a_trial_that_broke_down_ends_after_that_epochs_result(logged, tmp_path):
+    collapsed = Ending(EndState.COLLAPSED, "all the same")
+    trial = started(Counting(good=2, broken=collapsed))
+    assert [trial.step()[EPOCH] for _ in range(2)] == [1, 2]
+    trial.save_checkpoint(str(tmp_path))
+    result = trial.step()
+    assert result["done"] and Ending.from_result(result) == collapsed and VAL_ERROR not in result
+    again = started(Counting(good=2, broken=collapsed))
+    again.load_checkpoint(str(tmp_path))
+    assert Ending.from_result(again.step()) == collapsed, "after a restart, too"
+    whole = started(Counting(good=3, broken=collapsed))
+    assert [whole.step()["done"] for _ in range(3)] == [False, False, True], (
+        "nothing is left to save"
+    )
 
 
 def test_a_checkpoint_restores_state_totals_and_what_the_search_may_not_know(logged, tmp_path):
