@@ -25,3 +25,5 @@ EVAL_SECONDS = "eval_seconds"  # wall time of its evaluation, where there was on
 SAMPLES = "samples"  # x̃ = G_x(z)
 RECONSTRUCTIONS = "reconstructions"  # odd columns source, even columns result
 INTERPOLATIONS = "interpolations"  # between encodings of two images, one pair a row
+
+COLLAPSED = 0.2  # SAMPLE_DIVERSITY below which samples are nearly identical

@@ -11,10 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from ali.metrics import SAMPLE_DIVERSITY
+from ali.metrics import COLLAPSED, SAMPLE_DIVERSITY
 from benchmarks.blackbox import Blackbox
-
-COLLAPSED = 0.3  # a sample_diversity below it: the samples are nearly the same
 
 
 def describe(table: Blackbox, name: str) -> None:

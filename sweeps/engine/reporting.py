@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ali.metrics import (
+    COLLAPSED,
     EPOCH,
     NEAR_MODES,
     RAW_PIXEL_ERROR,
@@ -55,7 +56,6 @@ QUALITY = {  # metric shown beside the objective: heading
 }
 WIDTH = 118  # characters of a printed report
 SURE = 0.95  # probability from which on a difference is no tie
-COLLAPSED = 0.2  # sample_diversity below which samples are nearly identical
 COLLAPSED_WORDS, UNTRAINED = "which has collapsed", "which is no better than untrained"
 Runs = dict[str, "Run"]  # of trials, by id
 
