@@ -86,6 +86,10 @@ class Config(Common):
     bn_xz: bool = False
     """Batch norm in the hidden layers of D(x, z), which §4 reports as unstable."""
 
+    weight_std: float | None = None
+    """Standard deviation σ of the initial weights, N(0, σ²); default: the table's. The paper's 0.01
+    makes narrow networks start with much smaller activations than wide ones."""
+
     # Optimisation (Adam; the tables print 1 − β₂)
     lr_d: float = 1e-4
     """Adam learning rate of the discriminator."""
@@ -153,6 +157,8 @@ def _check(config: Config) -> None:
         need(dropout is None or 0 <= dropout < 1, f"dropout_{part}", "in [0, 1)")
     for name in ("beta1_d", "beta2_d", "beta1_g", "beta2_g"):
         need(0 <= getattr(config, name) < 1, name, "in [0, 1)")
+    std = config.weight_std
+    need(std is None or 0 < std < float("inf"), "weight_std", "a positive number")
     for name in ("lr_d", "lr_g"):
         need(0 < getattr(config, name) < float("inf"), name, "a positive number")
     for name in ("epochs", "labels", "draws", "eval_every", "levels"):

@@ -265,7 +265,9 @@ def paper_table(config: Config) -> Table:
 
 
 def apply_config(config: Config) -> Table:
-    """The paper's table with the configuration's width, dropout and batch norm (not its slopes).
+    """The paper's table with the configuration's width, dropout, batch norm and initial weights.
+
+    Not its slopes.
 
     Width multiplies the hidden rows' maps. The outputs (μ and log σ, pixels, logit) keep the
     paper's size, and so does z: every width has the same prior, and the SVM's μ the same length. A
@@ -292,6 +294,7 @@ def apply_config(config: Config) -> Table:
 
     return replace(
         table,
+        weight_std=table.weight_std if config.weight_std is None else config.weight_std,
         encoder=_widened(table.encoder, config.width, table.pieces),
         decoder=_widened(table.decoder, config.width, table.pieces),
         d_x=discriminator(table.d_x, bn_x, config.dropout_x),

@@ -21,7 +21,7 @@ from sweeps.engine.lock import driver_lock
 from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.options import JOURNAL, OPTIONS, Options
 from sweeps.engine.scripts import running_command
-from sweeps.engine.space import InitialPoint, Space, paper_defaults, suggest
+from sweeps.engine.space import InitialPoint, Space, paper_defaults, suggest, with_optional
 from sweeps.engine.storage import Storage
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import connect, experiment_id
@@ -90,7 +90,9 @@ def launch(sweep: Sweep, options: Options) -> int:
         base = options.config()
         dataset = sweep.experiment.load_data(base)  # bad data is found here, not in trials
         objective = sweep.experiment.objective(base, dataset)
-        space = replace(sweep.space, bn_with_z=sweep.space.bn_with_z or options.bn_with_z)
+        space = with_optional(
+            sweep.space, base, options.bn_with_z, options.vary_weight_std, options.vary_batch_size
+        )
         points = first_points(sweep, options, space, base)
         refuse_dead_cluster()
         make_folder(options.output_dir)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MISSING = "–"  # not searched, or as the paper's table has it
@@ -15,14 +15,27 @@ HYPERPARAMETERS = {
     "slope E/G/D": ("slope_encoder", "slope_decoder", "slope_discriminator"),
     "bn D(x)": ("bn_x",),
 }
+OPTIONAL = {"σ₀": ("weight_std",), "batch": ("batch_size",)}  # where a sweep's trials differ
 MOST_TELLING = ("lr D/EG", "dropout x/z/xz", "bn D(x)")  # what fits in a line
 
 
-def format_hyperparameters(config: Mapping[str, Any]) -> dict[str, str]:
+def varied(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """HYPERPARAMETERS, and those of OPTIONAL in which the configurations differ."""
+    more = {
+        heading: names
+        for heading, names in OPTIONAL.items()
+        if len({tuple(config.get(name) for name in names) for config in configs}) > 1
+    }
+    return HYPERPARAMETERS | more
+
+
+def format_hyperparameters(
+    config: Mapping[str, Any], headings: Mapping[str, tuple[str, ...]] = HYPERPARAMETERS
+) -> dict[str, str]:
     """The searched hyperparameters of a configuration (plain JSON types), by heading."""
     return {
         heading: "/".join(_format(name, config.get(name)) for name in names)
-        for heading, names in HYPERPARAMETERS.items()
+        for heading, names in headings.items()
     }
 
 
@@ -38,6 +51,10 @@ def _format(name: str, value: Any) -> str:
         return MISSING
     if name == "bn_x":
         return "".join("01"[on] for on in value)
+    if name == "batch_size":
+        return str(value)
+    if name == "weight_std":
+        return f"{value:.3f}".lstrip("0")
     if name.startswith("lr"):
         return f"{value:.1e}".replace("e-0", "e-")
     if name.startswith("beta2"):

@@ -83,6 +83,10 @@ class Options(Common, Location):
     """Trials in total (a resume may raise it)."""
     bn_with_z: bool = False
     """Also try batch norm in D(z) and D(x, z), which the paper calls unstable."""
+    vary_weight_std: bool = False
+    """Also search the initial weights' standard deviation, from the table's to ten times that."""
+    vary_batch_size: bool = False
+    """Also search the batch size: half, once and twice --batch-size."""
     warm_start: str | None = None
     """Earlier sweep in --output-dir whose five best configurations are tried first, in this sweep's
     space; its data, width and budget may differ."""

@@ -24,7 +24,7 @@ from ali.metrics import (
 )
 from sweeps.engine.confirmation import CONFIRMS, CONTROL, Confirmed, confirmed, worst_value
 from sweeps.engine.endings import is_broken
-from sweeps.engine.formatting import HYPERPARAMETERS, MISSING, format_hyperparameters
+from sweeps.engine.formatting import HYPERPARAMETERS, MISSING, format_hyperparameters, varied
 from sweeps.engine.options import Location, Options, saved_options
 from sweeps.engine.pareto import front
 from sweeps.engine.results import TrialResult, load_study, ranked
@@ -55,20 +55,26 @@ QUALITY = {  # metric shown beside the objective: heading
     NEAR_MODES: "near modes",
 }
 WIDTH = 118  # characters of a printed report
+OPTIONAL_WIDTH = 6  # more for each hyperparameter that is not searched by default
 SURE = 0.95  # probability from which on a difference is no tie
 COLLAPSED_WORDS, UNTRAINED = "which has collapsed", "which is no better than untrained"
 Runs = dict[str, "Run"]  # of trials, by id
 
 
 def report(options: Options, study: optuna.Study, client: MlflowClient, experiment: str) -> str:
-    """The report of a sweep as text: tables at most 118 columns wide, then the next commands."""
+    """The report of a sweep as text: tables 118 columns wide, more with optional hyperparameters.
+
+    The commands that come next are at its end.
+    """
     found = runs.find_runs(client, experiment, sweep=options.name, kind=KIND_TRIAL)
     by_id = {run.data.tags[TRIAL]: run for run in found}
     frozen = study.get_trials(deepcopy=False)
     trials = ranked(frozen)
     begun = [trial for trial in trials if trial.config]
     out = io.StringIO()
-    console = Console(file=out, width=WIDTH, color_system=None)
+    more = len(varied([trial.config for trial in begun])) - len(HYPERPARAMETERS)
+    width = WIDTH + OPTIONAL_WIDTH * more
+    console = Console(file=out, width=width, color_system=None)
     parent = runs.find_sweep(client, experiment, options.name)
     doubts: list[str] = []
     if parent:
@@ -151,14 +157,17 @@ def _best(options: Options, best: Sequence[TrialResult], by_id: Runs, objective:
     )
     logged = {key for run in by_id.values() for key in run.data.metrics}
     quality = [key for key in QUALITY if key in logged and key != objective]
-    for heading in ("trial", objective, *(QUALITY[key] for key in quality), *HYPERPARAMETERS):
+    headings = varied([trial.config for trial in best])
+    for heading in ("trial", objective, *(QUALITY[key] for key in quality), *headings):
         table.add_column(heading, justify="right", no_wrap=True)
     for trial in best:
         run = by_id.get(trial.trial_id)
         metrics = run.data.metrics if run else {}
         values = [f"{trial.value:.4f}"]
         values += [f"{metrics.get(key, math.nan):.2f}" for key in quality]
-        table.add_row(trial.trial_id, *values, *format_hyperparameters(trial.config).values())
+        table.add_row(
+            trial.trial_id, *values, *format_hyperparameters(trial.config, headings).values()
+        )
     return table
 
 

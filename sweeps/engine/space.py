@@ -6,7 +6,7 @@ neither D(x) nor leaky ReLUs, and the discriminator of Table 2 is maxout.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
@@ -38,6 +38,11 @@ class Space:
     """Leaky slopes of encoder, decoder and discriminator, each its own. Table 3: 0.01."""
     bn_with_z: bool = False
     """Also try batch norm in D(z) and D(x, z), which §4 reports as unstable."""
+    weight_std: Range | None = None
+    """Standard deviation of the initial weights, log scale; None: the table's. Tables 2 to 5:
+    0.01."""
+    batch_sizes: tuple[int, ...] = ()
+    """Images per step; empty: the sweep's --batch-size."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ def paper_defaults(base: Config) -> InitialPoint:
         **{f"bn_x{i}": row.bn for i, row in enumerate(table.d_x, start=1)},
         "bn_z": False,
         "bn_xz": False,
+        "weight_std": table.weight_std,
+        "batch_size": base.batch_size,
     }
     paper_values = []
     for part, rows in _discriminator(base).items():
@@ -121,7 +128,28 @@ def suggest(trial: optuna.Trial, space: Space, base: Config) -> dict[str, Any]:
         point["bn_x"] = [yes(f"bn_x{i}") for i in layers] if yes("bn") else [False for _ in layers]
     for name in (f"bn_{part}" for part in parts if part != "x"):
         point[name] = space.bn_with_z and yes(name)
+    if space.weight_std:
+        point["weight_std"] = trial.suggest_float("weight_std", *space.weight_std, log=True)
+    if space.batch_sizes:
+        point["batch_size"] = trial.suggest_categorical("batch_size", space.batch_sizes)
     return point | dict.fromkeys(trial.user_attrs.get(PAPER_VALUES, ()))
+
+
+def with_optional(
+    space: Space, base: Config, bn_with_z: bool, weight_std: bool, batch_size: bool
+) -> Space:
+    """`space` with the dimensions that are off by default, as the options of a sweep ask.
+
+    Initial weights: from the table's to ten times that. Batches: half, once and twice the sweep's.
+    """
+    std, batch = paper_table(base).weight_std, base.batch_size
+    return replace(
+        space,
+        bn_with_z=space.bn_with_z or bn_with_z,
+        weight_std=space.weight_std or ((std, 10 * std) if weight_std else None),
+        batch_sizes=space.batch_sizes
+        or ((max(2, batch // 2), batch, 2 * batch) if batch_size else ()),
+    )
 
 
 def _discriminator(base: Config) -> dict[str, Rows]:

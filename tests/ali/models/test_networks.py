@@ -42,13 +42,15 @@ def test_a_step_costs_the_operations_that_are_counted():
     assert step.gflop_an_image(build(Config())) == pytest.approx(1.02, rel=0.03)
 
 
-def test_initial_values():
-    networks = build(Config(width=0.5))
+@pytest.mark.parametrize("std", [None, 0.03])
+def test_initial_values(std):
+    networks = build(Config(width=0.5, weight_std=std))
+    expected = std or 0.01
     for layer in networks.modules():
         if isinstance(layer, Layer):
             n = layer.weight.numel()
-            assert layer.weight.std().item() == pytest.approx(0.01, rel=4 / (2 * n) ** 0.5)
-            assert abs(layer.weight.mean().item()) < 4 * 0.01 / n**0.5
+            assert layer.weight.std().item() == pytest.approx(expected, rel=4 / (2 * n) ** 0.5)
+            assert abs(layer.weight.mean().item()) < 4 * expected / n**0.5
             assert layer.bias is None or not layer.bias.any()
             if layer.row.bn:
                 assert (layer.gamma == 1).all() and not layer.beta.any()

@@ -1,7 +1,12 @@
 """One way to write hyperparameters."""
 
 from ali.config import Config
-from sweeps.engine.formatting import HYPERPARAMETERS, format_hyperparameters, format_line
+from sweeps.engine.formatting import (
+    HYPERPARAMETERS,
+    format_hyperparameters,
+    format_line,
+    varied,
+)
 
 
 def test_all_headings_of_any_configuration():
@@ -18,3 +23,10 @@ def test_a_line_leaves_out_what_is_not_searched():
     )
     assert format_line(Config().to_dict()) == "lr D/EG 1.0e-4/1.0e-4"
     assert format_line({}) == ""
+
+
+def test_optional_dimensions_are_shown_where_they_differ():
+    one, other = Config(weight_std=0.0315).to_dict(), Config(batch_size=50).to_dict()
+    assert varied([one]) == HYPERPARAMETERS == varied([])
+    cells = [format_hyperparameters(config, varied([one, other])) for config in (one, other)]
+    assert [(c["σ₀"], c["batch"]) for c in cells] == [(".032", "100"), ("–", "50")]

@@ -25,12 +25,17 @@ def test_the_table_of_best_trials_is_not_cut():
     metrics = dict.fromkeys(("sample_distance", "sample_diversity", "val_error"), 0.123456)
     run = SimpleNamespace(data=SimpleNamespace(metrics=metrics))
     trial = TrialResult("00000", plain, 0.123456, {1: 0.123456}, None, True)
-    table = reporting._best(Options(name="s"), [trial], {"00000": run}, "val_error")
-    console = Console(file=io.StringIO(), width=reporting.WIDTH, color_system=None)
-    console.print(table)
-    shown = console.file.getvalue()
-    assert "…" not in shown and "diversity" in shown and "1.0e-4/1.0e-4" in shown
-    assert "11111" in shown and "0.1235" in shown
+    other = Config.from_dict(plain).replace(weight_std=0.025, batch_size=128).to_dict()
+    trials = [trial, TrialResult("00001", other, 0.123456, {1: 0.123456}, None, True)]
+    for count in (1, 2):
+        table = reporting._best(Options(name="s"), trials[:count], {"00000": run}, "val_error")
+        width = reporting.WIDTH + 2 * reporting.OPTIONAL_WIDTH * (count - 1)
+        console = Console(file=io.StringIO(), width=width, color_system=None)
+        console.print(table)
+        shown = console.file.getvalue()
+        assert "…" not in shown
+    assert "diversity" in shown and "1.0e-4/1.0e-4" in shown
+    assert "11111" in shown and "0.1235" in shown and ".025" in shown and "128" in shown
 
 
 def best(value, diversity):

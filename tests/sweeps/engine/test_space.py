@@ -4,7 +4,7 @@ import pytest
 
 from ali.config import Config
 from ali.models.tables import apply_config, paper_table
-from sweeps.engine.space import Space, paper_defaults, short_budget, suggest
+from sweeps.engine.space import Space, paper_defaults, short_budget, suggest, with_optional
 from sweeps.engine.study import CONFIG
 
 PRESETS = {
@@ -88,3 +88,16 @@ def test_the_space_is_conditional_and_within_its_bounds(study):
     assert any(config.bn_z for _, config in seen)
     _, without = drawn(study, Config())
     assert not (without.bn_z or without.bn_xz)
+
+
+@presets
+def test_optional_dimensions_start_from_the_paper(study, base):
+    space = with_optional(Space(), base, bn_with_z=False, weight_std=True, batch_size=True)
+    study.enqueue(paper_defaults(base))
+    _, paper = drawn(study, base, space)
+    assert apply_config(paper) == paper_table(base) and paper.batch_size == base.batch_size
+    std = paper_table(base).weight_std
+    configs = [drawn(study, base, space)[1] for _ in range(12)]
+    assert all(std <= config.weight_std <= 10 * std for config in configs)
+    assert {config.batch_size for config in configs} == {50, 100, 200}
+    assert with_optional(Space(), base, False, False, False) == Space()
