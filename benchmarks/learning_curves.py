@@ -108,7 +108,8 @@ TABLES = {
         SPACE,
         (paper_defaults, quick),
         MODES_MISSED,
-        configurations=300,
+        configurations=180,
+        best=24,
     ),
 }
 Name = Literal["mixture"]
@@ -249,7 +250,8 @@ def export(options: Export) -> None:
         for seed in range(table.more_seeds):
             config = table.configured(point, seed)
             if found := table.ended(run_folder(folder, number, seed)):
-                if {**found["config"], "epochs": table.base.epochs} != config.to_dict():
+                begun = Config.from_dict({**found["config"], "epochs": table.base.epochs})
+                if begun != config:
                     where = run_folder(folder, number, seed)
                     raise UserError(f"{where} is of another table: choose another --output-dir")
                 runs[number, seed] = found

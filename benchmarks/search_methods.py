@@ -103,7 +103,7 @@ class _Search(StudySearch):
 
 
 def shipped_scheduler(objective: str, epochs: int, grace_epochs: int) -> EarlyStopping:
-    return EarlyStopping(objective, epochs, grace_epochs, reduction_factor=3)
+    return EarlyStopping(objective, epochs, grace_epochs, reduction_factor=2)
 
 
 class Shipped(Method):

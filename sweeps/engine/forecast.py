@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-MIN_COMPLETED = 5  # trials at full budget before any is stopped
-UNLIKELY = 0.1  # chance of ending among the best 1/η below which a trial is stopped
+MIN_COMPLETED = 10  # trials at full budget before any is stopped
+UNLIKELY = 0.02  # chance of ending among the best 1/η below which a trial is stopped
 SMOOTH = 3  # evaluations that are averaged, since one is noisy: the last ones
 
 Curve = dict[int, float]  # objective by epoch

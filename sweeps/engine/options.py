@@ -92,7 +92,7 @@ class Options(Common, Location):
     space; its data, width and budget may differ."""
     grace_epochs: int | None = None
     """Epochs before a trial may be stopped; default: a tenth of --epochs."""
-    reduction_factor: float = 3.0
+    reduction_factor: float = 2.0
     """A trial that is unlikely to end among the best 1 in so many is stopped."""
     race: int = 0
     """After so many new configurations, the most promising one is trained with one more seed, up to

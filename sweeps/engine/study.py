@@ -7,14 +7,16 @@ between any two of its writes.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -144,14 +146,81 @@ class Study:
 
 
 def tpe(seed: int, startup_trials: int) -> BaseSampler:
-    """The sampler that draws points; the first `startup_trials` are random."""
-    return optuna.samplers.TPESampler(
+    """TPE over configurations; the first `startup_trials` points are random."""
+    inner = optuna.samplers.TPESampler(
         seed=seed,
         n_startup_trials=startup_trials,
         multivariate=True,
         group=True,  # the space is conditional
         constant_liar=True,  # trials run side by side
     )
+    return ByConfiguration(inner)
+
+
+class ByConfiguration(BaseSampler):
+    """Shows another sampler each configuration once, at the objective to expect of it.
+
+    A configuration that is trained with several seeds is several trials. TPE would take them for as
+    many observations, and draw ever more points around the few that are repeated.
+    """
+
+    def __init__(self, inner: BaseSampler) -> None:
+        self._inner = inner
+        self._seen: tuple[int, optuna.Study] | None = None  # for which trial, and what it is shown
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self._inner.infer_relative_search_space(self._shown(study, trial), trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._inner.sample_relative(self._shown(study, trial), trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:  # fmt: skip
+        shown = self._shown(study, trial)
+        return self._inner.sample_independent(shown, trial, param_name, param_distribution)
+
+    def _shown(self, study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
+        if self._seen is None or self._seen[0] != trial.number:
+            trials = study.get_trials(deepcopy=False)
+            repeated = any(CONFIRMS in other.user_attrs for other in trials)
+            shown = with_trials(study, configurations(trials)) if repeated else study
+            self._seen = trial.number, shown
+        return self._seen[1]
+
+
+def configurations(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that confirm no other, completed ones with the objective to expect of them."""
+    values, shown = expected(trials), []
+    for trial in trials:
+        if CONFIRMS not in trial.user_attrs:
+            if trial.number in values:
+                trial = copy.copy(trial)
+                trial.value = values[trial.number]
+            shown.append(trial)
+    return shown
+
+
+def with_trials(study: optuna.Study, trials: list[FrozenTrial]) -> optuna.Study:
+    """The same study, which shows these trials only; what a sampler writes goes there, too."""
+
+    def get_trials(
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+        use_cache: bool = False,
+    ) -> list[FrozenTrial]:
+        return [t for t in trials if states is None or t.state in states]
+
+    shown = copy.copy(study)
+    if not hasattr(shown, "_get_trials"):  # private: Optuna has no public way
+        raise AttributeError("this version of Optuna has no Study._get_trials")
+    shown._get_trials = shown.get_trials = get_trials  # type: ignore[method-assign]
+    return shown
 
 
 def best_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
