@@ -138,8 +138,8 @@ def _fresh(trials: Sequence[FrozenTrial]) -> list[Confirmed]:
 def next_to_race(trials: Sequence[FrozenTrial], every: int, seeds: int) -> int | None:
     """The search's trial to train with another seed while the search goes on; None: a new one.
 
-    One repetition after `every` new configurations (0: none), of the RACED best to expect the first
-    that has begun fewer than `seeds` of them and has none running.
+    One repetition after `every` new configurations (0: none), once two have completed: of the
+    RACED best to expect the first that has begun fewer than `seeds` and has none running.
     """
     begun = [t for t in trials if t.state != TrialState.WAITING]
     again = [t for t in begun if CONFIRMS in t.user_attrs]
@@ -148,6 +148,8 @@ def next_to_race(trials: Sequence[FrozenTrial], every: int, seeds: int) -> int |
     running = {t.user_attrs[CONFIRMS] for t in again if not t.state.is_finished()}
     counts = Counter(t.user_attrs[CONFIRMS] for t in again)
     order = expected(trials)
+    if len(order) < 2:
+        return None
     best = sorted(order, key=lambda number: (order[number], number))[:RACED]
     return next((n for n in best if counts[n] < seeds and n not in running), None)
 

@@ -143,6 +143,7 @@ def test_a_good_value_counts_less_than_several_fair_ones(sweep):
 
 def test_after_so_many_new_configurations_the_best_gets_another_seed(sweep):
     assert next_to_race(sweep.trials, 0, 4) is None, "--race 0"
+    assert next_to_race(sweep.trials[:1], 1, 4) is None, "nothing to compare it with"
     assert next_to_race(sweep.trials, 6, 4) is None, "five have begun"
     assert next_to_race(sweep.trials, 5, 4) == 4
     sweep.add(None, TrialState.RUNNING, **{CONFIRMS: 4})
