@@ -8,8 +8,8 @@ URI    ?= sqlite:///$(CURDIR)/runs/mlflow.db
 ARGS   ?=
 
 # The laptop-sized choice of options of sweeps/svhn.py.
-LAPTOP := --data house-numbers --width 0.125 --batch-size 32 --epochs 6 --draws 2 \
-          --num-trials 4 --race 2 --confirm-seeds 3 --startup-trials 2
+LAPTOP := --data house-numbers --width 0.25 --levels 2 --batch-size 32 --epochs 6 --draws 2 \
+          --num-trials 3 --race 3 --startup-trials 2
 
 .PHONY: help sweep ui report best test test-fast test-long test-numerics test-versions testbed faults lint bench clean
 

@@ -53,7 +53,7 @@ class StudySearch(SearchAlgorithm):
         self._backlog = self._begun()
         # Counts, since Tune asks is_finished at every event
         self._asked = len([t for t in self._backlog if CONFIRMS not in t.user_attrs])
-        self._settled = not confirm
+        self._settled = not confirm and not race
 
     def __deepcopy__(self, memo: dict) -> StudySearch:
         return self  # Tune copies its arguments; there is one study
@@ -87,31 +87,28 @@ class StudySearch(SearchAlgorithm):
             return None
         if self._backlog:
             return self.make_trial(self._study.complete_ask(self._backlog.pop(0), self._suggest))
-        if self._asked >= self._num_trials and not self._enqueue_confirmation():
+        again = not self._settled and self._enqueue_again()
+        if self._asked >= self._num_trials and not again:
             return None
-        if self._race and self._asked < self._num_trials:
-            number = next_to_race(self._study.trials(), self._race, self._confirm_seeds)
-            if number is not None:
-                self._study.enqueue_again(number)
         trial = self._study.ask(self._suggest)
         self._asked += CONFIRMS not in trial.user_attrs
         return self.make_trial(trial)
 
-    def _enqueue_confirmation(self) -> bool:
-        """Has the next configuration trained again that needs it, once the search has ended."""
-        if self._settled:
-            return False
+    def _enqueue_again(self) -> bool:
+        """Has a configuration trained again if it is time: in the race, or after it to confirm."""
         trials = self._study.trials()
         if any(trial.state == TrialState.WAITING for trial in trials):  # a kill came between
             return True
-        if not all(t.state.is_finished() for t in trials if CONFIRMS not in t.user_attrs):
+        number = next_to_race(trials, self._race, self._confirm_seeds)
+        if number is None and self._asked >= self._num_trials:
+            if not all(t.state.is_finished() for t in trials if CONFIRMS not in t.user_attrs):
+                return False
+            number = next_to_confirm(trials, self._confirm, self._confirm_seeds)
+            self._settled = number is None and all(t.state.is_finished() for t in trials)
+        if number is None:
             return False
-        number = next_to_confirm(trials, self._confirm, self._confirm_seeds)
-        if number is not None:
-            self._study.enqueue_again(number)
-            return True
-        self._settled = all(trial.state.is_finished() for trial in trials)
-        return False
+        self._study.enqueue_again(number)
+        return True
 
     def make_trial(self, frozen: FrozenTrial) -> Trial:
         """The study's trial as one of Tune's, with its checkpoints; a replay makes its own."""

@@ -89,9 +89,10 @@ def paper_defaults(base: Config) -> InitialPoint:
 
 
 def short_budget(base: Config) -> InitialPoint:
-    """The best point found by hand for some 4,000 steps of 32 images (Table 3 at an eighth of its
-    width, embedded data): four times the paper's learning rate and hardly any dropout in D. At
-    twice that rate, or with more dropout, the encoder's first layers degenerate."""
+    """The best point found by hand for some 3,000 steps of 32 images (Table 3 at an eighth and a
+    quarter of its width, embedded data): four times the paper's learning rate and hardly any
+    dropout in D. At twice that rate, or with more dropout, the encoder's first layers degenerate.
+    """
     found = {"lr_d": 4e-4, "beta1_d": 0.1, "one_minus_beta2_d": 3e-4}
     found |= {"dropout_x": 0.1, "dropout_z": 0.0, "dropout_xz": 0.0, "bn": True}
     found |= {f"bn_x{i}": i != 4 for i in range(1, 6)}
