@@ -22,11 +22,11 @@ def filled(early, ends, epochs=9):
 
 
 def test_a_trial_is_stopped_where_early_values_predict_the_end():
-    early = np.linspace(0.3, 0.8, 8)
+    early = np.linspace(0.3, 0.8, 12)
     forecast = filled(early, early - 0.1)
     assert forecast.report("good", 1, 0.35) is None
     cut = forecast.report("bad", 1, 0.75)
-    assert cut is not None and cut.completed == 8 and cut.chance < UNLIKELY
+    assert cut is not None and cut.completed == 12 and cut.chance < UNLIKELY
     assert (cut.epoch, cut.value) == (1, 0.75)
     assert cut.target == pytest.approx(np.quantile(early - 0.1, 1 / 3))
 
@@ -35,7 +35,7 @@ def test_nobody_is_stopped_where_early_values_say_nothing():
     rng = np.random.default_rng(0)
     forecast = filled(rng.random(20), rng.permutation(np.linspace(0, 1, 20)))
     assert all(forecast.report(f"{v}", 1, v) is None for v in np.linspace(0, 1, 11))
-    opposite = filled(np.linspace(0, 1, 9), np.linspace(1, 0, 9))
+    opposite = filled(np.linspace(0, 1, 12), np.linspace(1, 0, 12))
     assert opposite.report("low", 1, 0.0) is None, "a falling line is no evidence"
 
 
@@ -48,16 +48,16 @@ def test_nobody_is_stopped_before_enough_trials_have_completed():
 
 def test_nobody_is_stopped_within_the_grace_or_at_the_full_budget():
     forecast = Forecast(9, 4, 3)
-    for n in range(6):
+    for n in range(12):
         for epoch in range(1, 10):
-            forecast.report(str(n), epoch, n / 10)
+            forecast.report(str(n), epoch, n / 20)
     assert forecast.report("bad", 3, 9.0) is None
     assert forecast.report("bad", 4, 9.0) is not None
     assert forecast.report("bad", 9, 9.0) is None
 
 
 def test_the_mean_of_the_last_values_decides():
-    early = np.linspace(0.0, 1.0, 9)
+    early = np.linspace(0.0, 1.0, 11)
     forecast = Forecast(9, 1, 3)
     for n, value in enumerate(early):
         for epoch in range(1, 10):
@@ -88,10 +88,10 @@ def test_the_chance_is_met():
     rng = np.random.default_rng(2)
     said, met = [], []
     for _ in range(4000):
-        x = rng.normal(size=9)
-        y = 0.7 * x + 0.7 * rng.normal(size=9)
-        said.append(chance_below(float(np.quantile(y[:8], 1 / 3)), x[8], x[:8], y[:8]))
-        met.append(y[8] <= np.quantile(y[:8], 1 / 3))
+        x = rng.normal(size=13)
+        y = x + 0.5 * rng.normal(size=13)
+        said.append(chance_below(float(np.quantile(y[:12], 1 / 2)), x[12], x[:12], y[:12]))
+        met.append(y[12] <= np.quantile(y[:12], 1 / 2))
     unlikely = np.array(said) < UNLIKELY
     assert unlikely.mean() > 0.1
     assert np.array(met)[unlikely].mean() < UNLIKELY

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.versions
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
 
-ENDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # of trials that completed, whose values did not change
+ENDS = tuple(n / 20 for n in range(2, 14))  # 0.1 … 0.65, of trials whose values did not change
 
 
 def fresh(objective=VAL_ERROR):
@@ -23,7 +23,7 @@ def fresh(objective=VAL_ERROR):
 
 
 def informed(objective=VAL_ERROR):
-    """After six trials that have completed: numbers 10 to 15."""
+    """After twelve trials that have completed: numbers 10 to 21."""
     scheduler = fresh(objective)
     for epoch in (1, 9):
         for number, value in enumerate(ENDS, start=10):
@@ -62,8 +62,8 @@ def test_it_stops_the_worse_and_says_why():
     ending = scheduler.endings["00002"]
     assert list(scheduler.endings) == ["00002"] and ending.state is EndState.STOPPED_EARLY
     assert ending.reason == (
-        "val_error 0.6000 after epoch 1: its chance to end at or below 0.2667, among the best "
-        "1 in 3 of 6 trials, is 0%"
+        "val_error 0.6000 after epoch 1: its chance to end at or below 0.2833, among the best "
+        "1 in 3 of 12 trials, is 0%"
     )
     assert feed(scheduler, 1, 9, 0.9) == STOP
     assert "00001" not in scheduler.endings, "the full budget is no early stop"
@@ -136,9 +136,9 @@ def record(study, point, *curves):
 def test_after_a_resume_it_decides_as_before(study, point):
     record(study, point, *(((1, v), (9, v)) for v in ENDS), ((1, 0.2),), ((1, 0.6),))
     new, resumed = fresh(), fresh()
-    assert resumed.replay(study.trials()) == study.trials()[7:], "whose stop nobody was told of"
-    assert feed(new, 8, 1, 0.6) == CONTINUE, "it knows of no trial that completed"
-    assert feed(resumed, 8, 1, 0.6) == STOP
+    assert resumed.replay(study.trials()) == study.trials()[13:], "whose stop nobody was told of"
+    assert feed(new, 14, 1, 0.6) == CONTINUE, "it knows of no trial that completed"
+    assert feed(resumed, 14, 1, 0.6) == STOP
 
 
 def test_a_trial_that_has_become_better_since_is_not_stopped_by_the_replay(study, point):

@@ -69,15 +69,15 @@ def test_the_search_ends_when_all_have_been_asked(study, point, monkeypatch):
 
 def test_a_stop_that_nobody_was_told_of_is_told_at_the_resume(study, point):
     # A kill between the scheduler's decision and the tell: the trial must not go on.
-    for number, value in enumerate((0.1, 0.2, 0.3, 0.4, 0.5, 0.6)):
+    for number in range(13):
         study.ask(point)
-        study.report(number, 1, value)
-        if number < 5:
-            study.report(number, 9, value)
-            study.tell(number, Ending(EndState.COMPLETED, ""), value)
+        study.report(number, 1, number / 20)
+        if number < 12:
+            study.report(number, 9, number / 20)
+            study.tell(number, Ending(EndState.COMPLETED, ""), number / 20)
     search_over(study, point)
-    assert study.trials()[5].state == TrialState.PRUNED
-    assert "its chance to end" in ending_of(study.trials()[5]).reason
+    assert study.trials()[12].state == TrialState.PRUNED
+    assert "its chance to end" in ending_of(study.trials()[12]).reason
 
 
 def record(study, number, result):
