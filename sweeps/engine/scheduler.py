@@ -76,6 +76,10 @@ class EarlyStopping(FIFOScheduler):
         full = result[EPOCH] >= self._epochs
         return TrialScheduler.STOP if full else TrialScheduler.CONTINUE
 
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
+        """Tune's notice of a trial's last result, which it asks nothing about."""
+        self.on_trial_result(tune_controller, trial, result)
+
     def _ending(self, cut: Cut) -> Ending:
         reason = (
             f"{self.objective} {cut.value:.4f} after epoch {cut.epoch}: its chance to end at or "

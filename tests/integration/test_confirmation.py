@@ -52,7 +52,7 @@ def test_the_best_are_confirmed_with_fresh_seeds_through_a_kill(toy):
     assert best.trial_id in kept
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_promising_configurations_get_more_seeds_while_the_search_goes_on_through_a_kill(toy):
     options = ("--num-trials", "6", "--race", "2", "--confirm-seeds", "2")
     toy.env["TOY_SECONDS"] = "0.1"

@@ -37,20 +37,29 @@ def test_three_kills_and_a_resume(toy):
 @pytest.mark.slow
 def test_a_search_that_is_killed_three_times_goes_on_as_it_would_have(tmp_path, database):
     """At a concurrency of 1 the whole sweep replays; nothing is lost, doubled or drawn anew."""
-    options = ("--num-trials", "9", "--startup-trials", "4", "--max-concurrent", "1", "--seed", "3")
+    options = (
+        "--num-trials",
+        "16",
+        "--startup-trials",
+        "14",
+        "--max-concurrent",
+        "1",
+        "--seed",
+        "3",
+    )
     straight = Toy(tmp_path / "a", database=database)
     killed = Toy(tmp_path / "b", database=database)
     for toy in (straight, killed):
         toy.folder.mkdir()
     straight.run(*options)
-    assert set(audit(straight, 9).values()) == {"COMPLETE", "PRUNED"}
+    assert set(audit(straight, 12).values()) == {"COMPLETE", "PRUNED"}
 
     killed.env["TOY_SECONDS"] = "0.1"
     kill_when(killed, (killed.runs / "toy" / "optuna.journal").exists, *options)
     kill_when(killed, lambda: killed.epochs().total() >= 5, "--resume")
     kill_when(killed, lambda: killed.epochs().total() >= 18, "--resume")
     killed.run("--resume")
-    audit(killed, 9)
+    audit(killed, 12)
     for a, b in zip(straight.study().get_trials(), killed.study().get_trials(), strict=True):
         assert a.params == b.params
         assert (a.state, a.value) == (b.state, b.value)

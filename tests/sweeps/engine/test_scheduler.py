@@ -84,6 +84,16 @@ def test_a_trial_that_reports_its_end_is_stopped():
     assert fresh().on_trial_result(None, trial(0), result) == STOP
 
 
+def test_a_last_result_counts_although_tune_asks_nothing_about_it():
+    scheduler = fresh()
+    for number, value in enumerate(ENDS, start=10):
+        feed(scheduler, number, 1, value)
+    for number, value in enumerate(ENDS, start=10):
+        result = {EPOCH: 9, VAL_ERROR: value, "done": True}
+        scheduler.on_trial_complete(None, trial(number), result)
+    assert scheduler.endings == {} and feed(scheduler, 2, 1, 0.6) == STOP
+
+
 def test_a_result_without_the_objective_decides_nothing():
     assert informed().on_trial_result(None, trial(0), {EPOCH: 1}) == CONTINUE
 
