@@ -14,10 +14,12 @@ from scipy.stats import spearmanr
 from ali.metrics import COLLAPSED, SAMPLE_DIVERSITY
 from benchmarks.blackbox import Blackbox
 
+WIDTH = 120  # characters of a printed table
+
 
 def describe(table: Blackbox, name: str) -> None:
     """Prints the statistics of a table. Runs that are missing are left out."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=WIDTH)
     objective = table.metadata["objective"]
     values = table.curves(objective)
     whole = np.isfinite(values[..., -1])

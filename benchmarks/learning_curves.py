@@ -109,7 +109,7 @@ TABLES = {
         SPACE,
         (paper_defaults, quick),
         MODES_MISSED,
-        configurations=180,
+        configurations=300,
         best=24,
     ),
     # A quarter of the width: there the best known point ends below an untrained encoder (0.51) with

@@ -30,6 +30,7 @@ from rich.table import Table as Shown
 from tyro.conf import Positional
 
 from ali.cli import main, parse_args
+from benchmarks.curve_statistics import WIDTH
 from benchmarks.learning_curves import KEPT, Name
 from benchmarks.replay import Choice, Curves, Trace, regret, simulate
 from benchmarks.search_methods import METHODS, RANDOM_TRIALS, SLOTS, Rows
@@ -97,7 +98,7 @@ def compare(options: Replays) -> None:
             traces[method] = pool.map(one, range(options.replays), chunksize=4)
     regrets = {name: regret(found, rows.curves, grid) for name, found in traces.items()}
     target = float(interquartile_mean(regrets["random"])[-1])
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=WIDTH)
     console.print(
         f"{options.table}: {options.replays} replays, budget {budget} epochs, {SLOTS} slots; best "
         f"true mean {np.nanmin(rows.curves.means):.3f}, random row {rows.curves.means.mean():.3f}; "
