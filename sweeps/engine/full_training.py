@@ -230,7 +230,9 @@ class FullTraining:
         runs.end_run(
             client, run_id, Ending(EndState.COMPLETED, f"trained for {state.epoch} epochs")
         )
-        found[name] = known.metrics[name]
+        # Where the trial's last checkpoint was the last epoch, only the trial's run has its value.
+        earlier = {} if self.context.fresh_seed else self.context.trial.data.metrics
+        found[name] = {**earlier, **known.metrics}[name]
         return Outcome(self.config, run_id, state.epoch, found)
 
     def register(self, tested: Outcome) -> None:

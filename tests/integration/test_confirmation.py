@@ -68,7 +68,7 @@ def test_promising_configurations_get_more_seeds_while_the_search_goes_on_throug
     assert all(t.state.name == "COMPLETE" for t in again)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_finished_sweep_is_confirmed_by_a_resume(toy):
     assert "Confirmed" not in toy.run("--num-trials", "3")
     out = toy.run("--resume", "--confirm", "1", "--confirm-seeds", "2")

@@ -37,16 +37,16 @@ def test_three_kills_and_a_resume(toy):
 @pytest.mark.slow
 def test_a_search_that_is_killed_three_times_goes_on_as_it_would_have(tmp_path, database):
     """At a concurrency of 1 the whole sweep replays; nothing is lost, doubled or drawn anew."""
-    options = (
+    options = [
         "--num-trials",
-        "16",
+        "12",
         "--startup-trials",
-        "14",
+        "11",
         "--max-concurrent",
         "1",
         "--seed",
         "3",
-    )
+    ]
     straight = Toy(tmp_path / "a", database=database)
     killed = Toy(tmp_path / "b", database=database)
     for toy in (straight, killed):
