@@ -6,6 +6,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from statistics import mean
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -78,15 +79,16 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
     parent = runs.find_sweep(client, experiment, options.name)
     doubts: list[str] = []
     if parent:
-        best = [trial for trial in trials if trial.complete][:BEST_SHOWN]
+        complete = [trial for trial in trials if trial.complete and trial.confirms is None]
+        best = complete[:BEST_SHOWN]
         if best:
-            doubts = _doubts(best[0], by_id, parent)
-        if UNTRAINED in doubts:
-            console.print(_too_short(options, best[0], parent), highlight=False, soft_wrap=True)
+            values = runs_of(best[0], frozen)
+            doubts = _doubts(best[0], values, by_id, parent)
+            if UNTRAINED in doubts:
+                console.print(_too_short(options, values, parent), highlight=False, soft_wrap=True)
         console.print(_best(options, best, by_id, runs.objective_of(parent)))
         for line in _notes(parent, best, by_id):
             console.print(line, highlight=False)
-        complete = [trial for trial in trials if trial.complete]
         if shown := _pareto(complete, by_id, runs.objective_of(parent)):
             console.print(shown, highlight=False)
         if again := [c for c in confirmed(frozen) if c.values]:
@@ -123,19 +125,27 @@ def untrained_error(parent: Run) -> float:
     return min(known.get(name, math.inf) for name in (UNTRAINED_ERROR, UNTRAINED_BN_ERROR))
 
 
-def _doubts(best: TrialResult, by_id: Runs, parent: Run) -> list[str]:
-    """What speaks against the best trial, in words that follow its name."""
-    assert best.value is not None
+def runs_of(trial: TrialResult, frozen: Sequence[FrozenTrial]) -> list[float]:
+    """The objective of a completed trial and of those that repeat its configuration."""
+    assert trial.value is not None
+    again = (c.values for c in confirmed(frozen) if c.number == int(trial.trial_id))
+    return [trial.value, *next(again, ())]
+
+
+def _doubts(best: TrialResult, values: Sequence[float], by_id: Runs, parent: Run) -> list[str]:
+    """What speaks against the best trial, whose runs have `values`: words that follow its name."""
     run = by_id.get(best.trial_id)
     collapsed = [COLLAPSED_WORDS] if run and has_collapsed(run) else []
-    return collapsed + ([UNTRAINED] if best.value >= untrained_error(parent) else [])
+    return collapsed + ([UNTRAINED] if mean(values) >= untrained_error(parent) else [])
 
 
-def _too_short(options: Options, best: TrialResult, parent: Run) -> str:
+def _too_short(options: Options, values: Sequence[float], parent: Run) -> str:
+    several = f" on average over {len(values)} seeds" if len(values) > 1 else ""
+    found, untrained = f"{mean(values):.4f}{several}", f"{untrained_error(parent):.4f}"
     return (
-        f"{options.epochs} epochs are too short: the best trial, {best.value:.4f}, is no better "
-        f"than an untrained encoder, {untrained_error(parent):.4f}. The ranking below says little; "
-        "start a sweep with more --epochs.\n"
+        f"{options.epochs} epochs are too short: the best trial, {found}, is no better than an "
+        f"untrained encoder, {untrained}. The ranking below says little; start a sweep with more "
+        "--epochs.\n"
     )
 
 

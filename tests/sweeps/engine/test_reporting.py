@@ -56,14 +56,15 @@ def best(value, diversity):
     ],
 )
 def test_a_doubtful_best_is_offered_with_the_doubt(value, diversity, label):
-    doubts = reporting._doubts(*best(value, diversity))
+    trial, by_id, parent = best(value, diversity)
+    doubts = reporting._doubts(trial, [value], by_id, parent)
     labels = [what for what, _ in reporting._next_commands(Options(name="s"), doubts)]
     assert labels == ["compare the runs", label]
 
 
 def test_a_budget_that_is_too_short_is_called_so():
     trial, _, parent = best(0.55, 0.9)
-    line = reporting._too_short(Options(name="s", epochs=6), trial, parent)
+    line = reporting._too_short(Options(name="s", epochs=6), [trial.value], parent)
     assert line.startswith("6 epochs are too short: the best trial, 0.5500,")
     assert "0.5000" in line and "--epochs" in line
 
@@ -133,3 +134,17 @@ def test_a_difference_within_the_noise_is_a_tie():
     }
     assert "tie" in lines["00002"] and "1 diverged" in lines["00002"]
     assert "worse" in lines["00000"] and "tie" not in lines["00003"]
+
+
+def test_the_best_is_judged_by_all_runs_of_its_configuration():
+    trial, by_id, parent = best(0.52, 0.9)
+    again = optuna.trial.create_trial(value=0.44, user_attrs={"confirms": 0})
+    again.number = 1
+    own = optuna.trial.create_trial(value=0.52)
+    own.number = 0
+    values = reporting.runs_of(trial, [own, again])
+    assert values == [0.52, 0.44]
+    assert reporting._doubts(trial, values, by_id, parent) == []
+    assert reporting._doubts(trial, values[:1], by_id, parent) == [reporting.UNTRAINED]
+    line = reporting._too_short(Options(name="s", epochs=6), [0.52, 0.54], parent)
+    assert "0.5300 on average over 2 seeds" in line
