@@ -122,7 +122,7 @@ def first_points(
     own = [(make(base), make is paper_defaults) for make in sweep.points_to_evaluate]
     warm: list[InitialPoint] = []
     with contextlib.suppress(*[UserError] * options.resume):  # by now the earlier one may be gone
-        warm = warm_points(options, space, base)
+        warm = warm_points(options, space, base, [point for point, _ in own])
     return [*own, *((point, False) for point in warm)][: options.num_trials]
 
 

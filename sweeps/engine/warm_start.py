@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 BEST_TAKEN = 5  # configurations of the earlier sweep, at most
 
 
-def warm_points(options: Options, space: Space, base: Config) -> list[InitialPoint]:
+def warm_points(
+    options: Options, space: Space, base: Config, known: Sequence[InitialPoint] = ()
+) -> list[InitialPoint]:
     """The best configurations of the sweep --warm-start, best first, moved into `space`.
 
-    Its data, width and budget may differ. Raises UserError if it is not there, or none of its
-    trials has completed.
+    Those that `known` has already, or an earlier of them, are left out. Its data, width and budget
+    may differ. Raises UserError if it is not there, or none of its trials has completed.
     """
     from sweeps.engine.study import best_trials
 
@@ -34,13 +36,22 @@ def warm_points(options: Options, space: Space, base: Config) -> list[InitialPoi
     )
     if earlier.storage.remote and not (earlier.folder / JOURNAL).exists():
         earlier.storage.fetch(earlier.folder / JOURNAL)
-    best = best_trials(load_study(earlier).get_trials(deepcopy=False))
+    try:
+        best = best_trials(load_study(earlier).get_trials(deepcopy=False))
+    except UserError as error:
+        raise UserError(f"--warm-start {options.warm_start}: {error}") from None
     if not best:
         raise UserError(
             f"no trial of sweep {options.warm_start!r} has completed its full budget: "
             "leave --warm-start out, or name another sweep"
         )
-    return [moved(trial, space, base) for trial in best[:BEST_TAKEN]]
+    seen = [fitted(point.params, space, base) for point in known]
+    found: list[InitialPoint] = []
+    for point in (moved(trial, space, base) for trial in best):
+        if point.params not in seen and len(found) < BEST_TAKEN:
+            seen.append(point.params)
+            found.append(point)
+    return found
 
 
 def moved(trial: FrozenTrial, space: Space, base: Config) -> InitialPoint:
@@ -48,9 +59,15 @@ def moved(trial: FrozenTrial, space: Space, base: Config) -> InitialPoint:
 
     What `space` has and the trial had not is left to the search.
     """
-    fitted = _Fitted(trial.params)
-    suggest(fitted, space, base)  # type: ignore[arg-type]
-    return InitialPoint(fitted.params, tuple(trial.user_attrs.get(PAPER_VALUES, ())))
+    params = fitted(trial.params, space, base)
+    return InitialPoint(params, tuple(trial.user_attrs.get(PAPER_VALUES, ())))
+
+
+def fitted(params: dict[str, Any], space: Space, base: Config) -> dict[str, Any]:
+    """Those of `params` that `space` has, each at the nearest value in it."""
+    stand_in = _Fitted(params)
+    suggest(stand_in, space, base)  # type: ignore[arg-type]
+    return stand_in.params
 
 
 class _Fitted:

@@ -37,6 +37,12 @@ def test_the_best_come_first(options, earlier):
     assert [point.params for point in points] == best and len(best) == BEST_TAKEN
 
 
+def test_what_is_tried_anyway_is_left_out(options, earlier):
+    again = InitialPoint({**earlier.trial(6).params, "not_in_the_space": 1})
+    points = warm_points(options, Space(), BASE, [again])
+    assert [p.params for p in points] == [earlier.trial(n).params for n in (5, 4, 3, 2, 1)]
+
+
 def test_in_another_space_each_value_is_the_nearest_and_what_is_new_is_left_to_the_search(earlier):
     trial = earlier.trial(3)
     narrow = Space(lr=(1e-3, 2e-3), dropout=(0.0, 0.01), bn_with_z=True)
