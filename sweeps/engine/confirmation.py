@@ -90,6 +90,8 @@ def ranked_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 def expected(trials: Sequence[FrozenTrial]) -> dict[int, float]:
     """The objective to expect of each configuration that completed, by its trial's number.
 
+    The best first; of equal ones that whose own value is lower, then the earlier.
+
     The mean over its runs, drawn towards that over all configurations as if PRIOR_RUNS of them had
     ended there: a single good value counts for half. Without fresh runs the order is that of the
     values.
@@ -104,7 +106,7 @@ def expected(trials: Sequence[FrozenTrial]) -> dict[int, float]:
     for number, value in first.items():
         values = [value, *again.get(number, ())]
         found[number] = (sum(values) + PRIOR_RUNS * overall) / (len(values) + PRIOR_RUNS)
-    return found
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def worst_value(trials: Iterable[FrozenTrial]) -> float:
@@ -150,8 +152,7 @@ def next_to_race(trials: Sequence[FrozenTrial], every: int, seeds: int) -> int |
     order = expected(trials)
     if len(order) < 2:
         return None
-    best = sorted(order, key=lambda number: (order[number], number))[:RACED]
-    return next((n for n in best if counts[n] < seeds and n not in running), None)
+    return next((n for n in list(order)[:RACED] if counts[n] < seeds and n not in running), None)
 
 
 def next_to_confirm(trials: Sequence[FrozenTrial], count: int, seeds: int) -> int | None:
@@ -165,7 +166,7 @@ def next_to_confirm(trials: Sequence[FrozenTrial], count: int, seeds: int) -> in
         return None
     last = max((t.number for t in trials if CONFIRMS not in t.user_attrs), default=0)
     order = expected([t for t in trials if t.number <= last])  # as it was when the search ended
-    chosen = sorted(order, key=lambda number: (order[number], number))[:count]
+    chosen = list(order)[:count]
     chosen += [t.number for t in trials if t.user_attrs.get(CONTROL) and t.number not in chosen]
     known = {c.number: c for c in _fresh(trials)}
     found = [known.get(number, Confirmed(number, (), 0, 0)) for number in chosen]

@@ -81,8 +81,9 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
     if parent:
         complete = [trial for trial in trials if trial.complete and trial.confirms is None]
         best = complete[:BEST_SHOWN]
+        again = [c for c in confirmed(frozen) if c.values]
         if best:
-            values = runs_of(best[0], frozen)
+            values = runs_of(best[0], again)
             doubts = _doubts(best[0], values, by_id, parent)
             if UNTRAINED in doubts:
                 console.print(_too_short(options, values, parent), highlight=False, soft_wrap=True)
@@ -91,7 +92,7 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
             console.print(line, highlight=False)
         if shown := _pareto(complete, by_id, runs.objective_of(parent)):
             console.print(shown, highlight=False)
-        if again := [c for c in confirmed(frozen) if c.values]:
+        if again:
             console.print(announcement(again, control_of(frozen)), highlight=False)
             console.print(_confirmation(again, by_id, frozen))
     console.print(_ends(begun))
@@ -125,11 +126,10 @@ def untrained_error(parent: Run) -> float:
     return min(known.get(name, math.inf) for name in (UNTRAINED_ERROR, UNTRAINED_BN_ERROR))
 
 
-def runs_of(trial: TrialResult, frozen: Sequence[FrozenTrial]) -> list[float]:
+def runs_of(trial: TrialResult, again: Sequence[Confirmed]) -> list[float]:
     """The objective of a completed trial and of those that repeat its configuration."""
     assert trial.value is not None
-    again = (c.values for c in confirmed(frozen) if c.number == int(trial.trial_id))
-    return [trial.value, *next(again, ())]
+    return [trial.value, *next((c.values for c in again if _id(c) == trial.trial_id), ())]
 
 
 def _doubts(best: TrialResult, values: Sequence[float], by_id: Runs, parent: Run) -> list[str]:

@@ -22,7 +22,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.engine.confirmation import CONFIRMS, CONTROL, expected, ranked_by_value
+from sweeps.engine.confirmation import CONFIRMS, CONTROL, expected
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.space import PAPER_VALUES, InitialPoint
 
@@ -229,9 +229,8 @@ def best_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     By the objective to expect of their configurations (`confirmation.expected`): without fresh
     seeds that is the order of their values after the last epoch.
     """
-    trials = list(trials)
-    order = expected(trials)
-    return sorted(ranked_by_value(trials), key=lambda t: order[t.number])
+    by_number = {trial.number: trial for trial in trials}
+    return [by_number[number] for number in expected(list(by_number.values()))]
 
 
 def confirms_of(trial: FrozenTrial) -> str | None:

@@ -142,7 +142,7 @@ def test_the_best_is_judged_by_all_runs_of_its_configuration():
     again.number = 1
     own = optuna.trial.create_trial(value=0.52)
     own.number = 0
-    values = reporting.runs_of(trial, [own, again])
+    values = reporting.runs_of(trial, reporting.confirmed([own, again]))
     assert values == [0.52, 0.44]
     assert reporting._doubts(trial, values, by_id, parent) == []
     assert reporting._doubts(trial, values[:1], by_id, parent) == [reporting.UNTRAINED]
