@@ -207,7 +207,7 @@ def _pareto(trials: Sequence[TrialResult], by_id: Runs, objective: str) -> Table
         return None
     names = front(points)
     if len(names) == 1:
-        return f"No other trial's samples are better ({SAMPLE_DISTANCE}) than the best trial's.\n"
+        return f"Trial {names[0]} has the lowest {objective} and the lowest {SAMPLE_DISTANCE}.\n"
     table = Table(
         title=f"Best in {objective} and {SAMPLE_DISTANCE} together (Pareto front)",
         title_justify="left",
