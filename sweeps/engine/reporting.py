@@ -93,7 +93,8 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
         if shown := _pareto(complete, by_id, runs.objective_of(parent)):
             console.print(shown, highlight=False)
         if again:
-            console.print(announcement(again, control_of(frozen)), highlight=False)
+            ahead = best[0].trial_id if best else None
+            console.print(announcement(again, control_of(frozen), ahead), highlight=False)
             console.print(_confirmation(again, by_id, frozen))
     console.print(_ends(begun))
     console.print(_importance(frozen))
@@ -225,11 +226,17 @@ def control_of(trials: Sequence[FrozenTrial]) -> int | None:
     return next((t.number for t in trials if t.user_attrs.get(CONTROL)), None)
 
 
-def announcement(found: Sequence[Confirmed], control: int | None) -> str:
-    """The winner on fresh seeds, and how sure that is, in one line."""
+def announcement(found: Sequence[Confirmed], control: int | None, best: str | None = None) -> str:
+    """The winner on fresh seeds, and how sure that is, in one line.
+
+    `best`: the best trial's id; if it has no run with a fresh seed, that is said first.
+    """
     first, *others = found
     low, high = first.interval
-    line = f"Confirmed: the configuration of trial {_id(first)} has {first.mean:.4f}"
+    line = "Confirmed:"
+    if best is not None and best not in map(_id, found):
+        line = f"Not confirmed: trial {best}, ahead with one seed only. Of those repeated,"
+    line += f" the configuration of trial {_id(first)} has {first.mean:.4f}"
     if len(first.values) > 1:
         line += f" (95 % interval {low:.4f} to {high:.4f})"
     line += f" over {len(first.values)} fresh seed{'s' * (len(first.values) > 1)}"

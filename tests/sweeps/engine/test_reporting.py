@@ -117,6 +117,8 @@ def test_what_a_sweep_announces():
     assert re.search(r"the second, 00002, with probability [67]\d%", line)
     alone = reporting.announcement([Confirmed(1, (0.5,), 0, 1)], control=None)
     assert alone == "Confirmed: the configuration of trial 00001 has 0.5000 over 1 fresh seed.\n"
+    other = reporting.announcement([Confirmed(1, (0.5,), 0, 1)], control=None, best="00007")
+    assert other.startswith("Not confirmed: trial 00007, ahead with one seed only. Of those")
 
 
 def test_a_difference_within_the_noise_is_a_tie():
