@@ -48,33 +48,38 @@ def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
 
 def _find_train(root: Path, wnids: list[str]) -> dict[str, str]:
     """Path relative to `root` → class, in mixed order."""
-    found = _find_by_class(root, "train", wnids)
-    return {path: found[path] for path in mixed_order(found)}
-
-
-def _find_val(root: Path, wnids: list[str]) -> dict[str, str]:
-    """Path relative to `root` → class, from the annotations, or else from the subfolders."""
-    annotations = root / "val" / ANNOTATIONS
-    if not annotations.exists():
-        return _find_by_class(root, "val", wnids)
-    wnid = files.read_pairs(annotations)
-    names = image_files.list_folder(root / "val" / "images").images
-    for name in names:
-        if wnid.get(name) not in wnids:
-            raise UserError(f"{annotations} has no class of wnids.txt for {name}")
-    if not names:
-        raise UserError(f"{root / 'val' / 'images'} holds no images")
-    return {f"val/images/{name}": wnid[name] for name in names}
-
-
-def _find_by_class(root: Path, split: str, wnids: list[str]) -> dict[str, str]:
-    """Path relative to `root` → class, of images in <split>/<wnid>/images or <split>/<wnid>."""
     found: dict[str, str] = {}
     for wnid in wnids:
-        inner = f"{split}/{wnid}/images"
-        folder = inner if (root / inner).is_dir() else f"{split}/{wnid}"
+        inner = f"train/{wnid}/images"
+        folder = inner if (root / inner).is_dir() else f"train/{wnid}"
         names = image_files.list_folder(root / folder).images
         if not names:
             raise UserError(f"{root / folder} holds no images, but wnids.txt names {wnid}")
         found |= {f"{folder}/{name}": wnid for name in names}
-    return found
+    return {path: found[path] for path in mixed_order(found)}
+
+
+def _find_val(root: Path, wnids: list[str]) -> dict[str, str]:
+    """Path relative to `root` → class, from the annotations and from folders named after classes.
+
+    The usual scripts move, or copy, val/images to val/<wnid>/images, val/<wnid> or
+    val/images/<wnid>; some leave the annotations and an empty val/images behind.
+    """
+    found: dict[tuple[str, str], str] = {}  # class and name → path: of copies the last
+    images, annotations = root / "val" / "images", root / "val" / ANNOTATIONS
+    if names := image_files.list_folder(images).images if images.is_dir() else []:
+        label = files.read_pairs(annotations)
+        for name in names:
+            if label.get(name) not in wnids:
+                raise UserError(f"{annotations} has no class of wnids.txt for {name}")
+            found[label[name], name] = f"val/images/{name}"
+    for wnid in wnids:
+        for folder in (f"val/images/{wnid}", f"val/{wnid}", f"val/{wnid}/images"):
+            if (root / folder).is_dir():
+                names = image_files.list_folder(root / folder).images
+                found |= {(wnid, name): f"{folder}/{name}" for name in names}
+    if not found:
+        raise UserError(
+            f"{root / 'val'} holds no images, neither in images nor in folders named after classes"
+        )
+    return {path: wnid for (wnid, _), path in found.items()}

@@ -1,5 +1,7 @@
 """ali.data.tiny_imagenet: the official folder, with and without annotations."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -49,6 +51,28 @@ def test_tiny_imagenet(tmp_path, annotated):
     )
 
 
+@pytest.mark.parametrize("folder", ["val/{}/images", "val/{}", "val/images/{}"])
+@pytest.mark.parametrize("left", [0, 5, 12])
+def test_val_sorted_into_classes_by_the_usual_scripts(tmp_path, folder, left):
+    """Which leave the annotations; one that was interrupted, or that copies, leaves images, too."""
+    root = write_tiny(tmp_path / "tiny-imagenet-200")
+    before = data.load_test(config("tiny-imagenet", root))
+    for number, path in enumerate(sorted((root / "val" / "images").iterdir())):
+        wnid = WNIDS[int(path.stem.removeprefix("val_")) % 3]
+        to = root / folder.format(wnid) / path.name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if left < 12 and number < left:
+            continue
+        to.write_bytes(path.read_bytes())
+        if left < 12:
+            path.unlink()
+    if folder == "val/{}" and not left:
+        (root / "val" / "images").rmdir()
+    test = data.load_test(config("tiny-imagenet", root))
+    assert sorted(red_values(test)) == sorted(red_values(before)) and len(test) == 12
+    assert (red_values(test) // 50 == test.y).all()
+
+
 def test_bad_tiny_imagenet(tmp_path, cache):
     check_refused("no .*wnids.txt.*--data-dir", config("tiny-imagenet", tmp_path))
     root = write_tiny(tmp_path / "tiny-imagenet-200")
@@ -59,6 +83,8 @@ def test_bad_tiny_imagenet(tmp_path, cache):
     check_refused("no class of wnids.txt for val_0.png", settings, data.load_test)
     annotations.write_text("val_0.png\n")
     check_refused("fewer than two columns", settings, data.load_test)
+    shutil.rmtree(root / "val")
+    check_refused("val holds no images", settings, data.load_test)
     write_image(root / "train" / "n01" / "images" / "n01_3.png", size=(32, 64))
     check_refused("n01_3.png: it is 32×64", settings)
     (root / "wnids.txt").write_text("n01\nn77\n")
