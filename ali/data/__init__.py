@@ -43,6 +43,8 @@ DATASETS: dict[DataName, Callable[[Config, tuple[str, ...]], Splits]] = {
     "folder": folder.load_splits,
 }
 
+FEWEST = 2  # images to validate with or to test with, between which there is a distance
+
 
 def load(config: Config) -> Dataset:
     """The data set that `config` names: training images, labelled pool, validation set.
@@ -55,7 +57,7 @@ def load(config: Config) -> Dataset:
     valid, extra = splits.by_name.get("valid"), splits.by_name.get("extra")
     total = len(train.images)
     held_out = 0 if valid else validation_size(total, splits.large_valid)
-    if not valid and held_out < 1:
+    if (len(valid.images) if valid else held_out) < FEWEST:
         raise UserError(f"{config.data}: {total} images are too few for a validation set")
     labelled = train.images[: total - held_out]
     unlabelled = extra.images if extra else labelled
@@ -88,7 +90,10 @@ def load(config: Config) -> Dataset:
 
 def load_test(config: Config) -> Images:
     """The test split, which must not be used to choose anything. Raises UserError as `load`."""
-    return load_splits(config, ("test",)).by_name["test"].images
+    test = load_splits(config, ("test",)).by_name["test"].images
+    if len(test) < FEWEST:
+        raise UserError(f"{config.data}: one test image is too few: add images")
+    return test
 
 
 def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:

@@ -89,6 +89,8 @@ def launch(sweep: Sweep, options: Options) -> int:
             connect(uri)  # before minutes are spent on data
         base = options.config()
         dataset = sweep.experiment.load_data(base)  # bad data is found here, not in trials
+        if not options.resume:
+            sweep.experiment.check_test_data(base)  # nor by best.py, when the sweep is over
         objective = sweep.experiment.objective(base, dataset)
         space = with_optional(
             sweep.space, base, options.bn_with_z, options.vary_weight_std, options.vary_batch_size

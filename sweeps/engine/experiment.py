@@ -46,6 +46,13 @@ class Experiment(ABC):
         too few for the configuration; a sweep checks this before it starts.
         """
 
+    def check_test_data(self, config: Config) -> None:
+        """Raises UserError if what the test of a full training needs is missing or broken.
+
+        A new sweep asks before it starts, and nothing else of a sweep does. Default: nothing.
+        """
+        return None
+
     @abstractmethod
     def objective(self, config: Config, dataset: Any) -> str:
         """Name of the metric by which trials are compared; lower is better."""
@@ -94,6 +101,11 @@ class AliExperiment(Experiment):
         from ali import data
 
         return data.load(config)
+
+    def check_test_data(self, config: Config) -> None:
+        from ali import data
+
+        data.load_test(config)
 
     def objective(self, config: Config, dataset: Dataset) -> str:
         from ali.experiment import objective

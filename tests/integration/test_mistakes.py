@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ali.data.conftest import write_mat
+from tests.ali.data.test_cifar10 import write_batches
 from tests.integration.harness import error_line, refused
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
@@ -59,6 +61,20 @@ def test_a_folder_without_images(work, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     assert str(folder) in refused(SWEEPS / "folder.py", "--data-dir", folder)
+
+
+@pytest.mark.parametrize(("data", "missing"), [("svhn", "y"), ("cifar10", "test_batch")])
+def test_data_that_only_best_py_needs(work, tmp_path, data, missing):
+    """Without it the sweep would end, and its best trial could not be tested."""
+    folder, options = tmp_path / "data", ("--labels", "20", "--batch-size", "20", "--epochs", "1")
+    if data == "svhn":
+        write_mat(folder)
+        write_mat(folder, "test", y=None)
+    else:
+        write_batches(folder)
+        (folder / "test_batch").unlink()
+    script = SWEEPS / f"{data}.py"
+    assert missing in refused(script, "--data-dir", folder, *options, "--num-trials", "1")
 
 
 def test_a_cluster_that_is_gone(work, tmp_path, monkeypatch):

@@ -88,8 +88,12 @@ def test_own_folders_with_too_little(tmp_path, cache):
     check_refused("too few images", config("folder", tmp_path / "own"))
     write_folder(tmp_path / "own", ["."], 3)
     check_refused("too few for a validation set", config("folder", tmp_path / "own"))
-    write_folder(tmp_path / "own", ["."], 5)
-    check_refused("--batch-size 4 is more than the 3", config("folder", tmp_path / "own"))
+    write_folder(tmp_path / "own", ["."], 5)  # one of them to validate with, by which none can
+    check_refused("too few for a validation set", config("folder", tmp_path / "own"))
+    check_refused("one test image is too few", config("folder", tmp_path / "own"), data.load_test)
+    write_folder(tmp_path / "own", ["."], 9)
+    settings = config("folder", tmp_path / "own", batch_size=8)
+    check_refused("--batch-size 8 is more than the 6", settings)
 
 
 def test_changed_images_are_read_again(tmp_path):
