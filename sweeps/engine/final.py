@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ali import distributed
+from ali import data, distributed
 from ali.config import Config
+from ali.data import Images
 from ali.errors import NonFiniteError, UserError
 from ali.files import make_folder
 from sweeps.engine.final_test import Outcome, over_seeds, result_table, seeds_table
@@ -104,8 +105,12 @@ def train_best(options: FinalOptions) -> int:
     if options.seeds is not None:
         fresh = [config.replace(seed=seed) for seed in fresh_seeds(config.seed, options.seeds)]
         contexts = [replace(context, config=one, fresh_seed=True) for one in fresh]
+    dataset, test = data.load(config), data.load_test(config)  # bad files are found before training
+    trainings = [FullTraining(one, dataset) for one in contexts]
+    for training in trainings:
+        training.check_resumable()
     try:
-        trained = [train(one) for one in contexts]
+        trained = [(training, train(training, test)) for training in trainings]
     except KeyboardInterrupt:
         print("stopped; run the same command again to resume from the last checkpoint")
         return 130
@@ -117,29 +122,29 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
     return [seed + 1_000_000 * (i + 1) for i in range(count)]
 
 
-def train(context: TrainingContext) -> tuple[FullTraining, Outcome | NonFiniteError]:
+def train(training: FullTraining, test: Images) -> Outcome | NonFiniteError:
     """One full training and its test; of several, one that diverges does not end the others."""
-    training = FullTraining(context)
     make_folder(training.folder)
     with driver_lock(training.folder, f"the full training {training.folder.name}"):
         try:
-            return training, training.run()
+            return training.run(test)
         except NonFiniteError as error:
-            if not context.fresh_seed:
+            if not training.context.fresh_seed:
                 raise
-            print(f"seed {context.config.seed} diverged: {error}")
-            return training, error
+            print(f"seed {training.config.seed} diverged: {error}")
+            return error
 
 
 def finish(trained: Sequence[tuple[FullTraining, Outcome | NonFiniteError]]) -> int:
-    """Prints what the trainings came to, and registers the best by validation."""
+    """Prints what the trainings came to; of several, registers the best by validation."""
     tested = [(training, found) for training, found in trained if isinstance(found, Outcome)]
     if not tested:
         print(f"all {len(trained)} seeds diverged: nothing was registered")
         return 1
     objective = tested[0][0].to.objective
     training, best = min(tested, key=lambda pair: pair[1].found[objective])
-    training.register(best)
+    if training.context.fresh_seed:
+        training.register(best)
     print(result_table(best.found, best.config, best.epoch, bool(training.dataset.notes)))
     if training.context.fresh_seed:
         print(seeds_table([(t.config.seed, found) for t, found in trained], objective))

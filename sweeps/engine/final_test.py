@@ -14,7 +14,7 @@ from rich.table import Table
 from ali.config import Config
 from ali.data import Dataset, Images
 from ali.errors import NonFiniteError
-from ali.metrics import TEST_ERROR_MEAN, TEST_ERROR_STD, VAL_ERROR
+from ali.metrics import EPOCH, TEST_ERROR_MEAN, TEST_ERROR_STD, VAL_ERROR
 from ali.training.checkpoint import read_manifest
 
 if TYPE_CHECKING:
@@ -62,15 +62,15 @@ def test_metrics(
 test_metrics.__test__ = False  # type: ignore[attr-defined]  # nothing for pytest to collect
 
 
-def register(client: Any, run_id: str, checkpoint: Path, name: str) -> str | None:
-    """Logs a checkpoint to its run and registers it as a model.
+def register(client: Any, tested: Outcome, checkpoint: Path, name: str) -> str | None:
+    """Logs a checkpoint to its run and registers it as a model, with what the test found as tags.
 
     Returns the model's version; None if this run's checkpoint of this epoch is one already. A
     version's files are never written again.
     """
     from mlflow.exceptions import MlflowException
 
-    folder = f"model_{read_manifest(checkpoint).epoch:06d}"
+    run_id, folder = tested.run_id, f"model_{read_manifest(checkpoint).epoch:06d}"
     source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
     try:
         client.create_registered_model(name)
@@ -81,7 +81,8 @@ def register(client: Any, run_id: str, checkpoint: Path, name: str) -> str | Non
     if any(version.source == source for version in known):
         return None
     client.log_artifacts(run_id, str(checkpoint), folder)
-    return client.create_model_version(name, source, run_id).version
+    tags = {EPOCH: tested.epoch, **tested.found}
+    return client.create_model_version(name, source, run_id, tags).version
 
 
 def over_seeds(found: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,10 +12,12 @@ import torch
 
 from ali import data, distributed
 from ali.config import Config
+from ali.data import Dataset, Images
 from ali.errors import NonFiniteError, UserError
+from ali.experiment import evaluate
 from ali.files import make_folder
-from ali.metrics import D_LOSS, G_LOSS, IMAGES_PER_SECOND, SAMPLE_DIVERSITY
-from ali.training.checkpoint import find_checkpoint
+from ali.metrics import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND, SAMPLE_DIVERSITY
+from ali.training.checkpoint import find_checkpoint, read_manifest
 from ali.training.state import State
 from ali.training.step import device
 from sweeps.engine.endings import Ending, EndState
@@ -25,7 +28,15 @@ from sweeps.engine.reporting import has_collapsed
 from sweeps.engine.storage import Storage
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import connect
-from sweeps.engine.tracking.schema import BEST_OF, CONFIG, KIND_BEST, TESTED, TRIAL, TrackingContext
+from sweeps.engine.tracking.schema import (
+    BEST_OF,
+    CONFIG,
+    FINGERPRINT,
+    KIND_BEST,
+    TESTED,
+    TRIAL,
+    TrackingContext,
+)
 from sweeps.engine.tracking.trial_run import TrialRun
 from sweeps.engine.trial import versions
 
@@ -67,21 +78,45 @@ class TrainingContext:
 class FullTraining:
     """The full training of one trial's configuration, and its MLflow run."""
 
-    def __init__(self, context: TrainingContext) -> None:
+    def __init__(self, context: TrainingContext, dataset: Dataset) -> None:
         self.context, self.config, self.to = context, context.config, context.to
-        self.storage = context.location.storage
-        self.dataset = data.load(self.config)
-        self.test = data.load_test(self.config)  # bad test files are found before training
+        self.storage, self.dataset = context.location.storage, dataset
         self.trial_id = context.trial.data.tags[TRIAL]
         self.name = self.trial_id + (f"-seed{self.config.seed}" if context.fresh_seed else "")
         self.folder = context.location.folder / f"best-{self.name}"
         self.experiment = AliExperiment()
 
-    def run(self) -> Outcome:
-        """Trains and tests, from where an earlier call was stopped.
+    def check_resumable(self) -> None:
+        """Raises UserError if an earlier call has trained more epochs, or on other data.
+
+        To go on would replace a checkpoint and a test error by those of a shorter training.
+        """
+        run = runs.find_trial(connect(self.to.uri), self.to, self.name, KIND_BEST)
+        done = int(run.data.metrics.get(EPOCH, 0)) if run else 0
+        for storage, folder in self.own_checkpoints():
+            with contextlib.suppress(UserError, OSError), storage.local(folder) as local:
+                done = max(done, read_manifest(find_checkpoint(local)).epoch)
+        known = run.data.params.get(FINGERPRINT, self.fingerprint) if run else self.fingerprint
+        if done > self.config.epochs:
+            reason = f"has {done} epochs already: give --epochs {done}, or more, to continue it"
+        elif known != self.fingerprint:
+            reason = f"has other data ({FINGERPRINT} {known}, now {self.fingerprint}): restore them"
+        else:
+            return
+        name, remote = self.folder.name, self.storage.remote
+        copies = f" and its copies in {self.storage.folder}/{name}" if remote else ""
+        delete = f", and delete its MLflow run {run.info.run_id}" if run else ""
+        raise UserError(
+            f"the full training {name} {reason}; to train anew, move {self.folder}{copies} away"
+            f"{delete}"
+        )
+
+    def run(self, test: Images) -> Outcome:
+        """Trains and tests, from where an earlier call was stopped, and registers the model.
 
         Raises what training raises (NonFiniteError, KeyboardInterrupt); MLflow is told of it.
         """
+        self.check_resumable()
         for note in self.dataset.notes:
             print(f"note: {note}")
         self.log = self.open_log()
@@ -96,20 +131,28 @@ class FullTraining:
                 log, workers = self.folder / LOG, self.context.workers
                 train_on_workers(_worker, config, workers, threads, log, self.storage)
                 state, _ = self.load(self.own_checkpoints())
-            return self._test(state)
+            tested = self._test(state, test)
+            if not self.context.fresh_seed:  # of several the best is, when all have been tested
+                self.register(tested)
+            ending = Ending(EndState.COMPLETED, f"trained for {tested.epoch} epochs")
+            runs.end_run(self.log.open()[0], tested.run_id, ending)
+            return tested
         except BaseException as error:
             self._stopped(error)
             raise
 
     def open_log(self) -> TrialRun:
         """The training's MLflow run."""
-        fingerprint = self.dataset.fingerprint
-        params = {**self.config.to_dict(), "data_fingerprint": fingerprint, **versions()}
+        params = {**self.config.to_dict(), FINGERPRINT: self.fingerprint, **versions()}
         # Parameters of a run cannot change in MLflow, and a later call may ask for more epochs.
         for changing in ("epochs", "data_dir"):
             del params[changing]
         tags = {BEST_OF: self.context.trial.info.run_id, CONFIG: json.dumps(self.config.to_dict())}
         return TrialRun(self.to, self.name, params, kind=KIND_BEST, create=True, tags=tags)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.dataset.fingerprint
 
     def say(self, line: str) -> None:
         """Prints a line once; of several workers the first writes it to the log instead."""
@@ -160,7 +203,9 @@ class FullTraining:
                 f"{known[SAMPLE_DIVERSITY]:.2f}): look at its pictures before you trust it"
             )
         candidates = self.own_checkpoints()
-        same_data = trial.data.params.get("data_fingerprint") == self.dataset.fingerprint
+        same_data = trial.data.params.get(FINGERPRINT) == self.fingerprint
+        if FINGERPRINT in trial.data.params and not same_data:
+            self.say(f"note: trial {self.trial_id} had other data, so none of it is continued")
         if same_data and not self.context.fresh_seed:
             kept = reversed(self.storage.checkpoints(self.trial_id))
             candidates += [(self.storage, folder) for folder in kept]
@@ -212,33 +257,32 @@ class FullTraining:
 
     # The end
 
-    def _test(self, state: State) -> Outcome:
+    def _test(self, state: State, test: Images) -> Outcome:
         client, run_id = self.log.open()
         self.log.queue.flush(60)
+        state.save(self.folder / CHECKPOINT)  # it may be the trial's
         known, name = client.get_run(run_id).data, self.to.objective
-        svms, fingerprint = self.context.svms, self.dataset.fingerprint
-        tested = f"epoch {state.epoch}, {svms} SVMs, {fingerprint}"
+        last = known.metrics
+        if last.get(EPOCH) != state.epoch:  # the trial's, or a kill came after the checkpoint
+            last = {EPOCH: state.epoch, **evaluate(state, self.dataset, self.config)}
+            self.log.epoch(last, self.experiment.pictures(state, self.config, self.dataset))
+        svms = self.context.svms
+        tested = f"epoch {state.epoch}, {svms} SVMs, {self.fingerprint}"
         if known.tags.get(TESTED) == tested:  # the test split is read once for a result
             found = {k: v for k, v in known.metrics.items() if k.startswith("test_")}
         else:
-            found = test_metrics(state.networks, self.dataset, self.test, self.config, name, svms)
+            found = test_metrics(state.networks, self.dataset, test, self.config, name, svms)
             for metric, value in found.items():
                 client.log_metric(run_id, metric, value, step=state.epoch)
             client.set_tag(run_id, TESTED, tested)
-            state.save(self.folder / CHECKPOINT)
         self.log.queue.close()
-        runs.end_run(
-            client, run_id, Ending(EndState.COMPLETED, f"trained for {state.epoch} epochs")
-        )
-        # Where the trial's last checkpoint was the last epoch, only the trial's run has its value.
-        earlier = {} if self.context.fresh_seed else self.context.trial.data.metrics
-        found[name] = {**earlier, **known.metrics}[name]
+        found[name] = last[name]
         return Outcome(self.config, run_id, state.epoch, found)
 
     def register(self, tested: Outcome) -> None:
         """Registers the model, unless an earlier call has, and says where everything is."""
         client, model = connect(self.to.uri), f"ali-{self.to.sweep}"
-        if version := register(client, tested.run_id, self.folder / CHECKPOINT, model):
+        if version := register(client, tested, self.folder / CHECKPOINT, model):
             print(f"registered as model {model}, version {version}")
         print(f"checkpoint: {self.folder / CHECKPOINT}")
         print(f"MLflow run: {tested.run_id} (tag {BEST_OF} = {self.context.trial.info.run_id})")
@@ -259,7 +303,7 @@ def _worker(config: dict[str, Any]) -> Exception | None:
     context: TrainingContext = config["context"]
     torch.set_num_threads(context.threads or 1)
     try:
-        training = FullTraining(context)
+        training = FullTraining(context, data.load(context.config))
         make_folder(training.folder)  # on this machine
         if distributed.rank() == 0:
             training.log = training.open_log()

@@ -29,6 +29,7 @@ from sweeps.engine.storage import list_checkpoints
 from sweeps.engine.tracking.queue import AsyncLogQueue
 from sweeps.engine.tracking.schema import (
     CONFIG,
+    FINGERPRINT,
     TOTAL_CORE_SECONDS,
     TOTAL_EVAL_SECONDS,
     TOTAL_TRAIN_SECONDS,
@@ -89,7 +90,7 @@ class SweepTrial(tune.Trainable):
             params = {
                 **config.to_dict(),
                 "threads": context.threads,
-                "data_fingerprint": context.experiment.fingerprint(self._dataset),
+                FINGERPRINT: context.experiment.fingerprint(self._dataset),
                 **versions(),
             }
             tags = {CONFIG: json.dumps(config.to_dict())}

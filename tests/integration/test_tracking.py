@@ -66,6 +66,15 @@ def test_several_processes_may_be_the_first_to_use_a_database(tmp_path):
     assert len({out for out, _ in ended}) == 1, "one experiment"
 
 
+def test_a_run_that_two_threads_open_is_created_once(local):
+    client, to = local
+    run = tracking.TrialRun(to, "00000", {"lr": 1}, kind="best", create=True)  # in its queue
+    run.open()
+    run.queue.close()
+    assert run.queue.lost == 0
+    assert len(tracking.find_runs(client, to.experiment, sweep="s", kind="best")) == 1
+
+
 def image():
     return {"samples": np.zeros((8, 8, 3), np.uint8)}
 

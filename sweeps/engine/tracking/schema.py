@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sweeps.engine.endings import EndState
 
 EXPERIMENT = "ali"
+FINGERPRINT = "data_fingerprint"  # parameter of a run
 # Tags of a run
 CONFIG = "config"  # the whole configuration as JSON: what a run is repeated from
 SWEEP, TRIAL, KIND = "sweep", "trial_id", "kind"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ class TrialRun:
         self._run_id = ""
         self._logged: set[int] = set()
         self._client: MlflowClient | None = None
+        self._opening = threading.Lock()
         self.queue = AsyncLogQueue(f"{kind} {trial_id}", outage_seconds)
         self.queue.put(self.open)
 
@@ -53,6 +55,10 @@ class TrialRun:
 
     def open(self) -> tuple[MlflowClient, str]:
         """The client and the run's id; the run is found, or created, at the first call."""
+        with self._opening:  # by the queue's thread and by its owner's, which must not create two
+            return self._open()
+
+    def _open(self) -> tuple[MlflowClient, str]:
         if self._client is not None and self._run_id:
             return self._client, self._run_id
         self._client = client = open_client(self._to.uri)
@@ -61,6 +67,8 @@ class TrialRun:
             if not self._create:  # if two processes created it, there would be two runs
                 raise LookupError("the driver has not opened the run yet")
             run = create_trial(client, self._to, self._trial_id, self._kind)
+        if self._create and run.info.status != "RUNNING":  # it ended, and is to have more epochs
+            client.update_run(run.info.run_id, status="RUNNING")
         self._logged = logged_epochs(client, run)
         # Parameters never change in MLflow: what differs after a restart becomes a tag.
         known = run.data.params

@@ -1,0 +1,167 @@
+"""Full trainings of a sweep's best trial, called again: what was registered, tested, and is kept.
+
+The sweep is one that MLflow knows of, with a trial of the mixture: training takes a second.
+"""
+
+import json
+import shutil
+import signal
+
+import pytest
+from mlflow import MlflowClient
+
+from ali import data, experiment
+from ali.config import Config
+from ali.data import mixture
+from ali.errors import UserError
+from ali.evaluation import quality
+from ali.training.state import State
+from sweeps.engine import full_training, tracking
+from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.final import FinalOptions, train_best
+from sweeps.engine.tracking.queue import AsyncLogQueue
+from sweeps.engine.tracking.trial_run import TrialRun
+
+CONFIG = Config(data="mixture", train_size=1000, batch_size=250, labels=90, epochs=2)
+
+
+class Best:
+    """A sweep in a folder, and `best.py` on it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        uri = tracking.default_uri(folder)
+        self.client = tracking.connect(uri)
+        self.experiment = tracking.experiment_id(self.client, folder)
+        name = "modes_missed"
+        parent = tracking.start_sweep(self.client, self.experiment, "s", name, {})
+        to = tracking.TrackingContext(uri, self.experiment, "s", parent, name)
+        trial = tracking.create_trial(self.client, to, "00000", config=CONFIG.to_dict())
+        self.client.log_metric(trial.info.run_id, name, 9.0, step=2)
+        self.client.log_param(trial.info.run_id, "data_fingerprint", data.load(CONFIG).fingerprint)
+        tracking.end_run(self.client, trial.info.run_id, Ending(EndState.COMPLETED, ""))
+        tracking.set_best_trials(self.client, to, ["00000"])
+
+    def keep_checkpoint(self):
+        """The trial's, after its last epoch."""
+        for state, _ in experiment.run(CONFIG):
+            state.save(self.folder / "s" / "00000" / "checkpoint_000001")
+
+    def train(self, **options):
+        options = {"svms": 1, "threads": 1, **options}
+        assert train_best(FinalOptions(name="s", output_dir=self.folder, **options)) == 0
+
+    def runs(self):
+        return tracking.find_runs(self.client, self.experiment, kind="best")
+
+    def models(self):
+        """{version: (run, epoch of the checkpoint in it, its files' contents)}."""
+        found = {}
+        for version in self.client.search_model_versions("name = 'ali-s'"):
+            folder = self.folder / "artifacts" / version.source.split("/artifacts/", 1)[1]
+            epoch = json.loads((folder / "state.json").read_text())["epoch"]
+            files = {path.name: path.read_bytes() for path in folder.iterdir()}
+            found[int(version.version)] = version.run_id, epoch, files
+        return found
+
+
+@pytest.fixture
+def best(tmp_path, database, monkeypatch):
+    monkeypatch.setattr(mixture, "SIZES", {"train": 1000, "valid": 500, "test": 500})
+    monkeypatch.setattr(quality, "POINTS", 500)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    shutil.copy(database, tmp_path)
+    yield Best(tmp_path)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_more_epochs_are_another_version_and_fewer_are_refused(best):
+    best.train(epochs=3)
+    first = best.models()
+    best.train(epochs=5)
+    assert best.models()[1] == first[1] and [m[1] for m in best.models().values()] == [5, 3]
+    (run,) = best.runs()
+    before, kept = best.models(), sorted((best.folder / "s" / "best-00000").rglob("*"))
+    for fewer in ({"epochs": 4}, {}):
+        with pytest.raises(UserError, match="--epochs 5"):
+            best.train(**fewer)
+    assert best.models() == before
+    assert sorted((best.folder / "s" / "best-00000").rglob("*")) == kept
+    (again,) = best.runs()
+    assert again.to_dictionary() == run.to_dictionary()
+    best.train(epochs=5)
+    assert best.models() == before
+
+
+class Killed(BaseException):
+    """In place of a kill: nothing happens after it, and MLflow is told of no end."""
+
+
+# What a full training does after the checkpoint of its last epoch, one after the other.
+END = [
+    (TrialRun, "epoch"),
+    (AsyncLogQueue, "flush"),
+    (State, "save"),
+    (full_training, "test_metrics"),
+    (MlflowClient, "set_tag"),  # tested
+    (MlflowClient, "create_registered_model"),
+    (MlflowClient, "log_artifacts"),
+    (MlflowClient, "create_model_version"),
+    (MlflowClient, "set_terminated"),
+]
+
+
+@pytest.mark.parametrize("epochs", [CONFIG.epochs, 3])
+def test_killed_at_its_end_a_resume_finishes_what_is_missing(best, epochs, monkeypatch, capsys):
+    """Whether the last epoch is in the trial's own checkpoint, or was trained after a first end."""
+    best.keep_checkpoint()
+    if epochs > CONFIG.epochs:
+        best.train()
+    earlier, tested = best.models(), 0
+    capsys.readouterr()
+    for owner, name in END:
+
+        def kill(*_, **__):
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(full_training.FullTraining, "_stopped", lambda *_: None)
+            patch.setattr(owner, name, kill)
+            with pytest.raises(Killed):
+                best.train(epochs=epochs)
+        tested += capsys.readouterr().out.count("testing")
+        (run,) = best.runs()
+        assert run.info.status == "RUNNING", (name, "FINISHED is what has a model")
+        assert len(best.models()) == len(earlier) + (name == "set_terminated")
+    best.train(epochs=epochs)
+    (run,), (last, *before) = best.runs(), best.models().values()
+    assert run.info.status == "FINISHED" and tested == 2, "once more: the first was killed in it"
+    assert last[:2] == (run.info.run_id, epochs) and before == list(earlier.values())
+    assert {"modes_missed", "test_modes_missed"} <= run.data.metrics.keys()
+    assert run.data.metrics["epoch"] == epochs
+
+
+def test_several_seeds_load_the_data_once_and_are_refused_together(best, monkeypatch, capsys):
+    loaded, load = [], data.load
+    monkeypatch.setattr(data, "load", lambda config: loaded.append(config) or load(config))
+    best.train(seeds=2)
+    assert len(loaded) == 1 and len(best.models()) == 1
+    assert [run.info.status for run in best.runs()] == ["FINISHED"] * 2
+    capsys.readouterr()
+    with pytest.raises(UserError, match="-seed1000000 has 2 epochs"):
+        best.train(seeds=3, epochs=1)
+    assert "epoch" not in capsys.readouterr().out, "no other is trained before"
+
+
+def test_a_training_is_not_continued_on_other_data(best):
+    best.train()
+    before = best.models()
+    mixture.SIZES["train"] = 1200
+    with pytest.raises(UserError, match=r"other data .*delete its MLflow run"):
+        best.train(epochs=3)
+    assert best.models() == before
+    shutil.move(best.folder / "s" / "best-00000", best.folder / "s" / "moved")
+    best.client.delete_run(best.runs()[0].info.run_id)
+    best.train(epochs=3)  # anew, as it was told to
+    assert len(best.models()) == 2 and best.models()[1] == before[1]
