@@ -2,10 +2,15 @@
 
 import functools
 import http.server
+import os
+import subprocess
 import sys
 import threading
 
 import pytest
+
+# Under `python -O` pytest alone keeps asserts: in these, as in the tests themselves.
+pytest.register_assert_rewrite("tests.audit", "tests.integration.harness", "tests.ali.cli.commands")
 
 
 @pytest.fixture
@@ -18,6 +23,35 @@ def host(tmp_path, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield tmp_path / "host", f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own: (folder, function that sets its size in KiB)."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        return subprocess.run(command, capture_output=True).returncode
+
+    if mount("size=1200k"):
+        pytest.skip("mounting a small file system asks for root")
+    yield folder, lambda size: mount(f"remount,size={size}k")
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def foreign_link():
+    """Makes a symbolic link as another user would."""
+    if os.geteuid() != 0:
+        pytest.skip("links of another user ask for root")
+
+    def make(path, target):
+        path.symlink_to(target)
+        os.chown(path, 1234, 1234, follow_symlinks=False)
+
+    return make
 
 
 @pytest.fixture(autouse=True)

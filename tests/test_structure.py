@@ -205,6 +205,26 @@ def test_one_file_reads_the_environment():
     assert readers == MAY_READ_ENVIRONMENT
 
 
+PURE = {"isinstance", "len", "dict", "monotonic", "startswith", "splitlines", "poll", "contents"}
+
+
+def test_nothing_depends_on_an_assert_being_run():
+    """`python -O` leaves them out. In tests pytest keeps them."""
+    found = []
+    for path in sources(*FOLDERS):
+        if path.name.startswith("test_") or path.name == "conftest.py":
+            continue
+        for stated in ast.walk(ast.parse(path.read_text())):
+            for node in ast.walk(stated.test) if isinstance(stated, ast.Assert) else ():
+                called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+                effect = called and called.rpartition(".")[2] not in PURE
+                if effect or isinstance(
+                    node, ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom
+                ):
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert found == []
+
+
 @pytest.mark.parametrize("module", ["ali", "ali.experiment", "ali.__main__"])
 def test_the_library_leaves_the_sweeps_libraries_alone(module):
     code = (

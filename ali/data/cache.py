@@ -1,7 +1,7 @@
 """The cache of decoded splits, which all trials on a node share.
 
 Each split is decoded or generated once, into a folder of .npy files under $ALI_CACHE (default
-~/.cache/ali-sweeps), and memory-mapped read-only from there.
+~/.cache/ali-sweeps), and memory-mapped read-only from there. Several users may share a cache.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,8 @@ def cached(name: str, build: Build) -> Split:
         if not folder.exists():
             root.mkdir(parents=True, exist_ok=True)
             _remove_abandoned(root, name)
-            partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
+            partial = root / f".{name}-{secrets.token_hex(4)}"
+            partial.mkdir()  # by the umask: other users may share the cache
             try:
                 _write_split(partial, build)
                 try:
@@ -52,23 +54,40 @@ def cached(name: str, build: Build) -> Split:
                         raise
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-        meta = json.loads((folder / "meta.json").read_text())
-        y = np.load(folder / "y.npy") if (folder / "y.npy").exists() else None
-        images = Images(np.load(folder / "x.npy", mmap_mode="r"), y)
+        return _open(folder)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
             f"cannot use the cache {root}: {reason}; set ALI_CACHE to a writable folder"
         ) from error
-    except (ValueError, EOFError) as error:
-        raise UserError(f"the cached data in {folder} is damaged: delete that folder") from error
-    return Split(images, meta["fingerprint"], tuple(meta["notes"]))
+    except (ValueError, TypeError, KeyError, EOFError) as error:
+        raise UserError(
+            f"the cached data in {folder} is damaged: delete that folder, or, if it belongs to "
+            "another user, set ALI_CACHE to a folder of your own"
+        ) from error
+
+
+def _open(folder: Path) -> Split:
+    """Maps a split. Raises ValueError if it is not what its builder wrote, byte by byte: whoever
+    may write to the cache may have changed it. The check takes one or two seconds a gigabyte."""
+    meta = json.loads((folder / "meta.json").read_text())
+    x = np.load(folder / "x.npy", mmap_mode="r")
+    y = np.load(folder / "y.npy") if (folder / "y.npy").exists() else None
+    contents = hashlib.blake2b(digest_size=16)
+    with open(folder / "x.npy", "rb") as file:  # read: a map's pages count as this process's memory
+        size = os.fstat(file.fileno()).st_size - file.seek(x.offset)
+        hashlib.file_digest(file, lambda: contents)
+    if y is not None:
+        contents.update(y.data)
+    if size != x.nbytes or contents.hexdigest() != meta["fingerprint"]:
+        raise ValueError("the contents differ from their fingerprint")
+    return Split(Images(x, y), meta["fingerprint"], tuple(meta["notes"]))
 
 
 def _remove_abandoned(root: Path, name: str) -> None:
     """Removes what killed builders of `name` left: folders not written to for an hour."""
     for partial in root.glob(f".{name}-*"):
-        with contextlib.suppress(FileNotFoundError):  # its builder has just finished
+        with contextlib.suppress(OSError):  # its builder has just finished, or is another user
             written = max(path.stat().st_mtime for path in (partial, *partial.glob("*")))
             if time.time() - written > 3600:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -97,7 +116,8 @@ def _write_split(folder: Path, build: Build) -> None:
 
         y, notes = build(sink)
         file.seek(0)
-        assert header(file) == reserved
+        if header(file) != reserved:
+            raise RuntimeError(f"{shape[0]} images do not fit into the header")
     if y is not None:
         y = np.ascontiguousarray(y, np.int64)
         contents.update(y.data)

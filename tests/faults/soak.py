@@ -30,7 +30,8 @@ def driver_killed(sweep: SweepUnderTest) -> None:
 
 def second_driver(sweep: SweepUnderTest) -> None:
     with (sweep.folder / "driver.log").open("a") as out:
-        assert sweep.start("--resume", out=out).wait(timeout=PATIENCE) in (0, 2)
+        code = sweep.start("--resume", out=out).wait(timeout=PATIENCE)
+        assert code in (0, 2)
 
 
 def checkpoint_damaged(sweep: SweepUnderTest) -> None:

@@ -144,22 +144,6 @@ def test_disk_used_by_checkpoints_is_bounded(swept):
     assert len(kept) == 3, "one of each of the best three"
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own: (folder, function that sets its size in KiB)."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(options):
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        return subprocess.run(command, capture_output=True).returncode
-
-    if mount("size=1200k"):
-        pytest.skip("mounting a small file system asks for root")
-    yield folder, lambda size: mount(f"remount,size={size}k")
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 @pytest.mark.slow
 def test_a_full_disk_loses_nothing(small_disk, tmp_path):
     folder, resize = small_disk

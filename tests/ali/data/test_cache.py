@@ -1,9 +1,12 @@
 """ali.data.cache: each split is built once and shared, and a failure leaves nothing behind."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,3 +94,100 @@ def test_damaged_cache_says_what_to_delete(few, cache):
         file.truncate(1000)
     with pytest.raises(UserError, match=f"{folder.name} is damaged: delete that folder"):
         data.load(few)
+
+
+def built(n=3):
+    """A small split, cached."""
+
+    def build(sink):
+        sink(np.arange(n * 4 * 4 * 3, dtype=np.uint8).reshape(n, 4, 4, 3))
+        return np.arange(n), ()
+
+    return cache_module.cached("small", build)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def empty_header(path):
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"(3, 4, 4, 3)", b"(0, 0, 0, 0)"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("x.npy", flip),
+        ("y.npy", flip),
+        ("x.npy", empty_header),  # as `python -O` left it
+        ("x.npy", lambda path: path.write_bytes(path.read_bytes() + b"\0")),
+        ("x.npy", lambda path: path.write_bytes(b"")),
+        ("y.npy", lambda path: path.unlink()),
+        ("meta.json", lambda path: path.write_text("[]")),
+        ("meta.json", lambda path: path.write_text("{}")),
+    ],
+)
+def test_a_cache_proves_its_contents_when_it_is_opened(cache, name, change):
+    assert built().fingerprint == built().fingerprint
+    change(cache / "small" / name)
+    with pytest.raises(UserError, match="small is damaged: delete that folder, or"):
+        built()
+
+
+def test_the_cache_is_written_without_asserts(cache, monkeypatch):
+    source = Path(cache_module.__file__).read_text()
+    optimized = {"__name__": "optimized"}
+    exec(compile(source, "cache.py", "exec", optimize=1), optimized)  # as `python -O` does
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "cached", optimized["cached"])
+        assert built().images.x.shape == (3, 4, 4, 3)
+    assert built().images.x.shape == (3, 4, 4, 3)
+
+
+def as_user(user, umask, work):
+    """What work() says in another user's process; its error if it ends with one."""
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        try:
+            os.umask(umask)
+            os.setgid(user)
+            os.setuid(user)
+            said = str(work())
+        except BaseException as error:
+            said = str(error)
+        os.write(writer, said.encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with open(reader) as file:
+        return file.read()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a second user asks for root")
+def test_users_share_a_cache(monkeypatch):
+    def fingerprint():
+        return built().fingerprint
+
+    with tempfile.TemporaryDirectory() as shared:  # tmp_path is closed to other users
+        os.chmod(shared, 0o1777)
+        monkeypatch.setenv("ALI_CACHE", shared)
+        expected = as_user(1234, 0o022, fingerprint)
+        assert as_user(1235, 0o022, fingerprint) == expected == fingerprint()
+        assert Path(shared, "small").stat().st_uid == 1234, "built once"
+        # Whoever wants to keep what he decodes to himself says so with the umask.
+        shutil.rmtree(Path(shared, "small"))
+        assert as_user(1234, 0o077, fingerprint) == expected
+        says = "Permission denied; set ALI_CACHE to a writable folder"
+        assert says in as_user(1235, 0o022, fingerprint)
+
+
+def test_a_disk_that_becomes_full_leaves_no_part_of_a_split(small_disk, monkeypatch):
+    folder, _ = small_disk
+    monkeypatch.setenv("ALI_CACHE", str(folder / "cache"))
+    with pytest.raises(UserError, match="No space left on device; set ALI_CACHE"):
+        built(n=40_000)
+    assert list((folder / "cache").iterdir()) == []
+    assert len(built().images) == 3
