@@ -1,44 +1,115 @@
-"""Writing files and folders: a kill or a full disk leaves no half-written file behind."""
+"""Writing files and folders: whole or not at all, and only where their names say."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from ali.errors import UserError
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which becomes `path` when the block ends without an error.
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write to; what it holds becomes `path` when the block ends without an error.
 
-    Raises UserError if the file cannot be written; nothing is left behind then.
+    Raises OSError if the file cannot be written; nothing is left behind then.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    # Only a new file: in a folder that others may write, a known name may be their link.
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        yield partial
+        yield Path(f"/proc/self/fd/{descriptor}")  # this file, whatever has its name by now
+        os.fsync(descriptor)  # network file systems tell only here that the disk is full
         os.replace(partial, path)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot write {path}: {reason}; choose another place") from error
-    finally:
+    except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
+        raise
+    finally:
+        os.close(descriptor)
 
 
-def make_folder(path: Path) -> Path:
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """As `replacing`, but raises UserError if the file cannot be written."""
+    try:
+        with replacing(path) as partial:
+            yield partial
+    except OSError as error:
+        raise _cannot_write(path, error, "choose another place") from error
+
+
+def open_regular(path: Path, mode: str, buffering: int = -1) -> IO[Any]:
+    """Opens a file to append to or to change. Raises UserError if that fails, or if it is a link.
+
+    In a folder that others may write, their link may lead to any file of this user.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        # O_NONBLOCK: a named pipe would keep us waiting for its reader.
+        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.ELOOP, "")
+        return descriptor
+
+    try:
+        return open(path, mode, buffering, opener=opener)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # ENXIO: a named pipe without a reader
+            raise UserError(f"{path} is a link or no file: remove it") from error
+        raise _cannot_write(path, error, "choose another place") from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a file, all of it or nothing. Raises UserError if that fails."""
+    content = f"{line}\n".encode()
+    with open_regular(path, "ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            if file.write(content) < len(content):
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise _cannot_write(path, error, "free space, or choose another place") from error
+
+
+def make_folder(path: Path, shared: bool = False) -> Path:
     """Creates an output folder and its parents, and checks that files can be written there.
 
-    Raises UserError if they cannot.
+    Raises UserError if they cannot, or if another user has put a link in it, whose name we may be
+    about to use, or in its place. `shared`: others keep files of their own there.
     """
     try:
+        refuse_foreign_links(path)
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as probe:  # a full disk takes the name, not the bytes
             probe.write(b"x")
+        refuse_foreign_links(*(() if shared else path.iterdir()))
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot write to {path}: {reason}; choose another --output-dir") from error
+        raise _cannot_write(path, error, "choose another --output-dir", "write to") from error
     return path
+
+
+def refuse_foreign_links(*paths: Path) -> None:
+    """Raises UserError if one is a symbolic link that another user made: it may lead anywhere."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            status = path.lstat()
+            if stat.S_ISLNK(status.st_mode) and status.st_uid not in (0, os.geteuid()):
+                raise UserError(
+                    f"{path} is a link that another user made (uid {status.st_uid}): remove it, or "
+                    "choose another --output-dir"
+                )
+
+
+def _cannot_write(path: Path, error: OSError, way_on: str, how: str = "write") -> UserError:
+    reason = (error.strerror or str(error)).lower()
+    return UserError(f"cannot {how} {path}: {reason}; {way_on}")

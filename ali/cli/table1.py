@@ -23,7 +23,7 @@ from ali.evaluation.table1 import (
     hash_settings,
     training_seconds,
 )
-from ali.files import atomic_write, make_folder
+from ali.files import append_line, atomic_write, make_folder
 
 WIDTH = 110  # columns of the printed table if the output is not a terminal
 MEASURED = "measured.json"  # in the output folder
@@ -209,8 +209,7 @@ class _Table:
         start = State.load(folder, device(), config) if begun else None
         make_folder(run)
         for state, metrics in experiment.run(config, self.dataset, start):
-            with open(run / "metrics.jsonl", "a") as log:
-                log.write(json.dumps(metrics) + "\n")
+            append_line(run / "metrics.jsonl", json.dumps(metrics))
             state.save(folder)
             print(f"{model}: epoch {state.epoch}/{epochs}", flush=True)
         return folder

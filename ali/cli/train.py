@@ -12,7 +12,7 @@ from ali.cli import command, terminable
 from ali.cli.common import check_at_least, set_threads, write_png
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
-from ali.files import atomic_write, make_folder
+from ali.files import append_line, atomic_write, make_folder
 from ali.metrics import (
     D_LOSS,
     EPOCH,
@@ -111,8 +111,7 @@ def _train(options: Train, folder: Path, config: Config) -> None:
     with _progress(state.epoch, config.epochs) as show:
         try:
             for _, metrics in experiment.run(config, dataset, state):
-                with open(folder / LOG, "a") as log:
-                    log.write(json.dumps(metrics) + "\n")
+                append_line(folder / LOG, json.dumps(metrics))
                 if state.epoch % options.image_every == 0 or state.epoch == config.epochs:
                     for name, picture in epoch_pictures(state.networks, dataset, config).items():
                         write_png(folder / f"{name}-{state.epoch:04d}.png", picture)

@@ -20,13 +20,15 @@ from torch import Tensor
 
 from ali.config import Config
 from ali.errors import UserError
+from ali.files import replacing
 
 FORMAT = 2  # 1: without a checksum of the manifest itself; still read
 MANIFEST = "state.json"
 WEIGHTS, OPTIMIZER = "weights", "optimizer"  # groups of tensors, a file each
-PARTIAL = ".partial"  # ends the name of a file that is being written
 CHECKSUM = "sha256"
-_OURS = re.compile(rf"(({WEIGHTS}|{OPTIMIZER})-\w+\.safetensors|{re.escape(MANIFEST)})(\.partial)?")
+_NAMES = rf"(({WEIGHTS}|{OPTIMIZER})-\w+\.safetensors|{re.escape(MANIFEST)})"
+# The last: what a kill left of one being written, by this version or an earlier one.
+_OURS = re.compile(rf"{_NAMES}|\.{_NAMES}\.\w+\.partial|{_NAMES}\.partial")
 _KEYS = {"format", "config", "epoch", "step", "generator", "files"}
 
 
@@ -104,9 +106,11 @@ def write(folder: Path, manifest: Manifest, groups: dict[str, dict[str, Tensor]]
             files[group] = {"name": name, CHECKSUM: digest}
             if not (folder / name).exists():
                 written.append(folder / name)
-            _write_file(folder / name, content)
+            with replacing(folder / name) as partial:
+                partial.write_bytes(content)
         _sync_folder(folder)
-        _write_file(folder / MANIFEST, replace(manifest, files=files).to_json())
+        with replacing(folder / MANIFEST) as partial:
+            partial.write_bytes(replace(manifest, files=files).to_json())
     except OSError as error:
         for path in written:
             path.unlink(missing_ok=True)
@@ -172,20 +176,6 @@ def _damaged(folder: Path | str, what: str) -> UserError:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    """Atomically: `path` has its old content or all of the new. On failure no trace is left."""
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -97,7 +97,7 @@ def launch(sweep: Sweep, options: Options) -> int:
         )
         points = first_points(sweep, options, space, base)
         refuse_dead_cluster()
-        make_folder(options.output_dir)
+        make_folder(options.output_dir, shared=True)
         quiet_libraries()
         began = time.monotonic()
         with ThreadPoolExecutor(1) as beside:  # a new database and Ray both take seconds to start

@@ -15,7 +15,7 @@ from ali.config import Config
 from ali.data import Dataset, Images
 from ali.errors import NonFiniteError, UserError
 from ali.experiment import evaluate
-from ali.files import make_folder
+from ali.files import append_line, make_folder
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND, SAMPLE_DIVERSITY
 from ali.training.checkpoint import find_checkpoint, read_manifest
 from ali.training.state import State
@@ -159,8 +159,8 @@ class FullTraining:
         if distributed.world_size() == 1:
             print(line, flush=True)
         elif distributed.rank() == 0:
-            with (self.folder / LOG).open("a") as file:
-                print(line, file=file)
+            with contextlib.suppress(UserError):  # what cannot be said is no reason to end
+                append_line(self.folder / LOG, line)
 
     # Checkpoints
 

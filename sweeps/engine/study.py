@@ -22,6 +22,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from ali.files import open_regular
 from sweeps.engine.confirmation import CONFIRMS, CONTROL, expected
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.space import PAPER_VALUES, InitialPoint
@@ -254,7 +255,7 @@ def repair_journal(journal: Path) -> None:
     journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
     if not journal.exists():
         return
-    with journal.open("rb+") as file:
+    with open_regular(journal, "rb+") as file:
         data = file.read()
         if data and not data.endswith(b"\n"):
             file.truncate(data.rfind(b"\n") + 1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ali.errors import UserError
+from ali.files import open_regular
 from sweeps.engine.cluster import NODE_CPU, refuse_dead_cluster, start_ray
 from sweeps.engine.storage import Storage
 
@@ -79,7 +80,7 @@ def train_on_workers(
 @contextlib.contextmanager
 def _printed(log: Path) -> Iterator[None]:
     """Within, prints the lines that workers, on whatever machine, append to a file."""
-    log.touch()
+    open_regular(log, "a").close()
     ended = threading.Event()
 
     def follow(file: TextIO) -> None:
