@@ -5,13 +5,22 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from ali.errors import UserError
+from ali.files import open_regular
 
 LOCK = "driver.lock"
+TOUCH_SECONDS = 10.0  # how often its holder touches the file
+DEAD_SECONDS = 3 * TOUCH_SECONDS  # untouched for so long, its holder counts as dead
+SETTLE_SECONDS = 2.0  # for another process that has just found the file free, to write to it
+UNLOCKED = "unlocked"  # ends the file where its holder could not lock it
 
 
 class LockedError(UserError):
@@ -22,16 +31,89 @@ class LockedError(UserError):
 def driver_lock(folder: Path, what: str) -> Iterator[None]:
     """Holds a folder's lock; the kernel releases it with the process, however that ends.
 
-    Raises LockedError, naming the process that holds it, if another one does.
+    On a file system without locks (Lustre without `flock`, NFS without its lock service) the file,
+    which has its holder's name and is touched while that lives, stands for the lock. Raises
+    LockedError, naming the process that holds it, if another one does.
     """
-    with (folder / LOCK).open("a+") as file:
+    path, lacking = folder / LOCK, ""
+    with open_regular(path, "ab+", buffering=0) as file:
+        before = _read(path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise LockedError(f"{what} is being run by {holder}: wait for it, or stop it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
+        except BlockingIOError:
+            raise _locked(what, before[0]) from None
+        except OSError as error:
+            lacking = error.strerror or str(error)
+        if before[0] and (lacking or before[0].endswith(UNLOCKED)):
+            _refuse_if_alive(path, what, before)
+        mine = f"process {os.getpid()} on {socket.gethostname()}\n{secrets.token_hex(8)} "
+        mine += UNLOCKED if lacking else "locked"
+        try:
+            file.truncate(0)
+            file.write(mine.encode())
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        if lacking:
+            print(
+                f"note: {folder} is on a file system without locks ({lacking.lower()}): {LOCK}, "
+                f"touched every {TOUCH_SECONDS:g} s, stands in. Not protected: a process that is "
+                f"stopped for {DEAD_SECONDS:g} s (Ctrl-Z) counts as dead; if another has taken "
+                "over when it goes on, both write until it has noticed",
+                flush=True,
+            )
+            time.sleep(SETTLE_SECONDS)
+            if (now := _read(path)[0]) != mine:
+                raise _locked(what, now)
+        ended = threading.Event()
+
+        def touch() -> None:
+            while not ended.wait(TOUCH_SECONDS):
+                with contextlib.suppress(OSError):
+                    if (now := _read(path)[0]) != mine:
+                        end_taken_over(what, _holder(now))
+                    os.utime(file.fileno())
+
+        thread = threading.Thread(target=touch, name="lock", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            with contextlib.suppress(OSError):
+                file.truncate(0)
+
+
+def end_taken_over(what: str, holder: str) -> NoReturn:
+    """Ends this process, like a kill: another one took it for dead."""
+    os.write(2, f"error: {what} was taken over by {holder}\n".encode())
+    os._exit(1)  # the kernel ends what Ray has started here
+
+
+def _refuse_if_alive(path: Path, what: str, before: tuple[str, int]) -> None:
+    print(
+        f"{what} was run by {_holder(before[0])}, which did not end properly: "
+        f"checking for {DEAD_SECONDS:g} s whether it is still alive",
+        flush=True,
+    )
+    until = time.monotonic() + DEAD_SECONDS
+    while time.monotonic() < until:
+        time.sleep(TOUCH_SECONDS / 10)
+        if (now := _read(path)) != before:
+            if now[0]:
+                raise _locked(what, now[0])
+            return  # it has just ended
+
+
+def _locked(what: str, content: str) -> LockedError:
+    return LockedError(f"{what} is being run by {_holder(content)}: wait for it, or stop it")
+
+
+def _holder(content: str) -> str:
+    return content.partition("\n")[0] or "another process"
+
+
+def _read(path: Path) -> tuple[str, int]:
+    """Content and time of change; opened anew, since NFS asks its server only then."""
+    with path.open("rb") as file:
+        return file.read().decode(errors="replace"), os.fstat(file.fileno()).st_mtime_ns

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from ali.errors import UserError
+from sweeps.engine.lock import end_taken_over
 from sweeps.engine.storage import Storage, as_user_error, one_line
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,7 @@ class Lease:
         """Ends the process, like a kill, if another driver took it for dead."""
         lease = self._storage.read(LEASE)
         if lease is not None and self._token.encode() not in lease:
-            os.write(2, f"error: {self._what} was taken over by {_first_line(lease)}\n".encode())
-            os._exit(1)  # the kernel ends what Ray has started here
+            end_taken_over(self._what, _first_line(lease))
         self._write()
 
     def drop(self) -> None:

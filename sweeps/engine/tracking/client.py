@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ from urllib.request import urlopen
 
 from ali import environment
 from ali.errors import UserError
+from ali.files import open_regular, refuse_foreign_links
 from sweeps.engine.tracking.schema import EXPERIMENT
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ def connect(uri: str) -> MlflowClient:
         with _database_lock(uri):
             client = open_client(uri)
             client.search_experiments(max_results=1)
+    except UserError:
+        raise
     except Exception as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"cannot use the tracking store {uri}: {first_line}") from None
@@ -68,13 +72,20 @@ def connect(uri: str) -> MlflowClient:
 @contextlib.contextmanager
 def _database_lock(uri: str) -> Iterator[None]:
     """Holds a lock beside a sqlite database: when two processes create its tables at once, MLflow
-    fails in one of them."""
+    fails in one of them. Raises UserError where SQLite cannot work, or links lead elsewhere."""
     file = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:///") or not os.access(file.parent, os.W_OK):
         yield
         return
-    with file.with_name(file.name + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    refuse_foreign_links(*file.parent.glob(f"{glob.escape(file.name)}*"))
+    with open_regular(file.with_name(file.name + ".lock"), "a") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # the kind of lock that SQLite itself needs
+        except OSError as error:
+            raise UserError(
+                f"the file system of {file.parent} has no locks ({error.strerror}), which SQLite "
+                "needs: give the --tracking-uri of a server, or sqlite:////LOCAL/DISK/mlflow.db"
+            ) from error
         yield
 
 
