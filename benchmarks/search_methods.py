@@ -20,7 +20,7 @@ from ali.metrics import EPOCH
 from benchmarks import blackbox
 from benchmarks.learning_curves import TABLES
 from benchmarks.replay import Choice, Curves, Decision, Method, TableSampler
-from sweeps.engine.confirmation import confirmed, expected
+from sweeps.engine.confirmation import estimates
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.scheduler import EarlyStopping
 from sweeps.engine.search import StudyRecorder, StudySearch
@@ -157,16 +157,13 @@ class Shipped(Method):
         return "continue"
 
     def _announced(self) -> Choice | None:
-        """The best, with the mean and interval over fresh seeds once it has some."""
+        """The best, with the mean to expect, and its interval once anything has run twice."""
         trials = self._study.trials()
         best = best_trials(trials)
         if not best:
             return None
-        row = self._find.row(best[0].params)
-        fresh = next((c for c in confirmed(trials) if c.number == best[0].number), None)
-        if fresh and fresh.values:
-            return Choice(row, fresh.mean, *fresh.interval)
-        return Choice(row, expected(trials)[best[0].number])
+        known = estimates(trials)[best[0].number]
+        return Choice(self._find.row(best[0].params), known.mean, *known.interval)
 
     def choice(self) -> Choice | None:
         return self._best

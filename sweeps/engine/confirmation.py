@@ -1,9 +1,9 @@
 """More seeds for the best configurations: while the search goes on (race), then to confirm them.
 
 The best of many noisy values is mostly luck. So the most promising configurations are trained again
-with other seeds. What is announced of one is computed from these fresh runs alone, since its first
-run is what it was chosen for; which is best, from all of them. Everything is computed from the
-study's trials, so that a resume goes on where it was.
+with other seeds. What is expected of one is estimated from all its runs, drawn towards the mean of
+all configurations: the choice of the luckiest then does not bias it (benchmarks/search.py measures
+that). Everything is computed from the study's trials, so that a resume goes on where it was.
 """
 
 from __future__ import annotations
@@ -52,26 +52,44 @@ class Confirmed:
         """Between seeds; NaN with fewer than two."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else float("nan")
 
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the runs of a sweep say of a configuration's mean objective.
+
+    Configurations differ, and runs of one differ by their seeds, both normally and, for want of
+    better knowledge, equally: an empirical Bayes estimate.
+
+    Attributes:
+        mean: expected.
+        std: of what is not known; NaN if no configuration has run twice.
+        freedom: degrees of freedom of `std`: runs beyond the first, over all configurations.
+    """
+
+    mean: float
+    std: float
+    freedom: int
+
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % confidence interval of the mean (Student's t); infinite with fewer than 2 values."""
+        """95 % credible interval of the mean (Student's t); infinite if `std` is not known."""
         from scipy.stats import t
 
-        if len(self.values) < 2:
+        if not self.freedom:
             return float("-inf"), float("inf")
-        half = t.ppf(0.975, len(self.values) - 1) * self.std / len(self.values) ** 0.5
+        half = t.ppf(0.975, self.freedom) * self.std
         return self.mean - half, self.mean + half
 
-    def beats(self, other: Confirmed) -> float:
-        """Probability that its mean is the lower one (Welch's t); 0.5 where nothing is known."""
-        from scipy.stats import ttest_ind
+    def beats(self, other: Estimate) -> float:
+        """Probability that its mean is the lower one; 0.5 where nothing is known."""
+        from scipy.stats import t
 
-        if min(len(self.values), len(other.values)) < 2:
+        if not self.freedom:
             return 0.5
-        if np.ptp(self.values) == np.ptp(other.values) == 0:
-            return 0.5 + 0.5 * np.sign(other.mean - self.mean)
-        test = ttest_ind(self.values, other.values, equal_var=False, alternative="less")
-        return float(1 - test.pvalue)
+        apart = (self.std**2 + other.std**2) ** 0.5
+        if not apart:
+            return 0.5 + 0.5 * float(np.sign(other.mean - self.mean))
+        return float(t.cdf((other.mean - self.mean) / apart, self.freedom))
 
 
 def ranked_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
@@ -87,26 +105,34 @@ def ranked_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return sorted(complete, key=lambda t: (t.value, t.number))
 
 
-def expected(trials: Sequence[FrozenTrial]) -> dict[int, float]:
-    """The objective to expect of each configuration that completed, by its trial's number.
+def estimates(trials: Sequence[FrozenTrial]) -> dict[int, Estimate]:
+    """What to expect of each configuration with a run that completed, by its trial's number.
 
-    The best first; of equal ones that whose own value is lower, then the earlier.
-
-    The mean over its runs, drawn towards that over all configurations as if PRIOR_RUNS of them had
+    The best first; of equal ones that whose own value is lower, then the earlier. The mean over a
+    configuration's runs is drawn towards that over all configurations as if PRIOR_RUNS of them had
     ended there: a single good value counts for half. Without fresh runs the order is that of the
-    values.
+    values. The spread between seeds is pooled over all configurations that have several runs.
     """
-    own = ranked_by_value(trials)
-    if not own:
-        return {}
-    first = {t.number: float(t.value or 0.0) for t in own}
-    overall = float(np.mean([*first.values()]))
-    again = {c.number: c.values for c in _fresh(trials)}
+    own = {t.number: [float(t.value or 0.0)] for t in ranked_by_value(trials)}
+    again = {c.number: list(c.values) for c in _fresh(trials) if c.values}
+    runs = {n: own.get(n, []) + again.get(n, []) for n in [*own, *(again.keys() - own.keys())]}
+    freedom = sum(len(values) - 1 for values in runs.values())
+    squares = sum(float(np.var(values)) * len(values) for values in runs.values())
+    spread = (squares / freedom) ** 0.5 if freedom else float("nan")
+    first = [values[0] for values in (own or runs).values()]
+    overall = float(np.mean(first)) if first else float("nan")
     found = {}
-    for number, value in first.items():
-        values = [value, *again.get(number, ())]
-        found[number] = (sum(values) + PRIOR_RUNS * overall) / (len(values) + PRIOR_RUNS)
-    return dict(sorted(found.items(), key=lambda item: item[1]))
+    for number, values in runs.items():
+        weight = len(values) + PRIOR_RUNS
+        mean = (sum(values) + PRIOR_RUNS * overall) / weight
+        found[number] = Estimate(mean, spread / weight**0.5, freedom)
+    return dict(sorted(found.items(), key=lambda item: item[1].mean))
+
+
+def ranking(trials: Sequence[FrozenTrial]) -> list[int]:
+    """Numbers of the search's trials that completed, the best to expect first."""
+    complete = {t.number for t in ranked_by_value(trials)}
+    return [number for number in estimates(trials) if number in complete]
 
 
 def worst_value(trials: Iterable[FrozenTrial]) -> float:
@@ -116,9 +142,8 @@ def worst_value(trials: Iterable[FrozenTrial]) -> float:
 
 def confirmed(trials: Sequence[FrozenTrial]) -> list[Confirmed]:
     """The configurations that have runs with fresh seeds, the best to expect first."""
-    order = expected(trials)
-    found = _fresh(trials)
-    return sorted(found, key=lambda c: (order.get(c.number, float("inf")), c.number))
+    rank = {number: i for i, number in enumerate(estimates(trials))}
+    return sorted(_fresh(trials), key=lambda c: (rank.get(c.number, len(rank)), c.number))
 
 
 def _fresh(trials: Sequence[FrozenTrial]) -> list[Confirmed]:
@@ -149,10 +174,10 @@ def next_to_race(trials: Sequence[FrozenTrial], every: int, seeds: int) -> int |
         return None
     running = {t.user_attrs[CONFIRMS] for t in again if not t.state.is_finished()}
     counts = Counter(t.user_attrs[CONFIRMS] for t in again)
-    order = expected(trials)
+    order = ranking(trials)
     if len(order) < 2:
         return None
-    return next((n for n in list(order)[:RACED] if counts[n] < seeds and n not in running), None)
+    return next((n for n in order[:RACED] if counts[n] < seeds and n not in running), None)
 
 
 def next_to_confirm(trials: Sequence[FrozenTrial], count: int, seeds: int) -> int | None:
@@ -165,20 +190,20 @@ def next_to_confirm(trials: Sequence[FrozenTrial], count: int, seeds: int) -> in
     if not count:
         return None
     last = max((t.number for t in trials if CONFIRMS not in t.user_attrs), default=0)
-    order = expected([t for t in trials if t.number <= last])  # as it was when the search ended
-    chosen = list(order)[:count]
+    chosen = ranking([t for t in trials if t.number <= last])[:count]  # when the search ended
     chosen += [t.number for t in trials if t.user_attrs.get(CONTROL) and t.number not in chosen]
     known = {c.number: c for c in _fresh(trials)}
     found = [known.get(number, Confirmed(number, (), 0, 0)) for number in chosen]
-    open_ = [c for c in found if c.begun < seeds and not _settled(c, found)]
+    now = estimates(trials)
+    open_ = [c for c in found if c.begun < seeds and not _settled(c, found, now)]
     return min(open_, key=lambda c: (c.begun, chosen.index(c.number))).number if open_ else None
 
 
-def _settled(one: Confirmed, all_: Sequence[Confirmed]) -> bool:
+def _settled(one: Confirmed, all_: Sequence[Confirmed], now: dict[int, Estimate]) -> bool:
     """Whether more runs of `one` would change nothing."""
-    leader = min(all_, key=lambda c: c.mean)
+    leader = min(all_, key=lambda c: now[c.number].mean if c.number in now else float("inf"))
     others = [c for c in all_ if c is not one]
     if one is leader:
-        return bool(others) and all(_settled(c, all_) for c in others)
+        return bool(others) and all(_settled(c, all_, now) for c in others)
     enough = min(len(one.values), len(leader.values)) >= MIN_RUNS
-    return enough and one.beats(leader) < DROPPED_BELOW
+    return enough and now[one.number].beats(now[leader.number]) < DROPPED_BELOW

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,15 @@ from ali.metrics import (
     UNTRAINED_BN_ERROR,
     UNTRAINED_ERROR,
 )
-from sweeps.engine.confirmation import CONFIRMS, CONTROL, Confirmed, confirmed, worst_value
+from sweeps.engine.confirmation import (
+    CONFIRMS,
+    CONTROL,
+    Confirmed,
+    Estimate,
+    confirmed,
+    estimates,
+    worst_value,
+)
 from sweeps.engine.endings import is_broken
 from sweeps.engine.formatting import HYPERPARAMETERS, MISSING, format_hyperparameters, varied
 from sweeps.engine.options import Location, Options, saved_options
@@ -57,6 +65,7 @@ QUALITY = {  # metric shown beside the objective: heading
 }
 WIDTH = 118  # characters of a printed report
 OPTIONAL_WIDTH = 6  # more for each hyperparameter that is not searched by default
+MIN_FREEDOM = 2  # runs beyond the first ones, from which on an interval says anything
 SURE = 0.95  # probability from which on a difference is no tie
 COLLAPSED_WORDS, UNTRAINED = "which has collapsed", "which is no better than untrained"
 Runs = dict[str, "Run"]  # of trials, by id
@@ -93,9 +102,10 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
         if shown := _pareto(complete, by_id, runs.objective_of(parent)):
             console.print(shown, highlight=False)
         if again:
+            known, control = estimates(frozen), control_of(frozen)
             ahead = best[0].trial_id if best else None
-            console.print(announcement(again, control_of(frozen), ahead), highlight=False)
-            console.print(_confirmation(again, by_id, frozen))
+            console.print(announcement(again, known, control, ahead), highlight=False)
+            console.print(_confirmation(again, known, by_id, frozen))
     console.print(_ends(begun))
     console.print(_importance(frozen))
     console.print(_cost(by_id))
@@ -226,35 +236,53 @@ def control_of(trials: Sequence[FrozenTrial]) -> int | None:
     return next((t.number for t in trials if t.user_attrs.get(CONTROL)), None)
 
 
-def announcement(found: Sequence[Confirmed], control: int | None, best: str | None = None) -> str:
-    """The winner on fresh seeds, and how sure that is, in one line.
+def announcement(
+    found: Sequence[Confirmed],
+    known: Mapping[int, Estimate],
+    control: int | None,
+    best: str | None = None,
+) -> str:
+    """The winner on fresh seeds, what to expect of it, and how sure that is, in one line.
 
     `best`: the best trial's id; if it has no run with a fresh seed, that is said first.
     """
     first, *others = found
-    low, high = first.interval
     line = "Confirmed:"
     if best is not None and best not in map(_id, found):
         line = f"Not confirmed: trial {best}, ahead with one seed only. Of those repeated,"
     line += f" the configuration of trial {_id(first)} has {first.mean:.4f}"
-    if len(first.values) > 1:
-        line += f" (95 % interval {low:.4f} to {high:.4f})"
     line += f" over {len(first.values)} fresh seed{'s' * (len(first.values) > 1)}"
+    expected = known[first.number]
+    line += f"; expect {expected.mean:.4f}"
+    if expected.freedom >= MIN_FREEDOM:
+        low, high = expected.interval
+        line += f" (95 % interval {low:.4f} to {high:.4f})"
     paper = next((c for c in others if c.number == control), None)
     rivals = [(paper, "the paper's point")] if paper else []
     second = next((c for c in others if c.number != control), None)
     rivals += [(second, f"the second, {_id(second)}")] if second else []
     for rival, name in rivals:
         assert rival is not None
-        line += f"; better than {name}, with probability {first.beats(rival):.0%}"
+        line += f"; better than {name}, with probability {expected.beats(known[rival.number]):.0%}"
     return line + ".\n"
 
 
-def _confirmation(found: Sequence[Confirmed], by_id: Runs, trials: Sequence[FrozenTrial]) -> Table:
-    """Objective over fresh seeds; what cannot be told from the best is a tie."""
-    table = Table(title="Confirmation, on fresh seeds", title_justify="left")
-    for heading in ("configuration of", "mean", "std", "95 % interval", "seeds", "collapsed"):
+def _confirmation(
+    found: Sequence[Confirmed],
+    known: Mapping[int, Estimate],
+    by_id: Runs,
+    trials: Sequence[FrozenTrial],
+) -> Table:
+    """Objective over fresh seeds, and expected; what cannot be told from the best is a tie."""
+    table = Table(
+        title="Confirmation, on fresh seeds",
+        caption="expected: of one more seed, from all runs, drawn towards the mean of all trials",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for heading in ("configuration of", "mean", "std", "seeds", "collapsed", "expected"):
         table.add_column(heading, justify="right")
+    table.add_column("95 % interval", justify="right")
     table.add_column("against the first")
     control = control_of(trials)
     again: dict[int, list[str]] = defaultdict(list)
@@ -263,20 +291,19 @@ def _confirmation(found: Sequence[Confirmed], by_id: Runs, trials: Sequence[Froz
             again[trial.user_attrs[CONFIRMS]].append(trial_id(trial.number))
     for one in found:
         collapsed = sum(name in by_id and has_collapsed(by_id[name]) for name in again[one.number])
-        behind = found[0].beats(one)
+        expected = known[one.number]
+        behind = known[found[0].number].beats(expected)
         verdict = "worse" if behind >= SURE else "tie: cannot be told apart"
-        if one is found[0]:
-            verdict = ""
-        low, high = one.interval
-        several = len(one.values) > 1
+        low, high = expected.interval
         table.add_row(
             _id(one) + (" (the paper's)" if one.number == control else ""),
             f"{one.mean:.4f}",
-            f"{one.std:.4f}" if several else MISSING,
-            f"{low:.4f} to {high:.4f}" if several else MISSING,
+            f"{one.std:.4f}" if len(one.values) > 1 else MISSING,
             f"{len(one.values)}" + (f", {one.diverged} diverged" if one.diverged else ""),
             f"{collapsed}",
-            verdict,
+            f"{expected.mean:.4f}",
+            f"{low:.4f} to {high:.4f}" if expected.freedom >= MIN_FREEDOM else MISSING,
+            "" if one is found[0] else verdict,
         )
     return table
 

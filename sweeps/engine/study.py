@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from ali.files import open_regular
-from sweeps.engine.confirmation import CONFIRMS, CONTROL, expected
+from sweeps.engine.confirmation import CONFIRMS, CONTROL, estimates, ranking
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.space import PAPER_VALUES, InitialPoint
 
@@ -197,12 +197,12 @@ class ByConfiguration(BaseSampler):
 
 def configurations(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """The trials that confirm no other, completed ones with the objective to expect of them."""
-    values, shown = expected(trials), []
+    values, shown = estimates(trials), []
     for trial in trials:
         if CONFIRMS not in trial.user_attrs:
-            if trial.number in values:
+            if trial.state == TrialState.COMPLETE:
                 trial = copy.copy(trial)
-                trial.value = values[trial.number]
+                trial.value = values[trial.number].mean
             shown.append(trial)
     return shown
 
@@ -227,11 +227,11 @@ def with_trials(study: optuna.Study, trials: list[FrozenTrial]) -> optuna.Study:
 def best_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """The search's trials that completed their full budget, best first: the definition of "best".
 
-    By the objective to expect of their configurations (`confirmation.expected`): without fresh
+    By the objective to expect of their configurations (`confirmation.estimates`): without fresh
     seeds that is the order of their values after the last epoch.
     """
     by_number = {trial.number: trial for trial in trials}
-    return [by_number[number] for number in expected(list(by_number.values()))]
+    return [by_number[number] for number in ranking(list(by_number.values()))]
 
 
 def confirms_of(trial: FrozenTrial) -> str | None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ali.config import Config
 from sweeps.engine import reporting
-from sweeps.engine.confirmation import Confirmed
+from sweeps.engine.confirmation import Confirmed, Estimate
 from sweeps.engine.options import Options
 from sweeps.engine.results import TrialResult
 
@@ -108,26 +108,33 @@ def test_few_trials_tell_nothing():
     assert "11 trials are too few" in reporting._importance(study(11, effect=2, seed=0))
 
 
+FOUND = [
+    Confirmed(3, (0.30, 0.32, 0.34), 0, 3),
+    Confirmed(2, (0.31, 0.33, 0.35), 1, 3),
+    Confirmed(0, (0.6, 0.62, 0.7), 0, 3),  # the paper's point
+]
+KNOWN = {3: Estimate(0.33, 0.02, 6), 2: Estimate(0.34, 0.02, 6), 0: Estimate(0.6, 0.02, 6)}
+
+
 def test_what_a_sweep_announces():
-    first = Confirmed(3, (0.30, 0.32, 0.34), 0, 3)
-    paper, second = Confirmed(0, (0.6, 0.62, 0.7), 0, 3), Confirmed(2, (0.31, 0.33, 0.35), 1, 3)
-    line = reporting.announcement([first, second, paper], control=0)
-    assert "trial 00003 has 0.3200 (95 % interval 0.2703 to 0.3697) over 3 fresh seeds" in line
+    line = reporting.announcement(FOUND, KNOWN, control=0)
+    assert "trial 00003 has 0.3200 over 3 fresh seeds; expect 0.3300 (95 % interval 0.28" in line
     assert re.search(r"the paper's point, with probability (9\d|100)%", line)
     assert re.search(r"the second, 00002, with probability [67]\d%", line)
-    alone = reporting.announcement([Confirmed(1, (0.5,), 0, 1)], control=None)
-    assert alone == "Confirmed: the configuration of trial 00001 has 0.5000 over 1 fresh seed.\n"
-    other = reporting.announcement([Confirmed(1, (0.5,), 0, 1)], control=None, best="00007")
-    assert other.startswith("Not confirmed: trial 00007, ahead with one seed only. Of those")
+
+
+def test_one_repetition_has_no_interval():
+    found, known = [Confirmed(1, (0.5,), 0, 1)], {1: Estimate(0.49, 0.1, 1)}
+    line = reporting.announcement(found, known, control=None)
+    says = "the configuration of trial 00001 has 0.5000 over 1 fresh seed; expect 0.4900.\n"
+    assert line == f"Confirmed: {says}"
+    other = reporting.announcement(found, known, control=None, best="00007")
+    ahead = "Not confirmed: trial 00007, ahead with one seed only. Of those repeated, "
+    assert other == ahead + says
 
 
 def test_a_difference_within_the_noise_is_a_tie():
-    found = [
-        Confirmed(3, (0.30, 0.32, 0.34), 0, 3),
-        Confirmed(2, (0.31, 0.33, 0.35), 1, 3),
-        Confirmed(0, (0.6, 0.62, 0.7), 0, 3),
-    ]
-    table = reporting._confirmation(found, {}, [])
+    table = reporting._confirmation(FOUND, KNOWN, {}, [])
     lines = {
         n: line
         for line in shown(table).splitlines()

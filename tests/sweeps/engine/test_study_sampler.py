@@ -5,7 +5,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from sweeps.engine.confirmation import CONFIRMS, expected
+from sweeps.engine.confirmation import CONFIRMS, estimates
 from sweeps.engine.study import ByConfiguration, tpe
 
 pytestmark = pytest.mark.versions
@@ -40,11 +40,11 @@ def test_with_repetitions_it_is_tpe_on_one_trial_a_configuration():
     best = min(filled(12).get_trials(), key=lambda trial: trial.value).number
     study = filled(12, again=[best] * 8)
     trials, other = study.get_trials(), optuna.create_study()
-    values = expected(trials)
+    values = estimates(trials)
     for trial in trials[:12]:
         other.add_trial(
             create_trial(
-                params=trial.params, distributions=SPACE, value=values[trial.number],
+                params=trial.params, distributions=SPACE, value=values[trial.number].mean,
             )
         )  # fmt: skip
     point = draw(study, tpe(5, 3))
