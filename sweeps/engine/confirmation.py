@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.engine.endings import is_broken
+from sweeps.engine.endings import RETRIES, first_try, is_broken
 
 CONFIRMS = "confirms"  # user attribute of a trial: number of the one whose configuration it repeats
 CONTROL = "control"  # user attribute of the trial at the paper's own point
@@ -92,6 +92,11 @@ class Estimate:
         return float(t.cdf((other.mean - self.mean) / apart, self.freedom))
 
 
+def is_new(trial: FrozenTrial) -> bool:
+    """Whether it is one of the search's own, and not another seed or another try of one."""
+    return CONFIRMS not in trial.user_attrs and RETRIES not in trial.user_attrs
+
+
 def ranked_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """The search's trials that completed their full budget, by their one value, best first.
 
@@ -158,7 +163,7 @@ def _fresh(trials: Sequence[FrozenTrial]) -> list[Confirmed]:
         complete = [t for t in its if t.state == TrialState.COMPLETE]
         ended = sorted([*diverged, *complete], key=lambda t: t.number)
         values = tuple(worst if t in diverged else float(t.value or 0.0) for t in ended)
-        found.append(Confirmed(number, values, len(diverged), len(its)))
+        found.append(Confirmed(number, values, len(diverged), len({*map(first_try, its)})))
     return found
 
 
@@ -169,8 +174,9 @@ def next_to_race(trials: Sequence[FrozenTrial], every: int, seeds: int) -> int |
     RACED best to expect the first that has begun fewer than `seeds` and has none running.
     """
     begun = [t for t in trials if t.state != TrialState.WAITING]
-    again = [t for t in begun if CONFIRMS in t.user_attrs]
-    if not every or len(begun) < len(trials) or len(again) >= (len(begun) - len(again)) // every:
+    again = [t for t in begun if CONFIRMS in t.user_attrs and RETRIES not in t.user_attrs]
+    new = sum(map(is_new, begun))
+    if not every or len(begun) < len(trials) or len(again) >= new // every:
         return None
     running = {t.user_attrs[CONFIRMS] for t in again if not t.state.is_finished()}
     counts = Counter(t.user_attrs[CONFIRMS] for t in again)

@@ -235,7 +235,7 @@ class _Driver:
 
     def _train(self, study: Study, to: TrackingContext, shutdown: GracefulShutdown) -> bool:
         """Runs trials until all have ended (True) or it is interrupted (False)."""
-        from sweeps.engine.confirmation import CONFIRMS, next_to_confirm
+        from sweeps.engine.confirmation import is_new, next_to_confirm
         from sweeps.engine.progress import Progress
         from sweeps.engine.scheduler import EarlyStopping
         from sweeps.engine.search import StudySearch
@@ -264,7 +264,7 @@ class _Driver:
         self.client.log_metric(to.parent_run_id, SLOT_USE, use)
         self.client.log_metric(to.parent_run_id, DRIVER_SECONDS, seconds)
         trials = study.trials()
-        finished = [t for t in trials if t.state.is_finished() and CONFIRMS not in t.user_attrs]
+        finished = [t for t in trials if t.state.is_finished() and is_new(t)]
         running = any(t.state.name == "RUNNING" for t in trials)
         ended = len(finished) >= options.num_trials and not running
         confirmed = next_to_confirm(trials, options.confirm, options.confirm_seeds) is None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,24 @@ class Ending:
         if END_STATE not in result:
             return None
         return cls(EndState(result[END_STATE]), result.get(END_REASON, ""))
+
+
+# Of a trial, until a resume gives it another try.
+LOST = Ending(EndState.FAILED, "its worker was lost more often than --max-failures allows")
+RETRIES = "retries"  # user attribute of another try: number of the first, whose checkpoints it has
+
+
+def first_try(trial: FrozenTrial) -> int:
+    """Number of the trial that this one is another try of; its own if it is the first."""
+    return trial.user_attrs.get(RETRIES, trial.number)
+
+
+def lost_tries(trials: Iterable[FrozenTrial]) -> list[list[FrozenTrial]]:
+    """Of each trial all of whose tries ended as LOST: those tries, oldest first."""
+    tries: dict[int, list[FrozenTrial]] = defaultdict(list)
+    for trial in sorted(trials, key=lambda t: t.number):
+        tries[first_try(trial)].append(trial)
+    return [its for its in tries.values() if all(ending_of(t) == LOST for t in its)]
 
 
 def ending_of(trial: FrozenTrial) -> Ending | None:

@@ -113,7 +113,7 @@ class Options(Common, Location):
     gpus_per_trial: float | None = None
     """GPUs of a trial, may be a fraction; default: 1 if there are GPUs."""
     max_failures: int = 3
-    """Maximum restarts of a trial after its worker is lost."""
+    """Maximum restarts of a trial after its worker is lost, without a new epoch in between."""
     hang_seconds: float = 21600.0
     """Seconds without a result after which a trial's worker is killed and counts as lost: longer
     than any epoch with its evaluation and checkpoint."""

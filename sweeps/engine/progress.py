@@ -13,7 +13,8 @@ from ray.tune.result import TIME_THIS_ITER_S
 
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND
 from sweeps.engine.cluster import TrialResources
-from sweeps.engine.endings import END_STATE, Ending, EndState, ending_of
+from sweeps.engine.confirmation import is_new
+from sweeps.engine.endings import END_STATE, LOST, Ending, EndState, ending_of, first_try
 from sweeps.engine.formatting import format_line
 from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.options import Options
@@ -50,7 +51,7 @@ class Progress(tune.Callback):
         self._checkpoint_bytes = 0
         self.trial_seconds = 0.0  # total time between results, of all trials
         finished = [trial for trial in study.trials() if trial.state.is_finished()]
-        self._ended_count = len([t for t in finished if confirms_of(t) is None])
+        self._ended_count = sum(map(is_new, finished))
         self._best: list[FrozenTrial] = best_trials(finished)[:BEST_NAMED]
         self._kept = finished  # ended trials that may have checkpoints
         self._announce(resources)
@@ -85,7 +86,12 @@ class Progress(tune.Callback):
         config = trial.config
         self._log(lambda client: runs.open_trial(client, self._to, trial.trial_id, config))
         verb = "resumes" if trial.checkpoint else "starts"
-        say(f"trial {trial.trial_id} {verb}: {format_line(config)}")
+        again = self._continued(self._study.trial(int(trial.trial_id)))
+        say(f"trial {trial.trial_id} {verb}: {format_line(config)}{again}")
+
+    def _continued(self, trial: FrozenTrial) -> str:
+        first = first_try(trial)
+        return f" [continues {trial_id(first)}]" if first != trial.number else ""
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **_: Any
@@ -133,12 +139,12 @@ class Progress(tune.Callback):
         frozen, name = self._study.trial(int(trial.trial_id)), trial.trial_id
         again = confirms_of(frozen)
         ending = ending_of(frozen) or Ending(EndState.FAILED, "")
-        if again is None:
+        counted = self._continued(frozen) + (f" [confirms {again}]" if again else "")
+        if is_new(frozen):
             self._ended_count += 1
-            counted = f"[{self._ended_count}/{self._options.num_trials} ended]"
-        else:
-            counted = f"[confirms {again}]"
-        say(f"trial {name} {ending.state.value}: {ending.reason} {counted}")
+            counted = f" [{self._ended_count}/{self._options.num_trials} ended]"
+        later = "; a resume tries it again" if ending == LOST else ""
+        say(f"trial {name} {ending.state.value}: {ending.reason}{later}{counted}")
         config = frozen.user_attrs[CONFIG]
         self._log(
             lambda client: runs.end_trial(

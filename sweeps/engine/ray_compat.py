@@ -219,6 +219,14 @@ def memory_kills(trial: Trial) -> int:
     return sum(killed) if killed[-1] else 0
 
 
+def forget_failures(trial: Trial) -> None:
+    """Has Tune restart a trial as often as if it had not failed yet.
+
+    Tune counts the failures of a trial's whole life against `max_failures`.
+    """
+    trial.run_metadata.num_failures = 0
+
+
 def pending_trials(controller: Any) -> list[Trial]:
     """The trials that wait for a worker, of the controller that Tune hands to schedulers."""
     return [t for t in controller.get_live_trials() if t.status == Trial.PENDING]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from optuna.trial import FrozenTrial
 
+from sweeps.engine.endings import lost_tries
 from sweeps.engine.storage import Storage
 from sweeps.engine.study import trial_id
 
@@ -15,9 +17,10 @@ def delete_checkpoints(
 ) -> list[FrozenTrial]:
     """Deletes the checkpoints of ended trials, except the last one of each of the best.
 
+    A trial that lost too many workers keeps its last, too, until another try of it has ended.
     Returns those trials: the only ones to look at again when another trial has ended.
     """
-    numbers = {trial.number for trial in best}
+    numbers = {trial.number for trial in chain(best, *lost_tries(ended))}
     for trial in ended:
         found = storage.checkpoints(trial_id(trial.number))
         for checkpoint in found[:-1] if trial.number in numbers else found:

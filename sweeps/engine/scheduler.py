@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +18,7 @@ from sweeps.engine.forecast import Cut, Forecast
 from sweeps.engine.study import trial_id
 
 HISTORY = "history"  # in a restored trial's first result: (epoch, objective) before its checkpoint
-MEMORY_KILLS = 2  # of one trial by Ray's memory monitor: the trial's own fault
+MEMORY_KILLS = 2  # of one trial by Ray's memory monitor, without a new epoch: its own fault
 
 
 class EarlyStopping(FIFOScheduler):
@@ -38,6 +39,9 @@ class EarlyStopping(FIFOScheduler):
         self._forecast = Forecast(epochs, grace_epochs, reduction_factor)
         self.never_stop: set[str] = set()  # trials that confirm another: each is to be whole
         self._lost: set[str] = set()  # told to stop, but their worker was lost before that
+        self._reached: dict[str, int] = {}  # epoch of a trial's last result
+        self._lost_at: dict[str, int] = {}  # furthest epoch of a trial whose worker was lost
+        self._memory_kills: Counter[str] = Counter()  # of a trial since then
 
     def replay(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
         """Reads what earlier drivers of this sweep have seen.
@@ -58,6 +62,7 @@ class EarlyStopping(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
         """Tune's question after each result."""
+        self._note_progress(trial, int(result.get(EPOCH, 0)))
         judged = trial.trial_id not in self.never_stop
         for epoch, value in result.get(HISTORY, ()):
             if judged:
@@ -76,6 +81,14 @@ class EarlyStopping(FIFOScheduler):
         full = result[EPOCH] >= self._epochs
         return TrialScheduler.STOP if full else TrialScheduler.CONTINUE
 
+    def _note_progress(self, trial: Trial, epoch: int) -> None:
+        """A worker that is lost after a new epoch does not count with those lost before."""
+        name = trial.trial_id
+        self._reached[name] = epoch
+        if epoch > self._lost_at.get(name, epoch):
+            del self._lost_at[name], self._memory_kills[name]
+            ray_compat.forget_failures(trial)
+
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
         """Tune's notice of a trial's last result, which it asks nothing about."""
         self.on_trial_result(tune_controller, trial, result)
@@ -90,13 +103,16 @@ class EarlyStopping(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Tune's notice that a trial's worker was lost."""
+        name = trial.trial_id
+        self._lost_at[name] = max(self._lost_at.get(name, 0), self._reached.get(name, 0))
         # A lost node is worth another try; a trial that outgrew its node is not. Ray may kill
         # another trial than the one that grew, so each has a second try.
-        if ray_compat.memory_kills(trial) >= MEMORY_KILLS:
+        self._memory_kills[name] += ray_compat.memory_kills(trial) > 0
+        if self._memory_kills[name] >= MEMORY_KILLS:
             reason = "its worker was killed for lack of memory"
-            self.endings[trial.trial_id] = Ending(EndState.OUT_OF_MEMORY, reason)
-        if trial.trial_id in self.endings:
-            self._lost.add(trial.trial_id)
+            self.endings[name] = Ending(EndState.OUT_OF_MEMORY, reason)
+        if name in self.endings:
+            self._lost.add(name)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Tune's question which trial is next."""

@@ -12,8 +12,16 @@ from ray.tune.search import SearchAlgorithm
 
 from ali.metrics import EPOCH
 from sweeps.engine import ray_compat
-from sweeps.engine.confirmation import CONFIRMS, next_to_confirm, next_to_race
-from sweeps.engine.endings import END_STATE, Ending, EndState
+from sweeps.engine.confirmation import CONFIRMS, is_new, next_to_confirm, next_to_race
+from sweeps.engine.endings import (
+    END_STATE,
+    LOST,
+    RETRIES,
+    Ending,
+    EndState,
+    first_try,
+    lost_tries,
+)
 from sweeps.engine.scheduler import HISTORY, EarlyStopping
 from sweeps.engine.storage import list_checkpoints
 from sweeps.engine.study import CONFIG, Study, Suggest, trial_id
@@ -21,6 +29,8 @@ from sweeps.engine.study import CONFIG, Study, Suggest, trial_id
 
 class StudySearch(SearchAlgorithm):
     """Feeds Tune from a `Study`: first the trials that the study holds already, then new ones.
+
+    A trial that an earlier driver gave up, since it lost too many workers, is tried again.
 
     A finished trial is handed to Tune as TERMINATED and costs nothing; an unfinished one resumes
     from its newest checkpoint under the id it had.
@@ -50,9 +60,14 @@ class StudySearch(SearchAlgorithm):
         for trial in scheduler.replay(self._begun()):
             value = trial.intermediate_values[max(trial.intermediate_values)]
             study.tell(trial.number, scheduler.endings[trial_id(trial.number)], value)
+        for tries in lost_tries(study.trials()):
+            study.retry(tries[-1].number)
+        self._retries = sum(
+            RETRIES in t.user_attrs and t.state == TrialState.WAITING for t in study.trials()
+        )
         self._backlog = self._begun()
         # Counts, since Tune asks is_finished at every event
-        self._asked = len([t for t in self._backlog if CONFIRMS not in t.user_attrs])
+        self._asked = sum(map(is_new, self._backlog))
         self._settled = not confirm and not race
 
     def __deepcopy__(self, memo: dict) -> StudySearch:
@@ -65,13 +80,13 @@ class StudySearch(SearchAlgorithm):
     def total_samples(self) -> int:
         raced = self._num_trials // self._race if self._race else 0
         confirmed = self._confirm_seeds * (self._confirm + 1) * bool(self._confirm)
-        return self._num_trials + raced + confirmed
+        return self._num_trials + raced + confirmed + self._retries
 
     def add_configurations(self, experiments: list[Experiment]) -> None:  # type: ignore[override]
         (self._experiment,) = experiments
 
     def is_finished(self) -> bool:
-        asked = not self._backlog and self._asked >= self._num_trials
+        asked = not self._backlog and not self._retries and self._asked >= self._num_trials
         return self._finished or (asked and self._settled)
 
     def _begun(self) -> list[FrozenTrial]:
@@ -88,10 +103,11 @@ class StudySearch(SearchAlgorithm):
         if self._backlog:
             return self.make_trial(self._study.complete_ask(self._backlog.pop(0), self._suggest))
         again = not self._settled and self._enqueue_again()
-        if self._asked >= self._num_trials and not again:
+        if self._asked >= self._num_trials and not again and not self._retries:
             return None
         trial = self._study.ask(self._suggest)
-        self._asked += CONFIRMS not in trial.user_attrs
+        self._asked += is_new(trial)
+        self._retries -= RETRIES in trial.user_attrs
         return self.make_trial(trial)
 
     def _enqueue_again(self) -> bool:
@@ -122,9 +138,18 @@ class StudySearch(SearchAlgorithm):
             ray_compat.mark_finished(trial, result)
         else:
             self._live.add(name)
-            for checkpoint in list_checkpoints(*ray_compat.trial_folder(trial)):
-                ray_compat.adopt_checkpoint(trial, checkpoint, result)
+            filesystem, folder = ray_compat.trial_folder(trial)
+            for one in self._tries(frozen):
+                own = f"{folder.rpartition('/')[0]}/{trial_id(one.number)}"
+                for checkpoint in list_checkpoints(filesystem, own):
+                    ray_compat.adopt_checkpoint(trial, checkpoint, result)
         return trial
+
+    def _tries(self, frozen: FrozenTrial) -> list[FrozenTrial]:
+        """The trial and those that it is another try of, oldest first."""
+        if RETRIES not in frozen.user_attrs:
+            return [frozen]
+        return [t for t in self._study.trials() if first_try(t) == first_try(frozen)]
 
     def _last_result(self, frozen: FrozenTrial) -> dict[str, Any]:
         if not frozen.intermediate_values:
@@ -143,8 +168,7 @@ class StudySearch(SearchAlgorithm):
 
     def _ending(self, trial_id: str, result: dict, error: bool) -> Ending:
         if error:
-            reason = "its worker was lost more often than --max-failures allows"
-            return Ending(EndState.FAILED, reason)
+            return LOST
         if own := Ending.from_result(result):
             return own
         epoch, value = result.get(EPOCH, 0), result.get(self._objective)

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ali.files import open_regular
 from sweeps.engine.confirmation import CONFIRMS, CONTROL, estimates, ranking
-from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.endings import RETRIES, Ending, EndState, first_try
 from sweeps.engine.space import PAPER_VALUES, InitialPoint
 
 CONFIG = "config"  # user attribute of a trial: its whole configuration, plain JSON types
@@ -98,7 +98,10 @@ class Study:
         return self._configure(optuna.Trial(self._study, trial._trial_id), suggest)
 
     def _configure(self, trial: optuna.Trial, suggest: Suggest) -> FrozenTrial:
-        trial.set_user_attr(CONFIG, suggest(trial))
+        config = suggest(trial)
+        if RETRIES in trial.user_attrs:
+            config = self.trial(trial.user_attrs[RETRIES]).user_attrs[CONFIG]
+        trial.set_user_attr(CONFIG, config)
         return self._storage.get_trial(trial._trial_id)
 
     def enqueue(self, point: InitialPoint, control: bool = False) -> None:
@@ -115,6 +118,17 @@ class Study:
         """Has the configuration of a trial evaluated once more, with the next trial's seed."""
         trial = self.trial(number)
         attributes = {CONFIRMS: number, PAPER_VALUES: trial.user_attrs.get(PAPER_VALUES, [])}
+        self._study.enqueue_trial(trial.params, user_attrs=attributes)
+
+    def retry(self, number: int) -> None:
+        """Has a trial that lost its workers continued: the same point, seed and checkpoints."""
+        trial = self.trial(number)
+        attributes = {
+            RETRIES: first_try(trial),
+            PAPER_VALUES: trial.user_attrs.get(PAPER_VALUES, []),
+        }
+        if CONFIRMS in trial.user_attrs:
+            attributes[CONFIRMS] = trial.user_attrs[CONFIRMS]
         self._study.enqueue_trial(trial.params, user_attrs=attributes)
 
     def report(self, number: int, epoch: int, value: float) -> None:

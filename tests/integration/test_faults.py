@@ -19,6 +19,7 @@ STATUS = TOY.parents[2] / "sweeps" / "status.py"
 TRIALS = 12
 FAULTS = {"1": "nan@2", "2": "crash@3", "3": "memory@1", "4": "die-once@2", "5": "die@2"}
 FAULTS |= {"6": "stop-once@3", "0": "stop-once@0"}  # 0: first in its worker, it loads the data
+FAULTS |= {"7": "die-each@4"}  # once in each epoch up to the fourth
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,26 @@ def test_a_process_lost_for_ever_is_given_up(swept):
     assert (state, ended) == ("FAIL", "failed")
     assert "--max-failures" in reason
     assert swept.epochs()[5, 2] == 3, "the first try and two more"
+
+
+def test_processes_lost_with_progress_in_between_do_not_add_up(swept):
+    assert end(swept, 7)[:3] == ("COMPLETE", "FINISHED", "completed")
+    assert [swept.epochs()[7, epoch] for epoch in range(1, EPOCHS + 1)] == [2, 2, 2, 2, 1, 1]
+
+
+@pytest.mark.long
+def test_a_resume_gives_a_trial_that_was_given_up_another_try_from_its_checkpoint(toy):
+    toy.env["TOY"] = json.dumps({"1": "die@4"})
+    out = toy.run("--num-trials", "2", "--grace-epochs", str(EPOCHS), "--max-failures", "0")
+    assert "a resume tries it again" in out and end(toy, 1)[0] == "FAIL"
+    toy.env["TOY"] = "{}"
+    assert "trial 00002 resumes: " in toy.run("--resume")
+    assert end(toy, 2)[:3] == ("COMPLETE", "FINISHED", "completed")
+    assert [toy.epochs()[1, epoch] for epoch in range(1, EPOCHS + 1)] == [1, 1, 1, 2, 1, 1]
+    assert list(toy.study().get_trials()[2].intermediate_values) == list(range(1, EPOCHS + 1))
+    assert audit(toy, 3) == {"00000": "COMPLETE", "00001": "FAIL", "00002": "COMPLETE"}
+    assert not list((toy.runs / "toy" / "00001").glob("checkpoint_*"))
+    assert "resumes" not in toy.run("--resume")
 
 
 def test_a_trial_that_hangs_loses_its_process_and_goes_on(swept):

@@ -87,7 +87,7 @@ def run(told, config, state):
         time.sleep(seconds)
         epoch = state.epoch + 1
         _note(log, config.seed, epoch, os.getpid(), f"{time.time():.3f}")
-        if epoch == when:
+        if epoch == when or (epoch < when and fault == "die-each"):
             _break(fault, epoch, log)
         state = ToyState(epoch)
         yield (
@@ -126,11 +126,11 @@ def _break(fault, epoch, log):
     while fault == "hog":  # until the machine runs low on memory
         _HELD.append(np.ones(2**24))
         time.sleep(0.1)
-    marker = Path(f"{log}.{fault}")
-    if fault.endswith("-once") and marker.exists():
+    marker = Path(f"{log}.{fault}{epoch if fault == 'die-each' else ''}")
+    if fault.endswith(("-once", "-each")) and marker.exists():
         return
     marker.touch()
-    if fault in ("die", "die-once"):
+    if fault in ("die", "die-once", "die-each"):
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "stop-once":  # all its threads, those that answer Ray too
         os.kill(os.getpid(), signal.SIGSTOP)

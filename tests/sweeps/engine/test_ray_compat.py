@@ -194,6 +194,16 @@ def test_memory_kills_reads_what_ray_writes(trial):
     assert ray_compat.memory_kills(trial) == 1
 
 
+def test_forget_failures(tmp_path, experiment):
+    experiment.spec["max_failures"] = 1
+    trial = ray_compat.create_trial(experiment, "00008", {}, {})
+    for forget, recovers in ((False, True), (True, True), (False, False)):
+        if forget:
+            ray_compat.forget_failures(trial)
+        trial.handle_error(RayActorError(error_msg="lost"))
+        assert trial.should_recover() == recovers
+
+
 def test_pending_and_stopped_trials_by_tunes_own_controller(tmp_path):
     from ray.tune.execution.tune_controller import TuneController
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 from optuna.trial import TrialState
 
+from sweeps.engine.endings import LOST, RETRIES
 from sweeps.engine.retention import delete_checkpoints
 from sweeps.engine.storage import Storage
 
@@ -44,6 +45,19 @@ def test_a_better_trial_takes_the_place_of_one_that_was_kept(tmp_path):
     kept = delete_checkpoints(storage, [*kept, third], [second, third])
     assert [trial.number for trial in kept] == [1, 2]
     assert left(tmp_path) == ["00001/checkpoint_000001", "00002/checkpoint_000001"]
+
+
+def test_a_trial_that_lost_its_workers_keeps_its_last_until_another_try_has_ended(tmp_path):
+    checkpoints(tmp_path, 3)
+    storage, failed = Storage.at(tmp_path, "s"), TrialState.FAIL
+    first, again, last = (ended(number, None, failed) for number in range(3))
+    for one in (first, again):
+        one.user_attrs |= LOST.to_result()
+    again.user_attrs[RETRIES] = last.user_attrs[RETRIES] = 0
+    kept = delete_checkpoints(storage, [first], [])
+    kept = delete_checkpoints(storage, [*kept, again], [])
+    assert left(tmp_path)[:2] == ["00000/checkpoint_000001", "00001/checkpoint_000001"]
+    assert delete_checkpoints(storage, [*kept, last], []) == [] == left(tmp_path)
 
 
 def test_running_trials_are_left_alone(tmp_path):

@@ -133,6 +133,34 @@ def test_only_a_second_kill_for_lack_of_memory_is_the_trials_own_fault(tmp_path)
     assert scheduler.endings["00000"].state is EndState.OUT_OF_MEMORY
 
 
+def test_workers_lost_after_new_epochs_do_not_add_up(tmp_path):
+    scheduler, log, lost = fresh(), tmp_path / "error.txt", trial(0)
+    lost.error_file, lost.run_metadata = str(log), SimpleNamespace(num_failures=0)
+
+    def lose(killed):
+        lost.run_metadata.num_failures += 1  # as Tune does
+        with log.open("a") as file:
+            reason = "the node is running low on memory" if killed else "a lost node"
+            file.write(f"Failure # 1\n{reason}\n")
+        scheduler.on_trial_error(None, lost)
+        return lost.run_metadata.num_failures
+
+    def report(*epochs):
+        for epoch in epochs:
+            scheduler.on_trial_result(None, lost, {EPOCH: epoch, VAL_ERROR: 0.3})
+
+    report(1, 2, 3)
+    assert lose(killed=True) == 1
+    report(3)  # from the checkpoint of epoch 2: once more, and no further
+    assert lose(killed=False) == 2
+    report(1)  # all checkpoints were damaged
+    assert lose(killed=False) == 3
+    report(2, 3, 4)
+    assert lose(killed=True) == 1 and scheduler.endings == {}
+    report(4)
+    assert lose(killed=True) == 2 and scheduler.endings["00000"].state is EndState.OUT_OF_MEMORY
+
+
 def record(study, point, *curves):
     """Trials with these (epoch, value) pairs, of which those that reach epoch 9 are told."""
     for curve in curves:

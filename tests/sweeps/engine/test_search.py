@@ -6,16 +6,16 @@ import pytest
 from optuna.trial import TrialState
 
 from ali.metrics import EPOCH, SAMPLE_DISTANCE, VAL_ERROR
-from sweeps.engine.endings import Ending, EndState, ending_of
+from sweeps.engine.endings import Ending, EndState, ending_of, first_try
 from sweeps.engine.scheduler import HISTORY, EarlyStopping
 from sweeps.engine.search import StudyRecorder, StudySearch
 
 pytestmark = pytest.mark.versions
 
 
-def search_over(study, point, objective=VAL_ERROR):
+def search_over(study, point, objective=VAL_ERROR, num_trials=2):
     scheduler = EarlyStopping(objective, 9, 1, 3)
-    return StudySearch(study, point, scheduler, num_trials=2, max_concurrent=1, epochs=9)
+    return StudySearch(study, point, scheduler, num_trials, max_concurrent=1, epochs=9)
 
 
 def test_the_search_tells_the_objective_and_no_other_metric(study, point):
@@ -56,6 +56,32 @@ def test_a_worker_lost_too_often_is_a_failure(study, point):
     study.ask(point)
     search.on_trial_complete("00000", error=True)
     assert "--max-failures" in ending_of(study.trials()[0]).reason
+
+
+def test_a_resume_tries_trials_again_that_lost_their_workers(study, point, monkeypatch):
+    """With the seed of the first, beside those that were to come anyway; once a driver."""
+
+    def drive(num_trials, **end):
+        """The trials that a driver runs, each of which ends so."""
+        search, ran = search_over(study, point, num_trials=num_trials), []
+        monkeypatch.setattr(search, "make_trial", lambda frozen: frozen)  # in place of Tune's trial
+        while not search.is_finished():
+            trial = search.next_trial()
+            if not trial.state.is_finished():
+                ran.append(trial.number)
+                search.on_trial_complete(f"{trial.number:05d}", **end)
+        return ran
+
+    first = study.ask(lambda trial: {**point(trial), "seed": trial.number})
+    assert drive(2, error=True) == [0, 1]
+    study.retry(0)  # as by a driver that was killed then
+    assert drive(3, error=True) == [2, 3, 4], "the first, the second, a new one"
+    assert drive(3, result={EPOCH: 9, VAL_ERROR: 0.3}) == [5, 6, 7]
+    tries = [t for t in study.trials() if first_try(t) == 0]
+    assert [t.number for t in tries] == [0, 2, 5]
+    assert search_over(study, point)._tries(tries[-1]) == tries, "whose checkpoints it has"
+    assert all(t.params == first.params and t.user_attrs["config"]["seed"] == 0 for t in tries)
+    assert drive(3) == []
 
 
 def test_the_search_ends_when_all_have_been_asked(study, point, monkeypatch):
