@@ -27,7 +27,7 @@ from sweeps.engine.endings import EndState
 from sweeps.engine.tracking import (
     TrackingContext,
     connect,
-    experiment_id,
+    experiment_of,
     find_trial,
     require_sweep,
 )
@@ -61,8 +61,8 @@ def draw(options: Picture) -> None:
     trials = results(options)
     if not trials or not trials[0].complete:
         raise UserError(f"no trial of sweep {options.name!r} has completed its full budget yet")
-    client = connect(options.uri)
-    experiment = experiment_id(client, options.output_dir)
+    client = connect(options.uri, existing=True)
+    experiment = experiment_of(client, options.name)
     parent = require_sweep(client, experiment, options.name)
     to = TrackingContext(options.uri, experiment, options.name, parent.info.run_id, "")
     best = trials[0]

@@ -104,7 +104,8 @@ def launch(sweep: Sweep, options: Options) -> int:
             connecting = beside.submit(connect, uri)
             resources = allocate_resources(options, start_ray())
             client = connecting.result()
-        experiment = experiment_id(client, options.output_dir)
+        known = runs.restore_sweep(client, options.name) if options.resume else None
+        experiment = known or experiment_id(client, options.output_dir)
         refuse_other_sweep(options, objective, runs.find_sweep(client, experiment, options.name))
         if mirror is None:
             mirror = held.enter_context(acquire_sweep(options, storage))
@@ -217,15 +218,24 @@ class _Driver:
             if not any(trial.state.name != "WAITING" for trial in study.trials()):
                 for point, control in self.points:
                     study.enqueue(point, control)
-        params = {**options.to_dict(), **asdict(self.sweep.space)}
-        parent = runs.start_sweep(self.client, experiment, options.name, self.objective, params)
-        to = TrackingContext(options.uri, experiment, options.name, parent, self.objective)
+        to = self._open(experiment)
         reconcile(self.client, to, study, BEST_NAMED)
         done = self._train(study, to, shutdown)
+        to = self._open()
         reconcile(self.client, to, study, BEST_NAMED)
         if done:
             self._complete(study, to)
         return done
+
+    def _open(self, experiment: str | None = None) -> TrackingContext:
+        """Opens the sweep's run, also if somebody has deleted it, or its experiment, meanwhile."""
+        client, options = self.client, self.options
+        if experiment is None:
+            experiment = runs.restore_sweep(client, options.name)
+        experiment = experiment or experiment_id(client, options.output_dir)
+        params = {**options.to_dict(), **asdict(self.sweep.space)}
+        parent = runs.start_sweep(client, experiment, options.name, self.objective, params)
+        return TrackingContext(options.uri, experiment, options.name, parent, self.objective)
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Draws a trial's point; returns its whole configuration, plain JSON types."""
@@ -259,6 +269,7 @@ class _Driver:
         with shutdown.ends_tune():
             self._tune(study, search, scheduler, progress, to)
         progress.close()
+        to = self._open()
         seconds = time.monotonic() - self.began
         use = progress.trial_seconds / (self.resources.concurrent * seconds)
         self.client.log_metric(to.parent_run_id, SLOT_USE, use)

@@ -19,7 +19,7 @@ from sweeps.engine.lock import driver_lock
 from sweeps.engine.options import JOURNAL, Location
 from sweeps.engine.results import results
 from sweeps.engine.tracking import runs
-from sweeps.engine.tracking.client import connect, experiment_id
+from sweeps.engine.tracking.client import connect
 from sweeps.engine.tracking.schema import PARENT, TrackingContext
 
 if TYPE_CHECKING:
@@ -64,13 +64,8 @@ def train_best(options: FinalOptions) -> int:
     uri = options.uri
     options = replace(options, output_dir=options.output_dir.resolve())
     options.storage.check()
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise UserError(
-            f"there is no MLflow database {uri.removeprefix('sqlite:///')}: run a sweep, or give "
-            "--output-dir or --tracking-uri"
-        )
-    client = connect(uri)
-    experiment = experiment_id(client, options.output_dir)
+    client = connect(uri, existing=True)
+    experiment = runs.experiment_of(client, options.name)
     trial = best_run(options, client, experiment)
     config = Config.from_dict(runs.config_of(trial))
     data_dir = options.data_dir and options.data_dir.resolve()
@@ -149,6 +144,7 @@ def finish(trained: Sequence[tuple[FullTraining, Outcome | NonFiniteError]]) -> 
     if training.context.fresh_seed:
         print(seeds_table([(t.config.seed, found) for t, found in trained], objective))
         client = connect(training.to.uri)
+        runs.restore(client, training.to.parent_run_id)
         for name, value in over_seeds([found.found for _, found in tested]).items():
             client.log_metric(training.to.parent_run_id, name, value)
     return 0

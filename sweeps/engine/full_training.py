@@ -272,6 +272,7 @@ class FullTraining:
             found = {k: v for k, v in known.metrics.items() if k.startswith("test_")}
         else:
             found = test_metrics(state.networks, self.dataset, test, self.config, name, svms)
+            runs.restore(client, run_id)
             for metric, value in found.items():
                 client.log_metric(run_id, metric, value, step=state.epoch)
             client.set_tag(run_id, TESTED, tested)
@@ -282,6 +283,7 @@ class FullTraining:
     def register(self, tested: Outcome) -> None:
         """Registers the model, unless an earlier call has, and says where everything is."""
         client, model = connect(self.to.uri), f"ali-{self.to.sweep}"
+        runs.restore(client, tested.run_id)
         if version := register(client, tested, self.folder / CHECKPOINT, model):
             print(f"registered as model {model}, version {version}")
         print(f"checkpoint: {self.folder / CHECKPOINT}")

@@ -40,7 +40,7 @@ from sweeps.engine.results import TrialResult, load_study, ranked
 from sweeps.engine.scripts import script_command, ui_command
 from sweeps.engine.study import trial_id
 from sweeps.engine.tracking import runs
-from sweeps.engine.tracking.client import connect, experiment_id
+from sweeps.engine.tracking.client import connect
 from sweeps.engine.tracking.schema import (
     DRIVER_SECONDS,
     KIND_TRIAL,
@@ -122,8 +122,8 @@ def show_report(location: Location) -> None:
     """Prints the report of a sweep."""
     options = saved_options(location)
     study = load_study(options)
-    client = connect(options.uri)
-    print(report(options, study, client, experiment_id(client, options.output_dir)), end="")
+    client = connect(options.uri, existing=True)
+    print(report(options, study, client, runs.experiment_of(client, options.name)), end="")
 
 
 def has_collapsed(run: Run) -> bool:

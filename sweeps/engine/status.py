@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from ali.errors import UserError
 from ali.metrics import EPOCH
 from sweeps.engine.endings import END_STATE
 from sweeps.engine.options import Location
 from sweeps.engine.reporting import WIDTH
 from sweeps.engine.tracking import runs
-from sweeps.engine.tracking.client import connect, experiment_id
+from sweeps.engine.tracking.client import connect
 from sweeps.engine.tracking.schema import CONFIRMS, KIND_TRIAL, TRIAL
 
 if TYPE_CHECKING:
@@ -56,13 +55,8 @@ def status(client: MlflowClient, experiment: str, name: str) -> str:
 
 def show_status(location: Location) -> None:
     """Prints the status of a sweep. Raises UserError if its MLflow cannot be found."""
-    local = not location.uri.startswith(("http://", "https://"))
-    if local and not (location.output_dir / "mlflow.db").exists():
-        raise UserError(
-            f"there is no mlflow.db in {location.output_dir}: give --tracking-uri or --output-dir"
-        )
-    client = connect(location.uri)
-    print(status(client, experiment_id(client, location.output_dir), location.name), end="")
+    client = connect(location.uri, existing=True)
+    print(status(client, runs.experiment_of(client, location.name), location.name), end="")
 
 
 def _table(client: MlflowClient, title: str, shown: list[Run], objective: str) -> Table:

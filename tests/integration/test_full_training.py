@@ -143,7 +143,13 @@ def test_killed_at_its_end_a_resume_finishes_what_is_missing(best, epochs, monke
 
 
 def test_several_seeds_load_the_data_once_and_are_refused_together(best, monkeypatch, capsys):
-    loaded, load = [], data.load
+    loaded, load, test = [], data.load, full_training.test_metrics
+
+    def delete_and_test(*arguments):
+        best.client.delete_experiment(best.experiment)  # as somebody may meanwhile
+        return test(*arguments)
+
+    monkeypatch.setattr(full_training, "test_metrics", delete_and_test)
     monkeypatch.setattr(data, "load", lambda config: loaded.append(config) or load(config))
     best.train(seeds=2)
     assert len(loaded) == 1 and len(best.models()) == 1

@@ -34,6 +34,25 @@ def test_three_kills_and_a_resume(toy):
     assert repeated <= 3 * 2 * 2
 
 
+@pytest.mark.long
+def test_what_is_deleted_in_mlflow_while_a_sweep_runs_is_restored(toy):
+    toy.env["TOY_SECONDS"] = "0.5"
+    process = toy.start("--num-trials", "3", "--grace-epochs", str(EPOCHS))
+    wait_for(lambda: toy.epochs().total() >= 2, process)
+    client, (parent,) = MlflowClient(toy.uri), toy.parents()
+    client.delete_experiment(parent.info.experiment_id)
+    wait_for(lambda: toy.epochs().total() >= 12, process)
+    client.delete_run(parent.info.run_id)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in out + err, out + err
+    assert set(audit(toy, 3).values()) == {"COMPLETE"}
+    client.rename_experiment(parent.info.experiment_id, "archive")
+    toy.run("--resume", "--num-trials", "4")
+    assert {found.name for found in client.search_experiments()} == {"Default", "archive"}
+    client.rename_experiment(parent.info.experiment_id, "ali")
+    audit(toy, 4)
+
+
 @pytest.mark.slow
 def test_a_search_that_is_killed_three_times_goes_on_as_it_would_have(tmp_path, database):
     """At a concurrency of 1 the whole sweep replays; nothing is lost, doubled or drawn anew."""
@@ -57,7 +76,10 @@ def test_a_search_that_is_killed_three_times_goes_on_as_it_would_have(tmp_path, 
     killed.env["TOY_SECONDS"] = "0.1"
     kill_when(killed, (killed.runs / "toy" / "optuna.journal").exists, *options)
     kill_when(killed, lambda: killed.epochs().total() >= 5, "--resume")
+    client, (parent,) = MlflowClient(killed.uri), killed.parents()
+    client.delete_run(parent.info.run_id)  # by somebody, in MLflow
     kill_when(killed, lambda: killed.epochs().total() >= 18, "--resume")
+    client.delete_experiment(parent.info.experiment_id)
     killed.run("--resume")
     audit(killed, 12)
     for a, b in zip(straight.study().get_trials(), killed.study().get_trials(), strict=True):

@@ -1,5 +1,6 @@
 """MLflow as a real server that goes away, and what is found in it afterwards."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from mlflow import MlflowClient
 from ali.errors import UserError
 from sweeps.engine import tracking
 from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.options import Location
+from sweeps.engine.status import show_status
 from tests.integration.harness import Server
 
 pytestmark = pytest.mark.versions
@@ -99,6 +102,67 @@ def test_a_trial_that_starts_again_goes_on_in_its_run(local):
     assert logged_steps(client, to, "00000") == [1, 2, 3, 4]
     images = client.list_artifacts(runs[0].info.run_id, "images")
     assert len([a for a in images if a.path.endswith(".png")]) == 4, "a picture an epoch"
+
+
+def delete(client, to, what):
+    run = tracking.find_trial(client, to, "00000")
+    if what == "experiment":
+        client.delete_experiment(to.experiment)
+    else:
+        client.delete_run(run.info.run_id if what == "trial" else to.parent_run_id)
+
+
+@pytest.mark.parametrize("what", ["sweep", "trial", "experiment"])
+def test_what_is_deleted_meanwhile_is_restored_and_nothing_is_lost(local, what):
+    client, to = local
+    tracking.open_trial(client, to, "00000")
+    run = tracking.TrialRun(to, "00000", {}, outage_seconds=5)
+    run.epoch({"epoch": 1, "val_error": 0.5}, image())
+    assert run.queue.flush(60)
+    delete(client, to, what)
+    run.epoch({"epoch": 2, "val_error": 0.4}, image())
+    run.queue.close()
+    assert run.queue.lost == 0
+    delete(client, to, what)
+    tracking.end_trial(client, to, "00000", DONE)
+    assert logged_steps(client, to, "00000") == [1, 2]
+    delete(client, to, what)
+    tracking.set_best_trials(client, to, ["00000"])
+    assert tracking.restore_sweep(client, "s") == to.experiment
+    tracking.open_trial(client, to, "00000")  # as by a resume
+    assert len(tracking.find_runs(client, to.experiment, kind="trial")) == 1
+    parent = tracking.start_sweep(client, to.experiment, "s", "val_error", {})
+    assert parent == to.parent_run_id
+    assert len(client.search_experiments()) == 2, "the one that MLflow has, and ours"
+
+
+def test_a_reader_finds_a_renamed_experiment_and_creates_none(local, tmp_path):
+    client, to = local
+    client.rename_experiment(to.experiment, "archive")
+    assert tracking.experiment_of(client, "s") == to.experiment
+    assert tracking.restore_sweep(client, "s") == to.experiment
+    with pytest.raises(UserError, match="no sweep 'other': it has s"):
+        tracking.experiment_of(client, "other")
+    for what, way in (("sweep", "mlflow runs restore --run-id"), ("experiment", "experiments")):
+        tracking.open_trial(client, to, "00000")
+        delete(client, to, what)
+        with pytest.raises(UserError, match=way):
+            show_status(Location(name="s", output_dir=tmp_path))
+    assert [found.name for found in client.search_experiments()] == ["Default"]
+    with pytest.raises(UserError, match="there is no MLflow database"):
+        show_status(Location(name="s", output_dir=tmp_path / "elsewhere"))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_what_an_earlier_sweep_of_the_same_name_left_in_the_trash_stays_there(local):
+    client, to = local
+    old = tracking.open_trial(client, to, "00000").info.run_id
+    client.delete_run(old)
+    client.delete_run(to.parent_run_id)
+    parent = tracking.start_sweep(client, to.experiment, "s", "val_error", {})
+    to = dataclasses.replace(to, parent_run_id=parent)
+    assert tracking.open_trial(client, to, "00000").info.run_id != old
+    assert client.get_run(old).info.lifecycle_stage == "deleted"
 
 
 def test_an_epoch_is_one_request_and_the_trial_does_not_wait_for_it(local, monkeypatch):

@@ -45,8 +45,17 @@ def open_client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def connect(uri: str) -> MlflowClient:
-    """A client whose server answers. Raises UserError within seconds if it does not."""
+def connect(uri: str, existing: bool = False) -> MlflowClient:
+    """A client whose server answers. Raises UserError within seconds if it does not.
+
+    `existing`: no database is created, as by commands that only read.
+    """
+    file = Path(uri.removeprefix("sqlite:///"))
+    if existing and uri.startswith("sqlite:///") and not file.exists():
+        raise UserError(
+            f"there is no MLflow database {file}: run a sweep, or give --output-dir or "
+            "--tracking-uri"
+        )
     environment.set_defaults(MLFLOW_HTTP_REQUEST_TIMEOUT="30")
     if uri.startswith(("http://", "https://")):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from sweeps.engine.tracking.schema import (
     BEST_TRIALS,
     CONFIG,
     CONFIRMS,
+    EXPERIMENT,
     KIND,
     KIND_SWEEP,
     KIND_TRIAL,
@@ -30,14 +32,28 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+log = logging.getLogger(__name__)
+
 
 def find_runs(client: MlflowClient, experiment: str, **tags: str) -> list[Run]:
     """All runs that have these tags."""
+    return _search(client, [experiment], tags)
+
+
+def _search(
+    client: MlflowClient, experiments: list[str], tags: Mapping[str, str], deleted: bool = False
+) -> list[Run]:
+    """All runs that have these tags, the newest first; `deleted`: of those in the trash."""
+    from mlflow.entities import ViewType
+
     where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
     runs: list[Run] = []
     token = None
     while True:
-        page = client.search_runs([experiment], where, max_results=1000, page_token=token)
+        page = client.search_runs(
+            experiments, where, run_view_type=view, max_results=1000, page_token=token
+        )
         runs += page
         token = page.token
         if not token:
@@ -54,9 +70,66 @@ def require_sweep(client: MlflowClient, experiment: str, sweep: str) -> Run:
     """The parent run of a sweep. Raises UserError if there is none, naming the known sweeps."""
     if run := find_sweep(client, experiment, sweep):
         return run
-    names = {r.data.tags.get(SWEEP, "") for r in find_runs(client, experiment, kind=KIND_SWEEP)}
-    known = ", ".join(sorted(names)) or "none"
-    raise UserError(f"MLflow has no sweep {sweep!r}: it has {known}")
+    raise _unknown(sweep, find_runs(client, experiment, kind=KIND_SWEEP))
+
+
+def _unknown(sweep: str, known: Sequence[Run]) -> UserError:
+    names = ", ".join(sorted({run.data.tags.get(SWEEP, "") for run in known})) or "none"
+    return UserError(f"MLflow has no sweep {sweep!r}: it has {names}")
+
+
+def _sweeps_anywhere(
+    client: MlflowClient, sweep: str | None = None, deleted: bool = False
+) -> list[Run]:
+    """As `_search`, in any experiment, those in EXPERIMENT first; the parent runs of sweeps.
+
+    Somebody may have renamed the experiment.
+    """
+    from mlflow.entities import ViewType
+
+    known = client.search_experiments(view_type=ViewType.ALL, max_results=1000)
+    names = {experiment.experiment_id: experiment.name for experiment in known}
+    tags = {KIND: KIND_SWEEP} | ({SWEEP: sweep} if sweep else {})
+    found = _search(client, list(names), tags, deleted)
+    return sorted(found, key=lambda run: names[run.info.experiment_id] != EXPERIMENT)
+
+
+def experiment_of(client: MlflowClient, sweep: str) -> str:
+    """The experiment that holds a sweep. Raises UserError if there is none; creates none."""
+    if found := _sweeps_anywhere(client, sweep):
+        return found[0].info.experiment_id
+    if found := _sweeps_anywhere(client, sweep, deleted=True):
+        info = found[0].info
+        gone = client.get_experiment(info.experiment_id).lifecycle_stage == "deleted"
+        what = f"experiments restore --experiment-id {info.experiment_id}"
+        what = what if gone else f"runs restore --run-id {info.run_id}"
+        raise UserError(
+            f"sweep {sweep!r} was deleted in MLflow: restore it (mlflow {what}), or --resume it"
+        )
+    raise _unknown(sweep, _sweeps_anywhere(client))
+
+
+def restore_sweep(client: MlflowClient, sweep: str) -> str | None:
+    """Restores what was deleted of a sweep: its run, and its experiment; returns the latter.
+
+    None if MLflow has neither.
+    """
+    found = _sweeps_anywhere(client, sweep) or _sweeps_anywhere(client, sweep, deleted=True)
+    if not found:
+        return None
+    restore(client, found[0].info.run_id)
+    return found[0].info.experiment_id
+
+
+def restore(client: MlflowClient, run_id: str) -> None:
+    """Restores a run, and its experiment with all runs in it, if somebody has deleted them."""
+    experiment = client.get_run(run_id).info.experiment_id
+    if client.get_experiment(experiment).lifecycle_stage == "deleted":
+        log.warning("experiment %s was deleted in MLflow: restored, as a run needs it", experiment)
+        client.restore_experiment(experiment)
+    if client.get_run(run_id).info.lifecycle_stage == "deleted":
+        log.warning("run %s was deleted in MLflow: restored, as its sweep needs it", run_id)
+        client.restore_run(run_id)
 
 
 def objective_of(run: Run) -> str:
@@ -113,6 +186,7 @@ def to_text(value: Any) -> str:
 
 def set_best_trials(client: MlflowClient, to: TrackingContext, ids: Sequence[str]) -> None:
     """Writes the ids of the best trials, best first, to the sweep's run."""
+    restore(client, to.parent_run_id)
     client.set_tag(to.parent_run_id, BEST_TRIALS, json.dumps(list(ids)))
 
 
@@ -128,6 +202,17 @@ def find_trial(
     """The run of a trial, or of its full training (`kind`), or None."""
     found = find_runs(client, to.experiment, **{SWEEP: to.sweep, TRIAL: trial_id, KIND: kind})
     return found[0] if found else None
+
+
+def restore_trial(client: MlflowClient, to: TrackingContext, trial_id: str) -> Run | None:
+    """The run of a trial as `find_trial`, restored if it was deleted."""
+    # Under this sweep's run: an earlier sweep of this name may be in the trash, too.
+    tags = {TRIAL: trial_id, KIND: KIND_TRIAL, PARENT: to.parent_run_id}
+    found = _search(client, [to.experiment], tags, deleted=True)
+    if not found:
+        return None
+    restore(client, found[0].info.run_id)
+    return found[0]
 
 
 def create_trial(
@@ -160,7 +245,8 @@ def open_trial(
     config: Mapping[str, Any] | None = None,
 ) -> Run:
     """Creates a trial's run, or marks the existing one as running. Only the driver calls this."""
-    run = find_trial(client, to, trial_id) or create_trial(client, to, trial_id, config=config)
+    run = find_trial(client, to, trial_id) or restore_trial(client, to, trial_id)
+    run = run or create_trial(client, to, trial_id, config=config)
     if run.info.status != "RUNNING":
         client.update_run(run.info.run_id, status="RUNNING")
     return run
@@ -182,7 +268,8 @@ def end_trial(
     """
     from mlflow.entities import Metric
 
-    run = find_trial(client, to, trial_id) or create_trial(client, to, trial_id, config=config)
+    run = find_trial(client, to, trial_id) or restore_trial(client, to, trial_id)
+    run = run or create_trial(client, to, trial_id, config=config)
     if lacking := {k: v for k, v in (config or {}).items() if k not in run.data.params}:
         describe(client, run.info.run_id, lacking)
     if confirms is not None:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from ali.metrics import EPOCH
 from sweeps.engine.tracking.client import OUTAGE_SECONDS, open_client
 from sweeps.engine.tracking.queue import AsyncLogQueue
-from sweeps.engine.tracking.runs import create_trial, describe, find_trial, logged_epochs, to_text
+from sweeps.engine.tracking.runs import (
+    create_trial,
+    describe,
+    find_trial,
+    logged_epochs,
+    restore,
+    to_text,
+)
 from sweeps.engine.tracking.schema import KIND_TRIAL, TrackingContext
 
 if TYPE_CHECKING:
@@ -39,6 +46,7 @@ class TrialRun:
         self._to, self._trial_id, self._kind, self._create = to, trial_id, kind, create
         self._params, self._tags = dict(params), dict(tags or {})
         self._run_id = ""
+        self._opened = ""  # the run that this process has opened, for when it has been deleted
         self._logged: set[int] = set()
         self._client: MlflowClient | None = None
         self._opening = threading.Lock()
@@ -63,6 +71,9 @@ class TrialRun:
             return self._client, self._run_id
         self._client = client = open_client(self._to.uri)
         run = find_trial(client, self._to, self._trial_id, self._kind)
+        if run is None and self._opened:
+            restore(client, self._opened)
+            run = client.get_run(self._opened)
         if run is None:
             if not self._create:  # if two processes created it, there would be two runs
                 raise LookupError("the driver has not opened the run yet")
@@ -76,7 +87,7 @@ class TrialRun:
         changed = {k: v for k, v in changed.items() if v != known[k.removeprefix("later.")]}
         new = {k: v for k, v in self._params.items() if k not in known}
         describe(client, run.info.run_id, new, self._tags | changed)
-        self._run_id = run.info.run_id
+        self._run_id = self._opened = run.info.run_id
         return client, self._run_id
 
     def _log_text(self, text: str, file: str) -> None:
@@ -90,14 +101,15 @@ class TrialRun:
         epoch = int(metrics[EPOCH])
         if epoch in self._logged:
             return
+        # If this raises, the server may have it all the same, or by now from the process that
+        # resumed when this one was taken for lost, or somebody has deleted the run: the next
+        # attempt looks at it again.
+        self._run_id = ""
         # The metrics come last and in one request: an epoch that has them has all its pictures.
         for key, image in images.items():
             client.log_image(run_id, image, key=key, step=epoch)
         now = int(time.time() * 1000)
         batch = [Metric(key, value, now, epoch) for key, value in metrics.items()]
-        # If this raises, the server may have it all the same, or by now from the process that
-        # resumed when this one was taken for lost: the next attempt looks at the run again.
-        self._run_id = ""
         client.log_batch(run_id, metrics=batch)
         self._run_id = run_id
         self._logged.add(epoch)
