@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import os
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,23 @@ def trial_id(number: int) -> str:
     return f"{number:05d}"
 
 
+class _Journal(JournalFileBackend):
+    """A journal of whole lines: one that did not fit on the disk is taken back, since the next
+    would be written behind it and no reader would get past it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        size = self._path.stat().st_size
+        try:
+            super().append_logs(logs)
+        except OSError:
+            os.truncate(self._path, size)  # this process alone writes to it
+            raise
+
+
 class Study:
     """An Optuna study in a journal file; repeating a write is harmless.
 
@@ -59,7 +77,7 @@ class Study:
     ) -> None:
         repair_journal(journal)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage: BaseStorage = JournalStorage(JournalFileBackend(str(journal)))
+        self._storage: BaseStorage = JournalStorage(_Journal(journal))
         self._seed = seed
         self._make_sampler = make_sampler or functools.partial(tpe, startup_trials=startup_trials)
         self._study = optuna.create_study(

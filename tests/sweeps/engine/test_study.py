@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import resource
 from collections import Counter
 
 import optuna
@@ -86,6 +87,22 @@ def test_half_a_line_and_a_lock_of_a_killed_driver_are_removed(study, tmp_path, 
     reopened = again(study, tmp_path)
     reopened.ask(point)
     assert len(again(study, tmp_path).trials()) == 2
+
+
+def test_a_line_that_does_not_fit_on_the_disk_is_taken_back(study, tmp_path, point):
+    journal = tmp_path / "journal"
+    study.ask(point)
+    before = journal.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limits[1]))  # half a line
+    try:
+        with pytest.raises(OSError):
+            study.ask(point)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert journal.read_bytes() == before
+    study.ask(point)
+    assert len(again(study, tmp_path).trials()) == len(read_study(journal, "s").trials) == 2
 
 
 def test_a_point_depends_on_its_number_and_what_was_told_not_on_restarts(study, tmp_path, point):
