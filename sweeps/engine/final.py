@@ -162,8 +162,9 @@ def best_run(options: Location, client: MlflowClient, experiment: str) -> Run:
     else:
         ids = runs.best_trials(parent)
     to = TrackingContext(options.uri, experiment, options.name, parent.info.run_id, "")
-    if ids and (run := runs.find_trial(client, to, ids[0])):
-        return run
+    for best in ids[:1]:
+        if run := runs.find_trial(client, to, best) or runs.restore_trial(client, to, best):
+            return run
     raise UserError(
         f"no trial of sweep {options.name!r} has completed its full budget yet: resume it "
         "(--resume), also to bring MLflow up to date if an earlier version ran it"

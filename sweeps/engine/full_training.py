@@ -92,10 +92,7 @@ class FullTraining:
         To go on would replace a checkpoint and a test error by those of a shorter training.
         """
         run = runs.find_trial(connect(self.to.uri), self.to, self.name, KIND_BEST)
-        done = int(run.data.metrics.get(EPOCH, 0)) if run else 0
-        for storage, folder in self.own_checkpoints():
-            with contextlib.suppress(UserError, OSError), storage.local(folder) as local:
-                done = max(done, read_manifest(find_checkpoint(local)).epoch)
+        done = max(self.saved_epochs(), int(run.data.metrics.get(EPOCH, 0)) if run else 0)
         known = run.data.params.get(FINGERPRINT, self.fingerprint) if run else self.fingerprint
         if done > self.config.epochs:
             reason = f"has {done} epochs already: give --epochs {done}, or more, to continue it"
@@ -124,12 +121,7 @@ class FullTraining:
             if self.context.workers == 1:
                 state = self.train()
             else:
-                from sweeps.engine.workers import train_on_workers
-
-                threads = self.context.threads or 1
-                config = {"context": replace(self.context, threads=threads)}
-                log, workers = self.folder / LOG, self.context.workers
-                train_on_workers(_worker, config, workers, threads, log, self.storage)
+                self._train_on_workers()
                 state, _ = self.load(self.own_checkpoints())
             tested = self._test(state, test)
             if not self.context.fresh_seed:  # of several the best is, when all have been tested
@@ -175,6 +167,14 @@ class FullTraining:
             return here
         copies = reversed(self.storage.checkpoints(self.folder.name))
         return [(self.storage, folder) for folder in copies] or here
+
+    def saved_epochs(self) -> int:
+        """Epochs in its own checkpoints; 0 if there is none that can be read."""
+        epochs = 0
+        for storage, folder in self.own_checkpoints():
+            with contextlib.suppress(UserError, OSError), storage.local(folder) as local:
+                epochs = max(epochs, read_manifest(find_checkpoint(local)).epoch)
+        return epochs
 
     def load(self, candidates: list[tuple[Storage, str]]) -> tuple[State, str]:
         """The first that is intact and not past the last epoch, and its folder.
@@ -224,6 +224,24 @@ class FullTraining:
             distributed.on_rank_zero(partial(self._end_epoch, state, metrics))
         assert state is not None
         return state
+
+    def _train_on_workers(self) -> None:
+        """As `train`, in workers; they may be lost any number of times if new epochs are saved."""
+        from sweeps.engine.workers import train_on_workers
+
+        threads = self.context.threads or 1
+        config = {"context": replace(self.context, threads=threads)}
+        log, workers = self.folder / LOG, self.context.workers
+        while True:
+            before = self.saved_epochs()
+            try:
+                return train_on_workers(_worker, config, workers, threads, log, self.storage)
+            except (UserError, NonFiniteError):
+                raise
+            except Exception as error:
+                if self.saved_epochs() <= before:
+                    raise
+                print(f"workers lost ({type(error).__name__}); restarting from checkpoint")
 
     def _end_epoch(self, state: State, metrics: dict[str, float]) -> None:
         epoch, total, name = state.epoch, self.config.epochs, self.to.objective

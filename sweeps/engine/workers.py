@@ -15,7 +15,7 @@ from ali.files import open_regular
 from sweeps.engine.cluster import NODE_CPU, refuse_dead_cluster, start_ray
 from sweeps.engine.storage import Storage
 
-MAX_FAILURES = 10  # workers or machines lost in one training before it gives up
+MAX_FAILURES = 10  # workers or machines lost in one call
 
 
 def train_on_workers(

@@ -16,7 +16,7 @@ from ali.data import mixture
 from ali.errors import UserError
 from ali.evaluation import quality
 from ali.training.state import State
-from sweeps.engine import full_training, tracking
+from sweeps.engine import full_training, tracking, workers
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.final import FinalOptions, train_best
 from sweeps.engine.tracking.queue import AsyncLogQueue
@@ -69,6 +69,7 @@ class Best:
 def best(tmp_path, database, monkeypatch):
     monkeypatch.setattr(mixture, "SIZES", {"train": 1000, "valid": 500, "test": 500})
     monkeypatch.setattr(quality, "POINTS", 500)
+    monkeypatch.setattr(full_training.AliExperiment, "pictures", lambda *_: {})  # a second each
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     shutil.copy(database, tmp_path)
     yield Best(tmp_path)
@@ -140,6 +141,26 @@ def test_killed_at_its_end_a_resume_finishes_what_is_missing(best, epochs, monke
     assert last[:2] == (run.info.run_id, epochs) and before == list(earlier.values())
     assert {"modes_missed", "test_modes_missed"} <= run.data.metrics.keys()
     assert run.data.metrics["epoch"] == epochs
+
+
+def test_workers_may_be_lost_any_number_of_times_while_there_is_progress(best, monkeypatch):
+    """In place of Ray Train, which gives up after so many losses."""
+    calls, checkpoint = [], best.folder / "s" / "best-00000" / "checkpoint"
+
+    def train(*_):
+        calls.append(len(calls) + 1)
+        if calls[-1] <= 3:
+            for state, _ in experiment.run(CONFIG.replace(epochs=calls[-1])):
+                state.save(checkpoint)
+        if calls[-1] != 3:
+            raise RuntimeError("the last worker was lost")
+
+    monkeypatch.setattr(workers, "train_on_workers", train)
+    best.train(epochs=3, workers=2)
+    assert calls == [1, 2, 3]
+    with pytest.raises(RuntimeError, match="last worker"):
+        best.train(epochs=4, workers=2)
+    assert calls == [1, 2, 3, 4]
 
 
 def test_several_seeds_load_the_data_once_and_are_refused_together(best, monkeypatch, capsys):
