@@ -32,7 +32,7 @@ class FinalOptions(Location):
     """Options of the full training; it goes to <output-dir>/<name>/best-<trial>."""
 
     epochs: int | None = None
-    """Epochs in total; default: the sweep's own full budget."""
+    """Epochs in total, not fewer than it has already; default: the sweep's own full budget."""
     data_dir: Path | None = None
     """Folder with the data set's official files; default: the sweep's."""
     svms: int = 100
