@@ -41,7 +41,7 @@ def driver_lock(folder: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _locked(what, before[0]) from None
+            raise _locked(what, _read(path)[0]) from None
         except OSError as error:
             lacking = error.strerror or str(error)
         if before[0] and (lacking or before[0].endswith(UNLOCKED)):
@@ -81,7 +81,8 @@ def driver_lock(folder: Path, what: str) -> Iterator[None]:
             ended.set()
             thread.join()
             with contextlib.suppress(OSError):
-                file.truncate(0)
+                if _read(path)[0] == mine:
+                    file.truncate(0)
 
 
 def end_taken_over(what: str, holder: str) -> NoReturn:
