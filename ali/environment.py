@@ -35,8 +35,19 @@ def tracking_uri() -> str | None:
 
 
 def ray_address() -> str | None:
-    """$RAY_ADDRESS: the Ray cluster to join; default: the one of this node, or a new one."""
+    """$RAY_ADDRESS: the Ray cluster to join; default: this user's on this node, or a new one."""
     return os.environ.get("RAY_ADDRESS") or None
+
+
+def ray_tmpdir() -> Path | None:
+    """$RAY_TMPDIR: folder of Ray's sockets and logs; default: ali-UID in $TMPDIR."""
+    folder = os.environ.get("RAY_TMPDIR")
+    return Path(folder) if folder else None
+
+
+def tmpdir() -> Path:
+    """$TMPDIR: folder of temporary files; default: /tmp."""
+    return Path(os.environ.get("TMPDIR") or "/tmp")
 
 
 def set_defaults(**values: str) -> None:

@@ -12,31 +12,31 @@ from dataclasses import dataclass
 
 import ray
 
-from ali import environment
 from ali.cli import main, parse_args
 from ali.errors import UserError
+from sweeps.engine.cluster import find_cluster
+from sweeps.engine.ray_compat import unreachable
 
 
 @dataclass(frozen=True)
 class NodesOptions:
     """The machines of a running Ray cluster."""
 
-    wait: int = 1
-    """Machines to wait for."""
+    wait: int = 0
+    """Machines to wait for; 0: shows those that there are."""
     seconds: float = 600
     """How long to wait for them."""
 
 
 def nodes(options: NodesOptions) -> None:
-    try:
-        ray.init(
-            address=environment.ray_address() or "auto",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except ConnectionError:
-        raise UserError("no Ray runs on this machine: `ray up` starts it") from None
     until = time.monotonic() + options.seconds
+    if (found := find_cluster()) is None:
+        raise UserError("no Ray of yours runs on this machine: `ray up` starts it")
+    while why := unreachable(found[0]):  # it may be starting
+        if time.monotonic() > until or not options.wait:
+            raise UserError(f"the Ray cluster at {found[0]} does not answer: {why}")
+        time.sleep(1)
+    ray.init(address=found[0], log_to_driver=False, logging_level=logging.ERROR)
     while len(alive := [node for node in ray.nodes() if node["Alive"]]) < options.wait:
         if time.monotonic() > until:
             raise UserError(

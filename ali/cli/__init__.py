@@ -72,6 +72,14 @@ def main(function: Callable[[], int | None]) -> NoReturn:
         sys.stdout.flush()
     except UserError as error:
         code = _fail(str(error), 2)
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # pathlib's: what is kept there has no place
+            raise
+        code = _fail(
+            f"HOME is not set, and user ID {os.getuid()} has no home folder: set HOME to a folder "
+            "of yours",
+            2,
+        )
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

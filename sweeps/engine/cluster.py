@@ -4,45 +4,116 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
-import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 from ali import environment
 from ali.errors import UserError
 from sweeps.engine.options import Options
 
+# What Ray appends to its folder, and the longest path of a socket.
+_SOCKET = "/ray/session_2026-11-26_02-49-42_993445_4194304/sockets/plasma_store"
+MAX_PATH, FREE_MB = 107 - len(_SOCKET), 32
 NODE_CPU = "CPUs of the largest node"  # beside Ray's own names of resources
 PRELOADING_CORES = 16  # on larger machines a worker a core that imports torch takes much memory
 
 
-def refuse_dead_cluster() -> None:
-    """Raises UserError if this machine belonged to a Ray cluster that is gone."""
-    from sweeps.engine import ray_compat
+def find_cluster() -> tuple[str, Path | None] | None:
+    """The Ray cluster to join, and the file that names it; None: one of our own is started.
 
-    if environment.ray_address() or not (recorded := ray_compat.recorded_cluster_address()):
-        return
-    address, file = recorded
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except (OSError, ValueError):
-        raise UserError(
-            f"the Ray cluster at {address}, which this machine belongs to by {file}, does not "
-            "answer: start it again, or run `ray stop` and delete that file to use this machine"
-        ) from None
-
-
-def start_ray() -> dict[str, float]:
-    """Joins the cluster that RAY_ADDRESS names, or the one this node belongs to, or starts Ray.
-
-    Returns `max_cluster_resources` of it. Raises UserError if no cluster answers.
+    RAY_ADDRESS names it (no file), or this user's `ray start` has made this machine a part of it.
+    One that others have started is not joined by itself: it could run anything in this user's name.
     """
-    import ray
-
     from sweeps.engine import ray_compat
 
     address = environment.ray_address()
+    if address == "local":
+        return None
+    if address not in (None, "auto"):
+        return address, None
+    if recorded := ray_compat.recorded_cluster_address():
+        ray_compat.enable_token_authentication()
+        return recorded
+    if address == "auto":
+        raise UserError(
+            "you have started no Ray on this machine for RAY_ADDRESS=auto to find: name the "
+            "cluster's address, or unset the variable"
+        )
+    return None
+
+
+def check_ray() -> None:
+    """Raises UserError within seconds if Ray cannot be joined, or has no folder to start in."""
+    from sweeps.engine import ray_compat
+
+    if (found := find_cluster()) is None:
+        own_temp_folder()
+        return
+    address, file = found
+    if file is None:
+        if why := ray_compat.unreachable(address):
+            raise UserError(
+                f"the Ray cluster at RAY_ADDRESS={address} does not answer ({why}): start it, "
+                "correct the variable, or unset it"
+            )
+    elif not ray_compat.runs_node(address) or ray_compat.unreachable(address):
+        raise UserError(
+            f"the Ray cluster at {address}, which this machine belongs to by {file}, does not "
+            "answer: start it again, or run `ray stop` and delete that file to use this machine"
+        )
+
+
+def own_temp_folder() -> Path:
+    """A folder for the sockets and logs of a Ray of our own, which no other user can enter.
+
+    Ray opens its own default, /tmp/ray, to all users, who could put their sockets in the place of
+    ours. Raises UserError if there is no such folder.
+    """
+    given, base = environment.ray_tmpdir(), environment.tmpdir()
+    folder = (given or base / f"ali-{os.getuid()}").absolute()
+    why = ""
+    try:
+        if len(str(folder)) > MAX_PATH:
+            why = "has too long a path"
+        elif given is None and not base.is_dir():
+            why = f"is in TMPDIR={base}, which is no folder"
+        else:
+            folder.mkdir(mode=0o700, parents=given is not None, exist_ok=True)
+            if given is None and folder.lstat().st_uid != os.getuid():
+                why = "is another user's"
+            elif not os.access(folder, os.W_OK):
+                why = "is not yours to write to"
+            elif shutil.disk_usage(folder).free < FREE_MB * 2**20:
+                why = "is on a full disk"
+            elif given is None:
+                folder.chmod(0o700)
+    except OSError as error:
+        why = f"cannot be used ({error.strerror or error})"
+    if why:
+        raise UserError(
+            f"Ray needs a folder for its sockets and logs, and {folder} {why}: set RAY_TMPDIR to "
+            f"one that you may write to, with {FREE_MB} MB free and at most {MAX_PATH} characters"
+        )
+    return folder
+
+
+def start_ray() -> dict[str, float]:
+    """Joins the cluster that `find_cluster` finds, or starts Ray, for this user alone.
+
+    Returns `max_cluster_resources` of it. Raises UserError if no cluster answers, or if Ray cannot
+    start.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    from sweeps.engine import ray_compat
+
+    address, _ = find_cluster() or ("local", None)
+    if address == "local":
+        environment.set_defaults(RAY_TMPDIR=str(own_temp_folder()))
+        ray_compat.enable_token_authentication()
     if (os.cpu_count() or 1) <= PRELOADING_CORES:  # what trials need, while the driver prepares
         modules = "sweeps.engine.trial,ali.experiment,mlflow"
         environment.set_defaults(**{ray_compat.PRELOADED_MODULES: modules})
@@ -50,15 +121,14 @@ def start_ray() -> dict[str, float]:
     try:
         ray.init(
             address=address,
-            include_dashboard=None if address else False,
+            include_dashboard=False if address == "local" else None,
             ignore_reinit_error=True,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    except ConnectionError as error:
-        raise UserError(
-            f"no Ray cluster answers at RAY_ADDRESS={address}: start it or unset the variable"
-        ) from error
+    except (ConnectionError, RayError) as error:
+        why = str(error).partition("\n")[0]
+        raise UserError(f"cannot join the Ray cluster at {address}: {why}") from error
     except Exception as error:
         if not ray_compat.start_timed_out(error):
             raise

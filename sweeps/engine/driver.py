@@ -14,7 +14,7 @@ from ali import environment
 from ali.config import Config
 from ali.errors import UserError
 from ali.files import make_folder
-from sweeps.engine.cluster import allocate_resources, refuse_dead_cluster, start_ray
+from sweeps.engine.cluster import allocate_resources, check_ray, start_ray
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import AliExperiment, Experiment
 from sweeps.engine.lock import driver_lock
@@ -96,7 +96,7 @@ def launch(sweep: Sweep, options: Options) -> int:
             sweep.space, base, options.bn_with_z, options.vary_weight_std, options.vary_batch_size
         )
         points = first_points(sweep, options, space, base)
-        refuse_dead_cluster()
+        check_ray()
         make_folder(options.output_dir, shared=True)
         quiet_libraries()
         began = time.monotonic()

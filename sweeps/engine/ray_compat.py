@@ -6,10 +6,18 @@ Ray, so that an upgrade of Ray shows which need broke. A patch whose target is g
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
+import os
+import secrets
 import signal
-from collections.abc import Callable, Mapping
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +25,11 @@ import ray
 import yaml
 from pyarrow import fs
 from ray import tune
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 from ray.tune.experiment import Experiment, Trial
+
+from ali import environment
+from ali.errors import UserError
 
 # Variables that Ray reads and does not document, or that keep its output out of ours.
 ENVIRONMENT = {
@@ -33,6 +44,7 @@ ENVIRONMENT = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # StudySearch keeps to --max-concurrent
 }
 PRELOADED_MODULES = "RAY_preload_python_modules"  # what workers import before they are needed
+CONNECT_SECONDS, HEALTH_SECONDS = 5, 20  # for a cluster to answer
 STOP_SIGNAL = signal.SIGUSR1  # on which Tune ends its loop after what is running, with its state
 
 
@@ -133,14 +145,104 @@ def start_timed_out(error: Exception) -> bool:
 
 
 def recorded_cluster_address() -> tuple[str, Path] | None:
-    """The address of the cluster that this machine belongs to, and the file that says so.
+    """The address of the cluster that this user's `ray start` made this machine a part of, and the
+    file that says so.
 
-    `ray start` writes that file, and `ray.init` waits for minutes if the cluster is gone.
+    Ray itself believes that file whoever has written it, and joins a cluster that can run anything
+    in this user's name.
     """
-    from ray._private.utils import get_ray_address_file, read_ray_address
+    from ray._private.utils import get_ray_address_file
 
-    address = read_ray_address()
-    return (address, Path(get_ray_address_file(None))) if address else None
+    file = Path(get_ray_address_file(None))
+    try:
+        found = file.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+            return None
+        return file.read_text().strip(), file
+    except OSError:
+        return None
+
+
+def runs_node(address: str) -> bool:
+    """Whether a process of this user makes this machine a part of the cluster at that address."""
+    return os.getuid() in dict(_raylets(address))
+
+
+def _raylets(address: str) -> Iterator[tuple[int, str]]:
+    """User and socket of the processes that make this machine a part of a cluster."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command, *options = (process / "cmdline").read_text(errors="replace").split("\0")
+            if command.endswith("/raylet") and f"--gcs-address={address}" in options:
+                told = dict(option.split("=", 1) for option in options if "=" in option)
+                yield process.stat().st_uid, told.get("--raylet_socket_name", "")
+
+
+def unreachable(address: str) -> str:
+    """Why a cluster at that address cannot be joined; "" if it can.
+
+    `ray.init` tries for minutes, and a refusal of the token aborts the process: another is sent.
+    """
+    host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except ValueError:
+        return "not an address of the form HOST:PORT"
+    except OSError as error:
+        return error.strerror or str(error)
+    if "://" in address:  # Ray Client, whose server is another
+        return ""
+    check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        done = subprocess.run(check, capture_output=True, text=True, timeout=HEALTH_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"what listens there did not answer as Ray within {HEALTH_SECONDS} s"
+    if done.returncode == 0:
+        sockets = [socket for _, socket in _raylets(address)]
+        barred = sockets and not any(os.access(socket, os.W_OK) for socket in sockets)
+        return "another user has started it on this machine" if barred else ""
+    if "uthentication token" in done.stderr:
+        return (
+            "it asks for another token: set RAY_AUTH_MODE=token, and copy the ~/.ray/auth_token of "
+            "its machine"
+        )
+    return done.stderr.strip().rpartition("\n")[2]
+
+
+def enable_token_authentication() -> None:
+    """Has Ray, which listens to the whole network, ask for the token in ~/.ray/auth_token.
+
+    Ray does so by itself from 2.59 on, but leaves the file for all to read. RAY_AUTH_MODE=disabled
+    is left as it is. Raises UserError if RAY_AUTH_TOKEN_PATH names no token.
+    """
+    from ray import _raylet
+
+    environment.set_defaults(RAY_AUTH_MODE="token")
+    _raylet.Config.initialize("")  # type: ignore[attr-defined]  # reads the variable again
+    loader = _raylet.AuthenticationTokenLoader.instance()  # type: ignore[attr-defined]
+    try:
+        file = Path.home() / ".ray" / "auth_token"
+        if not loader.has_token(ignore_auth_mode=True):
+            _create_token(file)
+        elif file.exists() and file.stat().st_mode & 0o077:
+            file.chmod(0o600)
+    except AuthenticationError as error:
+        raise UserError(str(error).split(". ")[0]) from None
+    except (OSError, RuntimeError):  # no home, or not one to write to: a token of this process
+        environment.set_defaults(RAY_AUTH_TOKEN=secrets.token_hex(32))
+    loader.reset_cache()
+
+
+def _create_token(file: Path) -> None:
+    """Writes a new token that this user alone can read; one of another process's is kept."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent) as new:  # of mode 600
+        new.write(secrets.token_hex(32))
+        new.flush()
+        if file.exists() and not file.stat().st_size:
+            file.unlink()
+        with contextlib.suppress(FileExistsError):
+            os.link(new.name, file)
 
 
 def cluster_config() -> dict[str, Any] | None:

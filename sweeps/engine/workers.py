@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from ali.errors import UserError
 from ali.files import open_regular
-from sweeps.engine.cluster import NODE_CPU, refuse_dead_cluster, start_ray
+from sweeps.engine.cluster import NODE_CPU, check_ray, start_ray
 from sweeps.engine.storage import Storage
 
 MAX_FAILURES = 10  # workers or machines lost in one call
@@ -40,7 +40,7 @@ def train_on_workers(
     from ray import train
     from ray.train.torch import TorchTrainer
 
-    refuse_dead_cluster()
+    check_ray()
     resources = start_ray()
     gpus = int(resources.get("GPU", 0))
     too_many = workers * threads > resources["CPU"] or threads > resources[NODE_CPU]

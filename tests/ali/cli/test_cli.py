@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,11 @@ def test_disk_that_cannot_be_written(capsys, number):
     assert code_of(raiser(OSError(number, os.strerror(number), "runs/x"))) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: cannot write runs/x") and len(err.splitlines()) == 1
+
+
+def test_no_home_is_said_with_what_to_set(capsys):
+    assert code_of(lambda: Path("~no-such-user").expanduser() and None) == 2  # what pathlib raises
+    assert "set HOME to a folder" in capsys.readouterr().err
 
 
 def test_other_errors_keep_their_traceback():

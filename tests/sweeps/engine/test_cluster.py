@@ -1,5 +1,15 @@
 """How a cluster's resources are divided among trials."""
 
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from ali.errors import UserError
@@ -8,8 +18,10 @@ from sweeps.engine.cluster import (
     NODE_CPU,
     TrialResources,
     allocate_resources,
+    check_ray,
+    find_cluster,
     max_cluster_resources,
-    refuse_dead_cluster,
+    own_temp_folder,
     start_ray,
 )
 from sweeps.engine.options import Options
@@ -76,7 +88,7 @@ def test_without_an_autoscaler_there_is_what_there_is(monkeypatch):
     assert max_cluster_resources(now) == now
 
 
-def test_a_machine_too_busy_for_ray_is_said_in_one_line(monkeypatch):
+def test_a_machine_too_busy_for_ray_is_said_in_one_line(home, monkeypatch):
     import ray
 
     def init(**_):
@@ -87,11 +99,143 @@ def test_a_machine_too_busy_for_ray_is_said_in_one_line(monkeypatch):
         start_ray()
 
 
-def test_a_cluster_that_is_gone_is_named_at_once(monkeypatch, tmp_path):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    file = tmp_path / "ray_current_cluster"
-    monkeypatch.setattr(ray_compat, "recorded_cluster_address", lambda: ("127.0.0.1:9", file))
-    with pytest.raises(UserError, match="does not answer"):
-        refuse_dead_cluster()
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home and a folder for temporary files, short enough for sockets, of this test alone."""
+    folder = Path(tempfile.mkdtemp(prefix="t"))
+    for variable in ("RAY_ADDRESS", "RAY_TMPDIR", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(variable, "")  # so that what a test sets is gone after it
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def record(folder, address, user=None):
+    """What `ray start` leaves where Ray looks for a cluster."""
+    (folder / "ray").mkdir()
+    (folder / "ray" / "ray_current_cluster").write_text(address)
+    if user is not None:
+        os.chown(folder / "ray" / "ray_current_cluster", user, user)
+
+
+def test_a_cluster_that_is_gone_is_named_at_once(home, monkeypatch):
+    record(home, "127.0.0.1:9")
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9, .* does not answer"):
+        check_ray()
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    refuse_dead_cluster()
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9, .* does not answer"):
+        check_ray()
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    check_ray()
+
+
+def test_a_cluster_that_only_listens_is_not_joined(home, monkeypatch):
+    # Who listens now at the address of this user's cluster, which is gone, may be anybody.
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        record(home, f"127.0.0.1:{other.getsockname()[1]}")
+        with pytest.raises(UserError, match="does not answer: start it again"):
+            check_ray()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of another user")
+def test_what_another_user_has_started_is_not_joined(home, monkeypatch):
+    record(home, "127.0.0.1:9", user=65534)
+    assert find_cluster() is None
+    check_ray()
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(UserError, match="you have started no Ray"):
+        check_ray()
+
+
+@pytest.mark.parametrize(
+    ("address", "why"), [("127.0.0.1:9", "refused"), ("head", "HOST:PORT"), ("ray://head", "HOST")]
+)
+def test_an_address_that_does_not_answer_is_refused_within_seconds(home, monkeypatch, address, why):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=f"RAY_ADDRESS={address} does not answer .*{why}"):
+        check_ray()
+
+
+def test_a_server_that_is_not_ray_is_refused(home, monkeypatch):
+    monkeypatch.setattr(ray_compat, "HEALTH_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(UserError, match="did not answer as Ray within 1 s"):
+            check_ray()
+
+
+def test_ray_has_a_folder_that_no_other_user_enters(home):
+    before = os.umask(0)
+    try:
+        folder = own_temp_folder()
+    finally:
+        os.umask(before)
+    assert folder.parent == home and stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(0o777)
+    assert stat.S_IMODE(own_temp_folder().stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("variable", "folder", "why"),
+    [
+        ("TMPDIR", "/no/such", "TMPDIR=/no/such, which is no folder"),
+        ("TMPDIR", "/proc", "cannot be used"),
+        ("RAY_TMPDIR", "/proc/ray", "cannot be used"),
+        ("RAY_TMPDIR", "/tmp/" + "x" * 60, "too long a path"),
+        ("RAY_TMPDIR", "/dev/null", "cannot be used"),
+    ],
+)
+def test_a_folder_that_ray_cannot_use_is_named_with_what_to_set(
+    home, monkeypatch, variable, folder, why
+):
+    monkeypatch.setenv(variable, folder)
+    with pytest.raises(UserError, match=f"{why}.*: set RAY_TMPDIR to"):
+        check_ray()
+    assert not Path("/tmp/" + "x" * 60).exists()
+
+
+def test_a_full_disk_is_named_before_ray_starts(home, monkeypatch):
+    full = SimpleNamespace(free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
+    with pytest.raises(UserError, match="on a full disk: set RAY_TMPDIR"):
+        check_ray()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes folders of another user")
+def test_a_folder_that_another_user_has_put_there_is_not_used(home):
+    (home / f"ali-{os.getuid()}").mkdir()
+    os.chown(home / f"ali-{os.getuid()}", 65534, 65534)
+    with pytest.raises(UserError, match="another user's: set RAY_TMPDIR"):
+        check_ray()
+
+
+START = """
+import os, ray
+from sweeps.engine.cluster import start_ray
+os.umask(0o022)
+start_ray()
+print(ray.get_runtime_context().gcs_address, flush=True)
+input()
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_of_our_own_asks_for_a_token_that_only_we_can_read(home):
+    if os.geteuid() == 0:
+        record(home, "127.0.0.1:9", user=65534)  # another's, which is no reason not to start
+    driver = subprocess.Popen(
+        [sys.executable, "-c", START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        address = driver.stdout.readline().strip()
+        token = home / ".ray" / "auth_token"
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600
+        assert list((home / f"ali-{os.getuid()}" / "ray").glob("session_*"))
+        stranger = {**os.environ, "HOME": "/nowhere", "RAY_ADDRESS": address}
+        ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
+        done = subprocess.run(ask, env=stranger, capture_output=True, text=True, timeout=60)
+        assert done.returncode and "oken" in done.stderr, done.stderr
+    finally:
+        driver.communicate("\n", timeout=60)

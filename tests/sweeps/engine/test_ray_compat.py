@@ -1,5 +1,10 @@
 """One contract test a function of ray_compat, against the real Ray: an upgrade shows what broke."""
 
+import os
+import shutil
+import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,14 +136,83 @@ def test_start_timed_out():
 def test_recorded_cluster_address(tmp_path, monkeypatch):
     from ray._private import utils
 
-    monkeypatch.setattr(utils, "get_ray_temp_dir", lambda: str(tmp_path), raising=False)
-    file = utils.get_ray_address_file(str(tmp_path))
-    assert "ray_current_cluster" in file
-    monkeypatch.setattr(utils, "read_ray_address", lambda *_: "10.0.0.1:6379")
-    address, where = ray_compat.recorded_cluster_address()
-    assert address == "10.0.0.1:6379" and where.name == "ray_current_cluster"
-    monkeypatch.setattr(utils, "read_ray_address", lambda *_: "")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    file = Path(utils.get_ray_address_file(None))
+    assert file == tmp_path / "ray" / "ray_current_cluster"
     assert ray_compat.recorded_cluster_address() is None
+    file.parent.mkdir()
+    utils.write_ray_address("10.0.0.1:6379")  # as `ray start` does
+    assert ray_compat.recorded_cluster_address() == ("10.0.0.1:6379", file)
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    assert ray_compat.recorded_cluster_address() is None
+    if os.geteuid() == 0:
+        file.unlink()
+        shutil.copy(tmp_path / "elsewhere", file)
+        os.chown(file, 65534, 65534)
+        assert ray_compat.recorded_cluster_address() is None
+
+
+def test_runs_node_finds_the_raylet_that_ray_starts(local_ray):
+    address = ray.get_runtime_context().gcs_address
+    assert ray_compat.runs_node(address)
+    assert not ray_compat.runs_node(address[:-1])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts processes of another user")
+def test_runs_node_believes_no_other_user():
+    sleeps = ["/ray/raylet", "-c", "sleep 60; :", "--gcs-address=10.0.0.1:6379"]
+    for user in (None, 65534):
+        with subprocess.Popen(sleeps, executable="/bin/sh", user=user) as process:
+            while not Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(b"/ray"):
+                time.sleep(0.01)
+            assert ray_compat.runs_node("10.0.0.1:6379") is (user is None)
+            process.kill()
+
+
+def test_unreachable(local_ray):
+    assert ray_compat.unreachable(ray.get_runtime_context().gcs_address) == ""
+    assert ray_compat.unreachable("127.0.0.1:9") == "Connection refused"
+
+
+TOKEN = """
+import os, ray
+from sweeps.engine.ray_compat import enable_token_authentication
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
+enable_token_authentication()
+print(is_token_auth_enabled(), os.environ.get("RAY_AUTH_TOKEN"))
+"""
+
+
+def test_enable_token_authentication(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    token = home / ".ray" / "auth_token"
+
+    def enable(**variables):
+        unset = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+        env = {k: v for k, v in os.environ.items() if k not in unset}
+        done = subprocess.run(
+            [sys.executable, "-c", TOKEN],
+            env={**env, "HOME": str(home), **variables},
+            umask=0,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        enabled, of_this_process = done.stdout.split()
+        return enabled == "True", of_this_process
+
+    assert enable() == (True, "None")
+    first = token.read_text()
+    assert len(first) == 64 and stat.S_IMODE(token.stat().st_mode) == 0o600
+    token.chmod(0o644)  # as Ray itself leaves it
+    assert enable() == (True, "None")
+    assert token.read_text() == first and stat.S_IMODE(token.stat().st_mode) == 0o600
+    enabled, of_this_process = enable(HOME="/proc")  # not a home to write to
+    assert enabled and len(of_this_process) == 64
+    assert enable(RAY_AUTH_MODE="disabled")[0] is False
 
 
 def test_cluster_config_is_the_file_that_ray_up_leaves_on_a_head(tmp_path, monkeypatch):
