@@ -51,8 +51,11 @@ class Lease:
         """Ends the process, like a kill, if another driver took it for dead."""
         lease = self._storage.read(LEASE)
         if lease is not None and self._token.encode() not in lease:
-            end_taken_over(self._what, _first_line(lease))
+            self.taken_over(self._what, _first_line(lease))
         self._write()
+
+    def taken_over(self, what: str, holder: str) -> None:
+        end_taken_over(what, holder)
 
     def drop(self) -> None:
         self._storage.filesystem.delete_file(f"{self._storage.folder}/{LEASE}")

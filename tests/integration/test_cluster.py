@@ -2,7 +2,9 @@
 
 import copy
 import fnmatch
+import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from tests.audit import audit
+from tests.faults.hosts import Hosts
 from tests.integration.harness import TOY, answers, free_port, ray_cluster
 from tests.testbed import testbed
 
@@ -49,6 +52,8 @@ def test_token_is_on_and_not_in_the_file_and_the_old_autoscaler_is_asked_for(nam
     assert "RAY_AUTH_TOKEN=" not in text and "0.0.0.0" not in text
     assert "RAY_enable_autoscaler_v2=0 ray start --head" in config["head_start_ray_commands"][-1]
     assert "RAY_AUTH_MODE=token" in (CLUSTER / "node.sh").read_text()
+    managed = re.findall(r"^  # - (MLFLOW_BACKEND_STORE_URI=postgresql\S+ .*)", text, re.M)
+    assert [line.partition(" ")[2] for line in managed] == [config["head_start_ray_commands"][0]]
 
 
 def test_spot_is_asked_for_first_and_on_demand_where_there_is_none():
@@ -148,6 +153,37 @@ def test_a_host_is_another_machine():
             bed.run("ssh -o ConnectTimeout=2 -o StrictHostKeyChecking=no 10.77.0.10 hostname")
     assert not folder.exists()
     assert subprocess.run(["pgrep", "-f", str(folder)], capture_output=True).returncode == 1
+
+
+class Heads(Hosts):
+    """Hosts that are made ready, and on which nothing runs."""
+
+    def start_cluster(self):
+        pass
+
+
+@pytest.mark.long
+def test_one_head_at_a_time_has_the_database_and_its_mlflow_asks_for_the_token():
+    if why := testbed.missing():
+        pytest.skip(why)
+    mlflow = f"http_proxy=http://10.77.0.99:3128 bash cluster/mlflow.sh {testbed.SHARED}"
+    with Heads(2) as bed:
+        bed.run_on("head", mlflow)
+        bed.run_on("head", mlflow)  # does nothing
+        uri = f"http://{bed.hosts['head'].address}:5000"
+        files = json.dumps({"name": "of root", "artifact_location": "file:///root"})
+        create = f"{uri}/api/2.0/mlflow/experiments/create -H 'Content-Type: application/json'"
+        code = f"curl -s -o /dev/null -w '%{{http_code}}' {create} -d '{files}'"
+        assert bed.run_on("worker-1", code) == "401"
+        client = "python -c \"import mlflow; client = mlflow.MlflowClient('{}')\n{}\""
+        bed.run_on("worker-1", client.format(uri, "client.create_experiment('kept')"))
+        with pytest.raises(RuntimeError, match=r"is being run by process .* on head: wait"):
+            bed.run_on("worker-1", mlflow)
+        bed.hosts["head"].kill()
+        bed.run_on("worker-1", mlflow)
+        uri = f"http://{bed.hosts['worker-1'].address}:5000"
+        found = "print([e.name for e in client.search_experiments()])"
+        assert "'kept'" in bed.run_on("worker-1", client.format(uri, found))
 
 
 @pytest.fixture

@@ -323,7 +323,7 @@ def testbed(options: Options) -> int:
     )
     audit = f"python ali-sweeps/tests/audit.py testbed {options.num_trials}"
     with terminable(), Testbed(options.hosts, options.data_dir) as bed:
-        bed.run("ray get-auth-token --generate > /dev/null; ls -l ~/.ray/auth_token")
+        bed.run("(umask 077; ray get-auth-token --generate > /dev/null); ls -l ~/.ray/auth_token")
         bed.run(f"ray up -y --log-style=pretty --log-color=false {CLUSTER}")
         nodes = f"python ali-sweeps/cluster/nodes.py --wait {options.hosts}"
         bed.run(f"ray exec {CLUSTER} '{nodes}'")
