@@ -132,3 +132,86 @@ def test_mlflow_asks_for_the_token():
     assert client.get("/api", headers={"Authorization": "Bearer secret"}).status_code == 200
     assert client.get("/", auth=("anyone", "secret")).status_code == 200
     assert client.get("/health").status_code == 200
+
+
+STUBS = {  # of what a node of a Slurm cluster has; a step of a job runs at once, here
+    "scontrol": "echo node",
+    "srun": 'while case $1 in --*) ;; -w) shift ;; *) false ;; esac; do shift; done; exec "$@"',
+    "hostname": "echo 127.0.0.1",
+    "ray": '[ "$1" != start ] || exec sleep 600',
+    "curl": 'case $* in *http_code*) echo 401 ;; *) [ -e "$HOME/answers" ] ;; esac',
+    "mlflow": 'exec sleep "$MLFLOW_SECONDS"',
+    "seq": 'exec /usr/bin/seq "$(($1 < WAITS ? $1 : WAITS))"',  # a wait of minutes
+    "rm": "true",
+}
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Runs slurm.sbatch as Slurm does, in a copy of the project in which a sweep prints its
+    options; returns exit code, output and errors."""
+    work = tmp_path / "work"
+    for folder in (work / ".venv" / "bin", work / "sweeps", tmp_path / ".ray"):
+        folder.mkdir(parents=True)
+    (tmp_path / ".ray" / "auth_token").write_text("token")
+    (tmp_path / "answers").touch()
+    shutil.copytree(CLUSTER, work / "cluster")
+    (work / "cluster" / "nodes.py").write_text("")
+    (work / "sweeps" / "svhn.py").write_text(
+        "import os, sys; print('sweep', *sys.argv[1:], os.environ['no_proxy'])"
+    )
+    (work / ".venv" / "bin" / "activate").touch()
+    for name, line in STUBS.items():
+        (work / ".venv" / "bin" / name).write_text(f"#!/bin/bash\n{line}\n")
+        (work / ".venv" / "bin" / name).chmod(0o755)
+    env = {
+        "HOME": str(tmp_path),
+        "PATH": f"{work}/.venv/bin:{Path(sys.executable).parent}:/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT),
+        "SLURM_SUBMIT_DIR": str(work),
+        "SLURM_JOB_NODELIST": "node",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_CPUS_PER_TASK": "1",
+        "WAITS": "1",
+    }
+
+    def run(*options, **variables):
+        command = ["bash", str(work / "cluster" / "slurm.sbatch"), *options]
+        job = subprocess.Popen(
+            command,
+            env={**env, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            out, err = job.communicate(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
+        return job.returncode, out, err
+
+    run.work = work
+    return run
+
+
+def test_a_requeued_slurm_job_resumes_its_sweep(slurm):
+    begun = slurm.work / "runs" / "own" / "sweep.json"
+    outside = {"MLFLOW_TRACKING_URI": "http://server", "http_proxy": "http://proxy:3128"}
+    for restarts, started, resume in ((0, False, ""), (1, False, ""), (1, True, " --resume")):
+        if started:
+            begun.parent.mkdir(parents=True)
+            begun.write_text("{}")
+        code, out, err = slurm("--name", "own", **outside, SLURM_RESTART_COUNT=str(restarts))
+        assert code == 0 and f"sweep --name own{resume} localhost,127.0.0.1," in out, out + err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "waits", "says"), [("0", "20", "has ended"), ("600", "1", "did not answer within")]
+)
+def test_a_slurm_job_whose_mlflow_does_not_come_ends_with_the_reason(slurm, seconds, waits, says):
+    (slurm.work.parent / "answers").unlink()
+    code, out, err = slurm("--name", "own", MLFLOW_SECONDS=seconds, WAITS=waits)
+    assert code == 1 and f"error: MLflow {says}" in err and "sweep" not in out, out + err
