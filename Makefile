@@ -6,6 +6,7 @@ NAME   ?= laptop
 PORT   ?= 5000
 URI    ?= sqlite:///$(CURDIR)/runs/mlflow.db
 ARGS   ?=
+export MLFLOW_DISABLE_TELEMETRY ?= true
 
 # The laptop-sized choice of options of sweeps/svhn.py.
 LAPTOP := --data house-numbers --width 0.25 --levels 2 --batch-size 32 --epochs 6 --draws 2 \

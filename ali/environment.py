@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+NO_PROXY = "no_proxy"
 
 
 def cache_dir() -> Path:
@@ -30,8 +33,59 @@ def storage_path() -> str | None:
 
 
 def tracking_uri() -> str | None:
-    """$MLFLOW_TRACKING_URI: the MLflow server (--tracking-uri)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or None
+    """$MLFLOW_TRACKING_URI: the MLflow server (--tracking-uri), without a login.
+
+    http://user:password@host becomes http://host, since addresses are shown; the login goes to the
+    variables in which MLflow's client looks for it.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or None
+    try:
+        parts = urlsplit(uri or "")
+    except ValueError:  # who connects to it is told
+        return uri
+    if parts.scheme in ("http", "https") and "@" in parts.netloc:
+        login, _, host = parts.netloc.rpartition("@")
+        user, colon, password = login.partition(":")
+        uri = parts._replace(netloc=host).geturl()
+        os.environ.update(MLFLOW_TRACKING_URI=uri, MLFLOW_TRACKING_USERNAME=unquote(user))
+        if colon:
+            os.environ.update(MLFLOW_TRACKING_PASSWORD=unquote(password))
+    return uri
+
+
+def tracking_variables() -> dict[str, str]:
+    """What MLflow's client needs to reach its server: $MLFLOW_TRACKING_USERNAME, _PASSWORD, _TOKEN,
+    _INSECURE_TLS and the like, Databricks' own, and $no_proxy. Trials on other machines lack it."""
+    prefixes = ("MLFLOW_TRACKING_", "DATABRICKS_")
+    found = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+    found.pop("MLFLOW_TRACKING_URI", None)
+    return found | {NO_PROXY: ",".join(_no_proxy())}
+
+
+def adopt_tracking_variables(variables: Mapping[str, str]) -> None:
+    """Sets another process's `tracking_variables`, where this one has none of its own."""
+    bypass_proxies(variables.get(NO_PROXY, "").split(","))
+    set_defaults(**{name: value for name, value in variables.items() if name != NO_PROXY})
+
+
+def bypass_proxies(hosts: Iterable[str]) -> None:
+    """Has these hosts asked directly, where variables such as $http_proxy name a proxy."""
+    from urllib.request import getproxies_environment
+
+    if getproxies_environment().keys() - {"no"}:
+        joined = ",".join(dict.fromkeys([*_no_proxy(), *filter(None, hosts)]))
+        # Libraries read one or the other: the shorter would hide the longer.
+        os.environ[NO_PROXY] = os.environ[NO_PROXY.upper()] = joined
+
+
+def _no_proxy() -> list[str]:
+    both = f"{os.environ.get(NO_PROXY, '')},{os.environ.get(NO_PROXY.upper(), '')}"
+    return [host.strip() for host in both.split(",") if host.strip()]
+
+
+def artifact_endpoint() -> str | None:
+    """$MLFLOW_S3_ENDPOINT_URL: where MLflow's client finds a bucket that is not at Amazon."""
+    return os.environ.get("MLFLOW_S3_ENDPOINT_URL") or None
 
 
 def ray_address() -> str | None:

@@ -24,7 +24,8 @@ from sweeps.engine.scripts import running_command
 from sweeps.engine.space import InitialPoint, Space, paper_defaults, suggest, with_optional
 from sweeps.engine.storage import Storage
 from sweeps.engine.tracking import runs
-from sweeps.engine.tracking.client import connect, experiment_id
+from sweeps.engine.tracking.access import without_password
+from sweeps.engine.tracking.client import MLFLOW_ENVIRONMENT, connect, experiment_id
 from sweeps.engine.tracking.schema import (
     DRIVER_SECONDS,
     KIND,
@@ -145,7 +146,8 @@ def refuse_other_sweep(options: Options, objective: str, known: Run | None) -> N
     """Raises UserError if the run that MLflow has of this name is not this sweep's."""
     if known and not options.resume:
         raise UserError(
-            f"MLflow at {options.uri} has a sweep {options.name!r} already: choose another --name"
+            f"MLflow at {without_password(options.uri)} has a sweep {options.name!r} already: "
+            "choose another --name"
         )
     if known and (before := runs.objective_of(known)) != objective:
         raise UserError(
@@ -160,11 +162,7 @@ def quiet_libraries() -> None:
 
     from sweeps.engine import ray_compat
 
-    environment.set_defaults(
-        **ray_compat.ENVIRONMENT,
-        MLFLOW_ENABLE_ASYNC_LOGGING="false",
-        MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true",
-    )
+    environment.set_defaults(**ray_compat.ENVIRONMENT, **MLFLOW_ENVIRONMENT)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     ray_compat.quiet()

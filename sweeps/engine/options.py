@@ -13,7 +13,8 @@ from ali.config import Common, Config
 from ali.errors import UserError
 from ali.files import atomic_write
 from sweeps.engine.storage import Storage
-from sweeps.engine.tracking.client import OUTAGE_SECONDS, default_uri, without_password
+from sweeps.engine.tracking.access import without_password
+from sweeps.engine.tracking.client import OUTAGE_SECONDS, default_uri
 
 JOURNAL, OPTIONS = "optuna.journal", "sweep.json"  # files in a sweep's folder
 

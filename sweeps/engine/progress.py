@@ -21,7 +21,8 @@ from sweeps.engine.options import Options
 from sweeps.engine.retention import delete_checkpoints
 from sweeps.engine.study import CONFIG, Study, best_trials, confirms_of, trial_id
 from sweeps.engine.tracking import runs
-from sweeps.engine.tracking.client import connect, without_password
+from sweeps.engine.tracking.access import without_password
+from sweeps.engine.tracking.client import connect
 from sweeps.engine.tracking.queue import AsyncLogQueue
 from sweeps.engine.tracking.schema import TrackingContext
 

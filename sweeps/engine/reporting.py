@@ -40,7 +40,8 @@ from sweeps.engine.results import TrialResult, load_study, ranked
 from sweeps.engine.scripts import script_command, ui_command
 from sweeps.engine.study import trial_id
 from sweeps.engine.tracking import runs
-from sweeps.engine.tracking.client import connect
+from sweeps.engine.tracking.access import without_password
+from sweeps.engine.tracking.client import connect, is_database
 from sweeps.engine.tracking.schema import (
     DRIVER_SECONDS,
     KIND_TRIAL,
@@ -161,8 +162,9 @@ def _too_short(options: Options, values: Sequence[float], parent: Run) -> str:
 
 
 def _next_commands(options: Options, doubts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    served = options.uri.startswith(("http://", "https://"))
-    yield "compare the runs", f"open {options.uri}" if served else ui_command(options.uri)
+    uri, shown = options.uri, without_password(options.uri)
+    serve = ui_command(uri if shown == uri else None) if is_database(uri) else f"open {shown}"
+    yield "compare the runs", serve
     yield ", ".join(["train the best", *doubts]), script_command("best.py", *options.arguments())
 
 

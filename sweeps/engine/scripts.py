@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -20,9 +21,12 @@ def running_command(*arguments: object) -> str:
     return _command(Path(sys.argv[0]).resolve(), *arguments)
 
 
-def ui_command(uri: str) -> str:
-    """A command that serves the MLflow UI on a tracking store."""
-    return command("-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1")
+def ui_command(uri: str | None) -> str:
+    """A command that serves the MLflow UI on a database; None: the one in $MLFLOW_TRACKING_URI."""
+    quiet = "env MLFLOW_DISABLE_TELEMETRY=true"  # `env`: for every shell
+    store = '"$MLFLOW_TRACKING_URI"' if uri is None else shlex.quote(uri)
+    serve = command("-m", "mlflow", "ui", "--workers", "1", "--backend-store-uri")
+    return f"{quiet} {serve} {store}"
 
 
 def _command(script: Path, *arguments: object) -> str:

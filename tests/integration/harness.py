@@ -56,8 +56,9 @@ class Toy:
         return self.server or f"sqlite:///{self.runs}/mlflow.db"
 
     def start(self, *options: str, out: IO | int = subprocess.PIPE) -> subprocess.Popen:
-        env = {**os.environ, "TOY_LOG": str(self.folder / "toy.log"), **WITHOUT_TORCH, **self.env}
+        env = {**os.environ, "TOY_LOG": str(self.folder / "toy.log"), **WITHOUT_TORCH}
         env.pop("MLFLOW_TRACKING_URI", None)
+        env |= self.env
         if self.database and not (self.runs / "mlflow.db").exists():
             self.runs.mkdir(exist_ok=True)
             shutil.copy(self.database, self.runs)
@@ -132,18 +133,19 @@ class Server:
         database: str | None = None,
         artifacts: str | None = None,
         workers: int = 1,
+        options: Sequence[str] = (),
     ) -> None:
         self.folder, self.port = folder, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._database = database or f"sqlite:///{folder}/server.db"
         self._artifacts = artifacts or str(folder / "artifacts")
-        self._workers = str(workers)
+        self._workers, self._options = str(workers), options
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--workers", self._workers]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", self._database]
-        command += ["--artifacts-destination", self._artifacts]
+        command += ["--artifacts-destination", self._artifacts, *self._options]
         env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # five processes fewer
         with (self.folder / "server.log").open("a") as log:
             self.process = subprocess.Popen(

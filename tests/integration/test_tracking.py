@@ -1,12 +1,16 @@
 """MLflow as a real server that goes away, and what is found in it afterwards."""
 
+import ast
 import dataclasses
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -17,7 +21,7 @@ from sweeps.engine import tracking
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.options import Location
 from sweeps.engine.status import show_status
-from tests.integration.harness import Server
+from tests.integration.harness import Server, free_port
 
 pytestmark = pytest.mark.versions
 
@@ -30,6 +34,7 @@ def server(tmp_path):
     made.stop()
 
 
+PASSWORD = "s3cret/pass@word"
 DONE = Ending(EndState.COMPLETED, "done")
 
 
@@ -76,6 +81,34 @@ def test_a_run_that_two_threads_open_is_created_once(local):
     run.queue.close()
     assert run.queue.lost == 0
     assert len(tracking.find_runs(client, to.experiment, sweep="s", kind="best")) == 1
+
+
+ASKED = """
+import sys
+asked = []
+def note(event, about):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        asked.append(about[1] if event == "socket.connect" else about[:2])
+sys.addaudithook(note)
+import time
+from pathlib import Path
+from sweeps.engine import tracking
+folder = Path(sys.argv[1])
+client = tracking.connect(tracking.default_uri(folder))
+tracking.start_sweep(client, tracking.experiment_id(client, folder), "s", "val_error", {})
+time.sleep(1)
+print(asked)
+"""
+
+
+def test_nobody_else_is_asked(tmp_path, database, monkeypatch):
+    """MLflow asks its makers whether they want telemetry, unless it takes this for a test."""
+    for name in ("CI", "PYTEST_CURRENT_TEST"):
+        monkeypatch.delenv(name, raising=False)
+    shutil.copy(database, tmp_path)
+    command = [sys.executable, "-c", ASKED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
 
 
 def image():
@@ -282,8 +315,32 @@ def test_records_wait_for_a_server_that_is_away(server):
     assert logged_steps(client, to, "00000") == [1, 2]
 
 
+NOTE_CONNECTIONS = """
+import socket, sys
+def note(event, about):
+    if event == "socket.getaddrinfo":
+        asked = about[0]
+    elif event == "socket.connect" and about[0].type == socket.SOCK_STREAM:
+        asked = about[1]
+    else:
+        return
+    with open({log!r}, "a") as out:
+        print(repr(asked), file=out)
+sys.addaudithook(note)
+"""
+
+
 @pytest.mark.slow
-def test_a_sweep_outlives_its_server_for_a_while(server, toy):
+def test_a_sweep_outlives_its_server_for_a_while(server, toy, monkeypatch):
+    """It asks nobody else: no telemetry, and no proxy, which knows nothing of this machine."""
+    for name in ("CI", "PYTEST_CURRENT_TEST"):  # with which MLflow is silent
+        monkeypatch.delenv(name, raising=False)
+    log, hook = toy.folder / "connections", toy.folder / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(NOTE_CONNECTIONS.format(log=str(log)))
+    toy.env["PYTHONPATH"] = f"{hook}:{os.environ.get('PYTHONPATH', '')}"
+    proxy = free_port()
+    toy.env["http_proxy"] = toy.env["https_proxy"] = f"http://127.0.0.1:{proxy}"
     toy.env["TOY_SECONDS"] = "0.7"
     process = toy.start("--num-trials", "3", "--tracking-uri", server.uri)
     while toy.epochs().total() < 4:
@@ -302,3 +359,34 @@ def test_a_sweep_outlives_its_server_for_a_while(server, toy):
         assert run.info.status in ("FINISHED", "KILLED")
         steps = [m.step for m in client.get_metric_history(run.info.run_id, "val_error")]
         assert steps == list(range(1, len(steps) + 1))
+    asked = {ast.literal_eval(line) for line in log.read_text().splitlines()}
+    pairs = {address for address in asked if isinstance(address, tuple)}
+    own = {"127.0.0.1", "::1", "localhost", socket.gethostname(), None}
+    own |= {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)}
+    hosts = {address[0] for address in pairs} | {a for a in asked if "/" not in str(a)} - pairs
+    assert {port for _, port, *_ in pairs} >= {server.port} and hosts <= own, hosts - own
+    assert proxy not in {port for _, port, *_ in pairs}
+
+
+@pytest.mark.long
+def test_a_server_with_logins(tmp_path, toy, monkeypatch):
+    pytest.importorskip("flask_wtf")
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", PASSWORD)
+    monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "any")
+    server = Server(tmp_path, options=("--app-name", "basic-auth"))
+    server.start()
+    toy.server = server.uri
+    try:
+        for password, code in (("wrong", 2), (PASSWORD, 0)):
+            login = f"admin:{quote(password)}@127.0.0.1"
+            toy.env["MLFLOW_TRACKING_URI"] = server.uri.replace("127.0.0.1", login)
+            out = toy.run("--num-trials", "2", expect=code)
+            assert password not in out and quote(password) not in out
+        assert "access refused" not in out and f"open {server.uri}" in out
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+        assert len(toy.mlflow()) == 2
+        for file in toy.runs.rglob("*"):
+            assert not file.is_file() or PASSWORD.encode() not in file.read_bytes(), file
+    finally:
+        server.stop()

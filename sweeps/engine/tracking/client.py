@@ -7,27 +7,33 @@ import fcntl
 import glob
 import logging
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.error import URLError
-from urllib.request import urlopen
 
 from ali import environment
 from ali.errors import UserError
 from ali.files import open_regular, refuse_foreign_links
-from sweeps.engine.tracking.schema import EXPERIMENT
+from sweeps.engine.tracking.access import (
+    bypass_proxies,
+    check_server,
+    first_line,
+    refusals,
+    without_password,
+)
+from sweeps.engine.tracking.schema import experiment_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+# Telemetry is asked for when MLflow is imported, and its server has seconds for each request.
+MLFLOW_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
 OUTAGE_SECONDS = 600.0  # how long a trial keeps trying to deliver its log records
-
-
-def without_password(uri: str) -> str:
-    """An address as it may be shown."""
-    return re.sub(r"://[^/@]*:[^/@]*@", "://…@", uri)
 
 
 def default_uri(output_dir: Path) -> str:
@@ -35,8 +41,20 @@ def default_uri(output_dir: Path) -> str:
     return f"sqlite:///{output_dir.resolve() / 'mlflow.db'}"
 
 
+def is_database(uri: str) -> bool:
+    """Whether an address is a database's, and not a server's that keeps one."""
+    return uri.split(":")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def is_server(uri: str) -> bool:
+    """Whether an address is one that a browser opens."""
+    return uri.startswith(("http://", "https://"))
+
+
 def open_client(uri: str) -> MlflowClient:
     """A client, without asking whether its server answers."""
+    environment.set_defaults(**MLFLOW_ENVIRONMENT)
+    bypass_proxies(uri)
     from mlflow import MlflowClient
 
     # After the import, which sets levels of its own. AsyncLogQueue logs errors in a line.
@@ -56,25 +74,19 @@ def connect(uri: str, existing: bool = False) -> MlflowClient:
             f"there is no MLflow database {file}: run a sweep, or give --output-dir or "
             "--tracking-uri"
         )
-    environment.set_defaults(MLFLOW_HTTP_REQUEST_TIMEOUT="30")
-    if uri.startswith(("http://", "https://")):
-        try:
-            with urlopen(uri.rstrip("/") + "/health", timeout=10):
-                pass
-        except (URLError, OSError, ValueError) as error:
-            raise UserError(
-                f"no MLflow server answers at {uri} ({getattr(error, 'reason', error)}): start it, "
-                "correct --tracking-uri, or leave it out to log to a local database"
-            ) from None
     try:
         with _database_lock(uri):
             client = open_client(uri)
-            client.search_experiments(max_results=1)
+            if is_server(uri):
+                check_server(uri)
+            else:
+                client.search_experiments(max_results=1)
     except UserError:
         raise
     except Exception as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"cannot use the tracking store {uri}: {first_line}") from None
+        raise UserError(
+            f"cannot use the tracking store {without_password(uri)}: {first_line(error)}"
+        ) from None
     return client
 
 
@@ -99,21 +111,23 @@ def _database_lock(uri: str) -> Iterator[None]:
 
 
 def experiment_id(client: MlflowClient, output_dir: Path) -> str:
-    """The experiment of all sweeps; artifacts of a local database go to `output_dir`/artifacts."""
-    found = client.get_experiment_by_name(EXPERIMENT)
+    """The experiment of all sweeps; artifacts of a database go to `output_dir`/artifacts."""
+    name = experiment_name(client.tracking_uri)
+    found = client.get_experiment_by_name(name)
     if found is not None:
         if found.lifecycle_stage == "deleted":
             raise UserError(
-                f"the MLflow experiment {EXPERIMENT!r} was deleted: restore it "
+                f"the MLflow experiment {name!r} was deleted: restore it "
                 f"(mlflow experiments restore --experiment-id {found.experiment_id})"
             )
         return found.experiment_id
-    local = client.tracking_uri.startswith("sqlite:")
+    local = is_database(client.tracking_uri)
     location = (output_dir.resolve() / "artifacts").as_uri() if local else None
     from mlflow.exceptions import MlflowException
 
     try:
-        return client.create_experiment(EXPERIMENT, artifact_location=location)
+        with refusals(client.tracking_uri):
+            return client.create_experiment(name, artifact_location=location)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

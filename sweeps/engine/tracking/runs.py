@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ali.errors import UserError
 from ali.metrics import EPOCH, VAL_ERROR
 from sweeps.engine.endings import END_STATE, Ending
+from sweeps.engine.tracking.access import refusals
 from sweeps.engine.tracking.schema import (
     BEST_TRIALS,
     CONFIG,
     CONFIRMS,
-    EXPERIMENT,
     KIND,
     KIND_SWEEP,
     KIND_TRIAL,
@@ -26,6 +26,7 @@ from sweeps.engine.tracking.schema import (
     SWEEP,
     TRIAL,
     TrackingContext,
+    experiment_name,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _unknown(sweep: str, known: Sequence[Run]) -> UserError:
 def _sweeps_anywhere(
     client: MlflowClient, sweep: str | None = None, deleted: bool = False
 ) -> list[Run]:
-    """As `_search`, in any experiment, those in EXPERIMENT first; the parent runs of sweeps.
+    """As `_search`, in any experiment, those of the usual name first; the parent runs of sweeps.
 
     Somebody may have renamed the experiment.
     """
@@ -90,8 +91,8 @@ def _sweeps_anywhere(
     known = client.search_experiments(view_type=ViewType.ALL, max_results=1000)
     names = {experiment.experiment_id: experiment.name for experiment in known}
     tags = {KIND: KIND_SWEEP} | ({SWEEP: sweep} if sweep else {})
-    found = _search(client, list(names), tags, deleted)
-    return sorted(found, key=lambda run: names[run.info.experiment_id] != EXPERIMENT)
+    found, usual = _search(client, list(names), tags, deleted), experiment_name(client.tracking_uri)
+    return sorted(found, key=lambda run: names[run.info.experiment_id] != usual)
 
 
 def experiment_of(client: MlflowClient, sweep: str) -> str:
@@ -152,12 +153,13 @@ def start_sweep(
 ) -> str:
     """Opens the parent run of a sweep, or opens it again; returns its run id."""
     run = find_sweep(client, experiment, sweep)
-    if run is None:
-        tags = {SWEEP: sweep, KIND: KIND_SWEEP, RUN_NAME: sweep, OBJECTIVE: objective}
-        run = client.create_run(experiment, tags=tags)
-        describe(client, run.info.run_id, params)
-    else:
-        client.update_run(run.info.run_id, status="RUNNING")
+    with refusals(client.tracking_uri):
+        if run is None:
+            tags = {SWEEP: sweep, KIND: KIND_SWEEP, RUN_NAME: sweep, OBJECTIVE: objective}
+            run = client.create_run(experiment, tags=tags)
+            describe(client, run.info.run_id, params)
+        else:
+            client.update_run(run.info.run_id, status="RUNNING")
     return run.info.run_id
 
 

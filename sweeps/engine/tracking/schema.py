@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from ali import environment
 from sweeps.engine.endings import EndState
 
-EXPERIMENT = "ali"
+EXPERIMENT = "ali"  # experiment_name says where it has another name
 FINGERPRINT = "data_fingerprint"  # parameter of a run
 # Tags of a run
 CONFIG = "config"  # the whole configuration as JSON: what a run is repeated from
@@ -45,3 +47,11 @@ class TrackingContext:
     sweep: str
     parent_run_id: str
     objective: str
+    variables: Mapping[str, str] = field(
+        default_factory=environment.tracking_variables, repr=False
+    )  # the driver's login and the like
+
+
+def experiment_name(uri: str) -> str:
+    """The experiment of all sweeps: Databricks wants a path in the workspace."""
+    return f"/Shared/{EXPERIMENT}" if uri.split(":")[0] == "databricks" else EXPERIMENT

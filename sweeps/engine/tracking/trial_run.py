@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ali import environment
 from ali.metrics import EPOCH
 from sweeps.engine.tracking.client import OUTAGE_SECONDS, open_client
 from sweeps.engine.tracking.queue import AsyncLogQueue
@@ -69,6 +70,7 @@ class TrialRun:
     def _open(self) -> tuple[MlflowClient, str]:
         if self._client is not None and self._run_id:
             return self._client, self._run_id
+        environment.adopt_tracking_variables(self._to.variables)
         self._client = client = open_client(self._to.uri)
         run = find_trial(client, self._to, self._trial_id, self._kind)
         if run is None and self._opened:
