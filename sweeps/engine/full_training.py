@@ -295,6 +295,8 @@ class FullTraining:
                 client.log_metric(run_id, metric, value, step=state.epoch)
             client.set_tag(run_id, TESTED, tested)
         self.log.queue.close()
+        if lost := runs.lost_records([client.get_run(run_id)]):
+            print(f"note: {lost}")
         found[name] = last[name]
         return Outcome(self.config, run_id, state.epoch, found)
 

@@ -113,6 +113,8 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
     if parent and SLOT_USE in parent.data.metrics:
         use, seconds = (parent.data.metrics[key] for key in (SLOT_USE, DRIVER_SECONDS))
         console.print(f"slots were in use {use:.0%} of {seconds:.0f} s\n", highlight=False)
+    if lost := runs.lost_records(found):
+        console.print(f"{lost}\n", highlight=False, markup=False, soft_wrap=True)
     console.print("Next:")
     for what, line in _next_commands(options, doubts):
         console.print(f"  {what:<20}  {line}", highlight=False, soft_wrap=True)

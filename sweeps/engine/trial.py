@@ -18,6 +18,7 @@ from typing import Any
 from ray import tune
 from ray.tune.result import DONE
 
+from ali import environment
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
 from ali.metrics import EPOCH, EVAL_SECONDS, TRAIN_SECONDS
@@ -26,7 +27,6 @@ from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment, Metrics
 from sweeps.engine.scheduler import HISTORY
 from sweeps.engine.storage import list_checkpoints
-from sweeps.engine.tracking.queue import AsyncLogQueue
 from sweeps.engine.tracking.schema import (
     CONFIG,
     FINGERPRINT,
@@ -61,9 +61,11 @@ class SweepTrial(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any], context: TrialContext) -> None:  # type: ignore[override]
+        # AsyncLogQueue tries again itself, and MLflow's client would for minutes in between.
+        environment.set_defaults(MLFLOW_HTTP_REQUEST_MAX_RETRIES="2")
         context.experiment.set_threads(context.threads)
         self._context = context
-        self._queues: list[AsyncLogQueue] = []
+        self._runs: list[TrialRun] = []  # of all its trials
         self._loaded: list[Any] = []  # the data set, once it is loaded
         self._begin(config)
 
@@ -97,7 +99,7 @@ class SweepTrial(tune.Trainable):
             self._opened = TrialRun(
                 context.to, self.trial_id, params, context.outage_seconds, tags=tags
             )
-            self._queues.append(self._opened.queue)
+            self._runs.append(self._opened)
         return self._opened
 
     def step(self) -> dict[str, Any]:
@@ -211,8 +213,10 @@ class SweepTrial(tune.Trainable):
         return True
 
     def cleanup(self) -> None:
-        for queue in self._queues:
-            queue.close()
+        for run in self._runs:  # Tune may end this process in ten seconds
+            run.tell_missing()
+        for run in self._runs:
+            run.queue.close()
 
 
 def _with_checksum(history: list[Metrics]) -> str:

@@ -21,7 +21,7 @@ from sweeps.engine import tracking
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.options import Location
 from sweeps.engine.status import show_status
-from tests.integration.harness import Server, free_port
+from tests.integration.harness import EPOCHS, Server, free_port
 
 pytestmark = pytest.mark.versions
 
@@ -220,6 +220,57 @@ def test_an_epoch_is_one_request_and_the_trial_does_not_wait_for_it(local, monke
     assert batches == [21]
 
 
+def lost(client, to):
+    return tracking.lost_records(tracking.find_runs(client, to.experiment, kind="trial"))
+
+
+def test_metrics_do_not_wait_for_pictures_and_lost_ones_are_told(local, tmp_path):
+    client, to = local
+    store = tmp_path / "artifacts"
+    store.write_text("a store that takes nothing")
+    tracking.open_trial(client, to, "00000")
+    run = tracking.TrialRun(to, "00000", {}, outage_seconds=2)
+    for epoch in (1, 2, 3):
+        run.epoch({"epoch": epoch, "val_error": 0.5}, image())
+    run.text("a traceback", "traceback.txt")
+    assert run.queue.flush(1.5) and logged_steps(client, to, "00000") == [1, 2, 3]
+    assert run.queue.lost == 0, "the pictures are still tried"
+    run.tell_missing()  # by a process that ends before they are given up
+    assert run.queue.flush(1)
+    assert lost(client, to).endswith("it lacks pictures of 00000 (3 epochs); texts of 00000")
+    run.queue.close()
+    assert run.queue.lost == 4
+    store.unlink()
+    again = tracking.TrialRun(to, "00000", {})
+    again.epoch({"epoch": 3, "val_error": 0.5}, image())  # trained again, from a checkpoint
+    again.queue.close()
+    assert lost(client, to).endswith("it lacks pictures of 00000 (2 epochs); texts of 00000")
+    assert logged_steps(client, to, "00000") == [1, 2, 3]
+
+
+def test_lost_metrics_are_told_with_the_next_and_sent_after_a_restart(local, monkeypatch):
+    client, to = local
+    tracking.open_trial(client, to, "00000")
+    log_batch = MlflowClient.log_batch
+
+    def away(self, run_id, **what):
+        if any(metric.step == 1 for metric in what.get("metrics", ())):
+            raise ConnectionError("the database is full")
+        log_batch(self, run_id, **what)
+
+    for is_away, lacks in ((True, "metrics of 00000 (1 epoch)"), (False, "")):
+        monkeypatch.setattr(MlflowClient, "log_batch", away if is_away else log_batch)
+        run = tracking.TrialRun(to, "00000", {}, outage_seconds=0)
+        for epoch in (1, 2):
+            run.epoch({"epoch": epoch, "val_error": 0.5}, {})
+        assert run.queue.flush(60)
+        if is_away:  # a process that is killed here has told it
+            assert lost(client, to).endswith(lacks)
+        run.queue.close()
+        assert lost(client, to).endswith(lacks) and run.queue.lost == is_away
+    assert sorted(logged_steps(client, to, "00000")) == [1, 2]
+
+
 def test_an_epoch_whose_answer_was_lost_is_logged_once(local, monkeypatch):
     client, to = local
     tracking.open_trial(client, to, "00000")
@@ -274,6 +325,7 @@ def test_what_a_lost_process_did_not_deliver_comes_from_the_study(local):
     assert run.data.params == {"lr_d": "0.1", "seed": "0"}
     assert json.loads(run.data.tags["config"]) == config
     assert (run.info.status, run.data.metrics["val_error"]) == ("FINISHED", 0.4)
+    assert lost(client, to).endswith("it lacks metrics of 00000 (2 epochs)"), "all others of them"
     assert logged_steps(client, to, "00000") == [1, 2]
 
 
@@ -366,6 +418,16 @@ def test_a_sweep_outlives_its_server_for_a_while(server, toy, monkeypatch):
     hosts = {address[0] for address in pairs} | {a for a in asked if "/" not in str(a)} - pairs
     assert {port for _, port, *_ in pairs} >= {server.port} and hosts <= own, hosts - own
     assert proxy not in {port for _, port, *_ in pairs}
+
+
+@pytest.mark.long
+def test_a_full_artifact_store_costs_the_pictures_alone_and_the_report_says_so(toy):
+    toy.runs.mkdir()
+    (toy.runs / "artifacts").write_text("a store that takes nothing")
+    out = toy.run("--num-trials", "2", "--image-every", "2")
+    assert "it lacks pictures of 00000 (3 epochs), 00001 (3 epochs)" in out
+    for (run,) in toy.mlflow().values():
+        assert run.data.metrics["epoch"] == EPOCHS and "d_loss" in run.data.metrics
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""Log records on their way to MLflow, in a thread of their own, through outages."""
+"""Log records on their way to MLflow, in threads of their own, through outages."""
 
 from __future__ import annotations
 
@@ -8,51 +8,85 @@ import threading
 import time
 from collections.abc import Callable
 
+from sweeps.engine.tracking.access import first_line
 from sweeps.engine.tracking.client import OUTAGE_SECONDS
 
 log = logging.getLogger(__name__)
+Record = Callable[[], object]
 
 
 class AsyncLogQueue:
     """Delivers records to MLflow one after the other, in a background thread.
 
     A record is a function that talks to the server. One that raises is tried again until the server
-    has been down for `outage_seconds`; from then on each record gets one try.
+    has been down for `outage_seconds`; from then on each record gets one try. Files have a second
+    thread, since they may have a store of their own, whose outage keeps no metrics waiting.
+
+    Args:
+        last: a record that is delivered after all others.
     """
 
-    def __init__(self, who: str, outage_seconds: float = OUTAGE_SECONDS) -> None:
-        self.lost = 0  # records given up
-        self._who = who
-        self._outage_seconds = outage_seconds
-        self._down_since: float | None = None
-        self._queue: queue.Queue[Callable[[], object] | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._thread.start()
+    def __init__(
+        self, who: str, outage_seconds: float = OUTAGE_SECONDS, last: Record | None = None
+    ) -> None:
+        self._last = last
+        self._records = _Lane(who, outage_seconds)
+        self._files = _Lane(who, outage_seconds, then=self._finish_records)
 
-    def put(self, record: Callable[[], object]) -> None:
+    @property
+    def lost(self) -> int:
+        """Records given up."""
+        return self._records.lost + self._files.lost
+
+    def put(self, record: Record) -> None:
         """Queues a record."""
-        self._queue.put(record)
+        self._records.queue.put(record)
+
+    def put_file(self, record: Record) -> None:
+        """Queues a record that sends files."""
+        self._files.queue.put(record)
 
     def flush(self, timeout: float) -> bool:
-        """Waits until all queued records are delivered or given up; False on time-out."""
+        """Waits until all queued records but files are delivered or given up; False on time-out."""
         reached = threading.Event()
         self.put(reached.set)
         return reached.wait(timeout)
 
     def finish(self) -> None:
-        """Ends the thread after the records that are queued; does not wait for it."""
-        self._queue.put(None)
+        """Ends the threads after the records that are queued; does not wait for it."""
+        self._files.queue.put(None)
+
+    def _finish_records(self) -> None:
+        if self._last:
+            self.put(self._last)
+        self._records.queue.put(None)
 
     def close(self, timeout: float | None = None) -> None:
         """Waits until every record has been delivered or given up."""
         self.finish()
-        self._thread.join(timeout)
+        self._files.join(timeout)
+        self._records.join(timeout)
 
-    def _work(self) -> None:
-        while (record := self._queue.get()) is not None:
+
+class _Lane(threading.Thread):
+    """Delivers records in their order."""
+
+    def __init__(
+        self, who: str, outage_seconds: float, then: Callable[[], None] = lambda: None
+    ) -> None:
+        super().__init__(name="mlflow", daemon=True)
+        self.queue: queue.Queue[Record | None] = queue.Queue()
+        self.lost = 0  # records given up
+        self._who, self._outage_seconds, self._then = who, outage_seconds, then
+        self._down_since: float | None = None
+        self.start()
+
+    def run(self) -> None:
+        while (record := self.queue.get()) is not None:
             self._deliver(record)
+        self._then()
 
-    def _deliver(self, record: Callable[[], object]) -> None:
+    def _deliver(self, record: Record) -> None:
         wait = 0.5
         while True:
             try:
@@ -64,13 +98,12 @@ class AsyncLogQueue:
                 self._down_since = self._down_since or now
                 if now + wait > self._down_since + self._outage_seconds:
                     self.lost += 1
-                    log.error("%s: a log record for MLflow was lost: %s", self._who, _line(error))
+                    log.error(
+                        "%s: a log record for MLflow was lost: %s", self._who, first_line(error)
+                    )
                     return
-                log.warning("%s: MLflow does not answer, retrying: %s", self._who, _line(error))
+                log.warning(
+                    "%s: MLflow does not answer, retrying: %s", self._who, first_line(error)
+                )
             time.sleep(wait)
             wait = min(wait * 2, 10.0)
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,19 @@ from sweeps.engine.tracking.schema import (
     KIND,
     KIND_SWEEP,
     KIND_TRIAL,
+    METRICS,
+    MISSING,
     OBJECTIVE,
     PARENT,
     RUN_NAME,
     STATUS,
     SWEEP,
+    TEXTS,
     TRIAL,
     TrackingContext,
     experiment_name,
+    missing_text,
+    read_missing,
 )
 
 if TYPE_CHECKING:
@@ -268,7 +274,7 @@ def end_trial(
     `confirms`: the trial whose configuration it repeats. Adds what the run lacks of `values` (the
     objective by epoch) and of `config`: it was lost with the process that was to log it.
     """
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, RunTag
 
     run = find_trial(client, to, trial_id) or restore_trial(client, to, trial_id)
     run = run or create_trial(client, to, trial_id, config=config)
@@ -282,9 +288,23 @@ def end_trial(
         pairs = [(to.objective, value, epoch) for epoch, value in missing]
         pairs += [(EPOCH, epoch, epoch) for epoch, _ in missing]
         metrics = [Metric(key, value, now, epoch) for key, value, epoch in pairs]
-        client.log_batch(run.info.run_id, metrics=metrics)
+        lost = read_missing(run.data.tags)  # the other metrics of these epochs
+        lost[METRICS] = lost.get(METRICS, set()) | {epoch for epoch, _ in missing}
+        tags = [RunTag(MISSING, missing_text(lost))]
+        client.log_batch(run.info.run_id, metrics=metrics, tags=tags)
     if (
         run.info.status != STATUS[ending.state]
         or run.data.tags.get(END_STATE) != ending.state.value
     ):
         end_run(client, run.info.run_id, ending)
+
+
+def lost_records(trials: Sequence[Run]) -> str:
+    """What MLflow did not take of the trials' records, in a sentence; empty: it has all."""
+    lacking: dict[str, list[str]] = defaultdict(list)
+    for run in sorted(trials, key=lambda run: run.data.tags[TRIAL]):
+        for kind, epochs in read_missing(run.data.tags).items():
+            count = f" ({len(epochs)} epoch{'s' * (len(epochs) > 1)})" if kind != TEXTS else ""
+            lacking[kind].append(run.data.tags[TRIAL] + count)
+    what = "; ".join(f"{kind} of {', '.join(names)}" for kind, names in lacking.items())
+    return f"MLflow did not take all records of the trials: it lacks {what}" if what else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,7 +19,9 @@ BEST_TRIALS = "best_trials"  # of a sweep's run: ids of its best trials, best fi
 CONFIRMS = "confirms"  # of a trial that repeats another with a fresh seed: the other's id
 BEST_OF = "best_of_run"  # of a full training: run id of the trial whose configuration it has
 TESTED = "tested"  # of a full training: what its test error was measured on
+MISSING = "missing"  # of a trial: what MLflow did not take, as JSON: epochs by kind of record
 PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
+METRICS, PICTURES, TEXTS = "metrics", "pictures", "texts"  # kinds of records
 # Values of KIND
 KIND_SWEEP, KIND_TRIAL, KIND_BEST = "sweep", "trial", "best"
 # Metrics of a sweep's run: the share of its slots' time that trials used, with its last driver
@@ -55,3 +58,17 @@ class TrackingContext:
 def experiment_name(uri: str) -> str:
     """The experiment of all sweeps: Databricks wants a path in the workspace."""
     return f"/Shared/{EXPERIMENT}" if uri.split(":")[0] == "databricks" else EXPERIMENT
+
+
+def read_missing(tags: Mapping[str, str]) -> dict[str, set[int]]:
+    """What a run's tags say MLflow did not take: epochs, by kind of record."""
+    try:
+        found = json.loads(tags.get(MISSING, "{}")).items()
+        return {kind: set(epochs) for kind, epochs in found if epochs}
+    except (ValueError, TypeError, AttributeError):  # MLflow cuts off a long tag
+        return {}
+
+
+def missing_text(missing: Mapping[str, set[int]]) -> str:
+    """The inverse of `read_missing`: the value of the tag."""
+    return json.dumps({kind: sorted(epochs) for kind, epochs in missing.items() if epochs})

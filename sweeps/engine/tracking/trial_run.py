@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ali import environment
@@ -19,19 +22,31 @@ from sweeps.engine.tracking.runs import (
     restore,
     to_text,
 )
-from sweeps.engine.tracking.schema import KIND_TRIAL, TrackingContext
+from sweeps.engine.tracking.schema import (
+    KIND_TRIAL,
+    METRICS,
+    MISSING,
+    PICTURES,
+    TEXTS,
+    TrackingContext,
+    missing_text,
+    read_missing,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from mlflow import MlflowClient
+
+_PICTURE = re.compile(r"images/(.+?)[%+]step[%+](\d+)[%+].*\.png")  # what log_image calls them
 
 
 class TrialRun:
     """An MLflow run under its sweep's.
 
     The run is found by its tags, so a process that is restarted continues the run it had. A trial's
-    run is created by the driver; others are created here (`create`). An epoch is one request;
-    epochs that the run already holds are not logged again.
+    run is created by the driver; others are created here (`create`). An epoch's metrics are one
+    request; its pictures follow, and no metrics wait for them. What the run already holds is not
+    logged again. What it does not have, it says in its tag MISSING.
     """
 
     def __init__(
@@ -48,28 +63,50 @@ class TrialRun:
         self._params, self._tags = dict(params), dict(tags or {})
         self._run_id = ""
         self._opened = ""  # the run that this process has opened, for when it has been deleted
-        self._logged: set[int] = set()
+        self._logged: set[int] | None = None  # epochs; None: the run is to be asked
+        self._pictured: set[tuple[str, int]] | None = None  # keys and epochs of pictures
+        self.missing: dict[str, set[int]] = {METRICS: set(), PICTURES: set(), TEXTS: set()}
+        self._told = "{}"  # of what is missing
         self._client: MlflowClient | None = None
-        self._opening = threading.Lock()
-        self.queue = AsyncLogQueue(f"{kind} {trial_id}", outage_seconds)
+        self._opening, self._noting = threading.Lock(), threading.Lock()  # the queue has 2 threads
+        self.queue = AsyncLogQueue(f"{kind} {trial_id}", outage_seconds, last=self._tell_missing)
         self.queue.put(self.open)
 
     def epoch(self, metrics: Mapping[str, float], images: Mapping[str, np.ndarray]) -> None:
         """Queues one epoch. `metrics` holds EPOCH; `images` are uint8 (H, W, 3) by key."""
-        self.queue.put(lambda: self._log_epoch(dict(metrics), dict(images)))
+        epoch, metrics, images = int(metrics[EPOCH]), dict(metrics), dict(images)
+        self._note(METRICS, epoch)
+        self.queue.put(lambda: self._log_metrics(epoch, metrics))
+        if images:
+            self._note(PICTURES, epoch)
+            self.queue.put_file(lambda: self._log_pictures(epoch, images))
 
     def text(self, text: str, file: str) -> None:
         """Queues a text artifact."""
-        self.queue.put(lambda: self._log_text(text, file))
+        self._note(TEXTS, 0)
+        self.queue.put_file(lambda: self._log_text(text, file))
+
+    def tell_missing(self) -> None:
+        """Queues what MLflow does not have yet, for a process that may not be left time to wait."""
+        self.queue.put(self._tell_missing)
+
+    def _note(self, kind: str, epoch: int) -> None:
+        with self._noting:
+            self.missing[kind].add(epoch)
+
+    def _delivered(self, kind: str, epoch: int) -> None:
+        with self._noting:
+            self.missing[kind].discard(epoch)
 
     def open(self) -> tuple[MlflowClient, str]:
         """The client and the run's id; the run is found, or created, at the first call."""
-        with self._opening:  # by the queue's thread and by its owner's, which must not create two
-            return self._open()
-
-    def _open(self) -> tuple[MlflowClient, str]:
-        if self._client is not None and self._run_id:
+        with self._opening:  # by a thread of the queue and its owner's, which must not create two
+            if self._client is None or not self._run_id:
+                self._open()
+            assert self._client is not None
             return self._client, self._run_id
+
+    def _open(self) -> None:
         environment.adopt_tracking_variables(self._to.variables)
         self._client = client = open_client(self._to.uri)
         run = find_trial(client, self._to, self._trial_id, self._kind)
@@ -82,36 +119,72 @@ class TrialRun:
             run = create_trial(client, self._to, self._trial_id, self._kind)
         if self._create and run.info.status != "RUNNING":  # it ended, and is to have more epochs
             client.update_run(run.info.run_id, status="RUNNING")
-        self._logged = logged_epochs(client, run)
         # Parameters never change in MLflow: what differs after a restart becomes a tag.
         known = run.data.params
         changed = {f"later.{k}": to_text(v) for k, v in self._params.items() if k in known}
         changed = {k: v for k, v in changed.items() if v != known[k.removeprefix("later.")]}
         new = {k: v for k, v in self._params.items() if k not in known}
         describe(client, run.info.run_id, new, self._tags | changed)
+        with self._noting:
+            for kind, epochs in read_missing(run.data.tags).items():
+                self.missing.setdefault(kind, set()).update(epochs)
+        self._told = run.data.tags.get(MISSING, "{}")
         self._run_id = self._opened = run.info.run_id
-        return client, self._run_id
+
+    @contextlib.contextmanager
+    def _attempt(self) -> Iterator[tuple[MlflowClient, str]]:
+        """Within, something is logged; after a failure the run is found again, or restored."""
+        try:
+            yield self.open()
+        except Exception:
+            self._run_id = ""
+            raise
 
     def _log_text(self, text: str, file: str) -> None:
-        client, run_id = self.open()
-        client.log_text(run_id, text, file)
+        with self._attempt() as (client, run_id):
+            client.log_text(run_id, text, file)
+        self._delivered(TEXTS, 0)
 
-    def _log_epoch(self, metrics: dict[str, float], images: dict[str, np.ndarray]) -> None:
-        from mlflow.entities import Metric
+    def _log_metrics(self, epoch: int, metrics: dict[str, float]) -> None:
+        from mlflow.entities import Metric, RunTag
 
+        with self._attempt() as (client, run_id):
+            if self._logged is None:
+                self._logged = logged_epochs(client, client.get_run(run_id))
+            # If this raises, the server may have it all the same, or by now from the process that
+            # resumed when this one was taken for lost: the next attempt looks at the run again.
+            logged, self._logged = self._logged, None
+            if epoch not in logged:
+                now = int(time.time() * 1000)
+                batch = [Metric(key, value, now, epoch) for key, value in metrics.items()]
+                missing = self._missing_before(epoch)
+                tags = [RunTag(MISSING, missing)] if missing != self._told else []
+                client.log_batch(run_id, metrics=batch, tags=tags)
+                self._told = missing
+        self._logged = logged | {epoch}
+        self._delivered(METRICS, epoch)
+
+    def _log_pictures(self, epoch: int, images: dict[str, np.ndarray]) -> None:
         client, run_id = self.open()
-        epoch = int(metrics[EPOCH])
-        if epoch in self._logged:
-            return
-        # If this raises, the server may have it all the same, or by now from the process that
-        # resumed when this one was taken for lost, or somebody has deleted the run: the next
-        # attempt looks at it again.
-        self._run_id = ""
-        # The metrics come last and in one request: an epoch that has them has all its pictures.
+        if self._pictured is None:
+            names = [_PICTURE.fullmatch(a.path) for a in client.list_artifacts(run_id, "images")]
+            self._pictured = {(name[1], int(name[2])) for name in names if name}
+        pictured, self._pictured = self._pictured, None
         for key, image in images.items():
-            client.log_image(run_id, image, key=key, step=epoch)
-        now = int(time.time() * 1000)
-        batch = [Metric(key, value, now, epoch) for key, value in metrics.items()]
-        client.log_batch(run_id, metrics=batch)
-        self._run_id = run_id
-        self._logged.add(epoch)
+            if (key, epoch) not in pictured:
+                client.log_image(run_id, image, key=key, step=epoch)
+        self._pictured = pictured | {(key, epoch) for key in images}
+        self._delivered(PICTURES, epoch)
+
+    def _missing_before(self, epoch: float) -> str:
+        with self._noting:
+            return missing_text(
+                {kind: {e for e in epochs if e < epoch} for kind, epochs in self.missing.items()}
+            )
+
+    def _tell_missing(self) -> None:
+        text = self._missing_before(math.inf)
+        if text != self._told:
+            client, run_id = self.open()
+            client.set_tag(run_id, MISSING, text)
+            self._told = text
