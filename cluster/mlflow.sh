@@ -24,6 +24,12 @@ mkdir -p "$store/artifacts"
 
 export MLFLOW_BACKEND_STORE_URI=${MLFLOW_BACKEND_STORE_URI:-}
 if [ -z "$MLFLOW_BACKEND_STORE_URI" ]; then
+    user=$(id -u)
+    if [ "$user" = 0 ]; then user=$(id -u postgres); fi
+    if [ -e "$socket" ] && [ "$(stat -c %u "$socket")" != "$user" ]; then
+        echo "error: $socket is another user's, whose database is not ours: have it removed" >&2
+        exit 1
+    fi
     MLFLOW_BACKEND_STORE_URI="postgresql+psycopg2:///mlflow?host=$socket&user=ali"
     if ! "$postgres/pg_isready" -qh "$socket"; then
         setsid nohup python "$here/exclusive.py" "$store" \

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,7 +16,8 @@ from werkzeug.test import Client
 
 from cluster.mlflow_token import guarded
 from sweeps.engine.mirror import LEASE
-from tests.integration.harness import is_running, wait_for
+from tests.audit import read_epochs
+from tests.integration.harness import TOY, WITHOUT_TORCH, is_running, wait_for
 from tests.paths import CLUSTER, ROOT
 
 EXCLUSIVE = f"""
@@ -187,7 +189,7 @@ def slurm(tmp_path):
             start_new_session=True,
         )
         try:
-            out, err = job.communicate(timeout=60)
+            out, err = job.communicate(timeout=240)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(job.pid, signal.SIGKILL)
@@ -215,3 +217,19 @@ def test_a_slurm_job_whose_mlflow_does_not_come_ends_with_the_reason(slurm, seco
     (slurm.work.parent / "answers").unlink()
     code, out, err = slurm("--name", "own", MLFLOW_SECONDS=seconds, WAITS=waits)
     assert code == 1 and f"error: MLflow {says}" in err and "sweep" not in out, out + err
+
+
+@pytest.mark.long
+def test_a_slurm_job_with_its_ray_and_its_mlflow(slurm):
+    for name in ("ray", "mlflow", "curl", "seq", "rm"):
+        (slurm.work / ".venv" / "bin" / name).unlink()
+    shutil.copy(CLUSTER / "nodes.py", slurm.work / "cluster")
+    shutil.copy(TOY, slurm.work / "sweeps" / "svhn.py")
+    toy = {**WITHOUT_TORCH, "TOY_LOG": str(slurm.work / "toy.log"), "http_proxy": "http://no:1"}
+    options = ("--name", "own", "--num-trials", "2", "--epochs", "2")
+    for restarts in ("0", "1"):
+        code, out, err = slurm(*options, **toy, SLURM_RESTART_COUNT=restarts)
+        assert code == 0 and "[2/2 ended]" in out, out + err
+    assert len(read_epochs(slurm.work / "toy.log")) == 4, "the requeued job has nothing left to do"
+    runs = sqlite3.connect(slurm.work / "runs" / "mlflow" / "mlflow.db")
+    assert runs.execute("select count(*) from runs where status = 'FINISHED'").fetchone() == (3,)
