@@ -127,7 +127,7 @@ def refusals(uri: str) -> Iterator[None]:
             raise
         raise UserError(
             f"MLflow at {without_password(uri)} does not let this login write to experiment "
-            f"{experiment_name(uri)!r}: ask its owner for the permission EDIT, then add --resume"
+            f"{experiment_name(uri)!r}: ask its owner for the permission EDIT"
         ) from error
 
 

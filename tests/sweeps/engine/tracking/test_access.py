@@ -14,7 +14,7 @@ import pytest
 from ali import environment
 from ali.errors import UserError
 from sweeps.engine import scripts
-from sweeps.engine.tracking import TrackingContext, access, connect, experiment_id
+from sweeps.engine.tracking import TrackingContext, access, connect, experiment_id, start_sweep
 
 pytestmark = pytest.mark.versions
 PASSWORD = "p@ss/word:1"
@@ -36,8 +36,8 @@ def clean(monkeypatch):
 class Stub(http.server.ThreadingHTTPServer):
     """Answers what MLflow, or a proxy, would to a request with the right login; notes all."""
 
-    def __init__(self, wants=None, status=200, body='{"experiments": []}'):
-        self.wants, self.answer, self.asked = wants, (status, body), []
+    def __init__(self, wants=None, status=200, body='{"experiments": []}', denied="nothing"):
+        self.wants, self.answer, self.denied, self.asked = wants, (status, body), denied, []
         super().__init__(("127.0.0.1", 0), Answers)
         self.uri = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, args=[0.01], daemon=True).start()
@@ -51,6 +51,8 @@ class Answers(http.server.BaseHTTPRequestHandler):
         status, body = self.server.answer
         if self.server.wants not in (None, login):
             status, body = 401, "You are not authenticated."
+        if self.path.endswith(self.server.denied):
+            status, body = 403, "Permission denied"
         self.send_response(status)
         self.end_headers()
         self.wfile.write(body.encode())
@@ -229,6 +231,12 @@ def test_the_head_of_the_cluster_is_asked_without_a_proxy(monkeypatch, address):
 )
 def test_what_the_server_says_is_passed_on(clean, stub, status, body, says):
     assert says in refusal(stub(status=status, body=body).uri)
+
+
+def test_a_login_that_may_only_read_is_told_so(clean, stub, tmp_path):
+    server = stub(body='{"runs": []}', denied="/runs/create")
+    with pytest.raises(UserError, match=r"does not let this login write .*EDIT"):
+        start_sweep(connect(server.uri), "0", "s", "val_error", {})
 
 
 def test_databricks_is_asked_as_mlflow_does(clean, stub, tmp_path):
