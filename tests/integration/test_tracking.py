@@ -192,10 +192,15 @@ def test_what_an_earlier_sweep_of_the_same_name_left_in_the_trash_stays_there(lo
     old = tracking.open_trial(client, to, "00000").info.run_id
     client.delete_run(old)
     client.delete_run(to.parent_run_id)
+    time.sleep(0.01)  # it is older by a millisecond at least
     parent = tracking.start_sweep(client, to.experiment, "s", "val_error", {})
     to = dataclasses.replace(to, parent_run_id=parent)
     assert tracking.open_trial(client, to, "00000").info.run_id != old
     assert client.get_run(old).info.lifecycle_stage == "deleted"
+    client.delete_run(parent)
+    tracking.restore_sweep(client, "s")
+    (found,) = tracking.find_runs(client, to.experiment, kind="sweep")
+    assert found.info.run_id == parent
 
 
 def test_an_epoch_is_one_request_and_the_trial_does_not_wait_for_it(local, monkeypatch):

@@ -30,7 +30,6 @@ from sweeps.engine.tracking.schema import (
     TEXTS,
     TRIAL,
     TrackingContext,
-    experiment_name,
     missing_text,
     read_missing,
 )
@@ -41,6 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ACTIVE, DELETED, ALL = "active_only", "deleted_only", "all"  # views on runs, as MLflow names them
+
 
 def find_runs(client: MlflowClient, experiment: str, **tags: str) -> list[Run]:
     """All runs that have these tags."""
@@ -48,18 +49,17 @@ def find_runs(client: MlflowClient, experiment: str, **tags: str) -> list[Run]:
 
 
 def _search(
-    client: MlflowClient, experiments: list[str], tags: Mapping[str, str], deleted: bool = False
+    client: MlflowClient, experiments: list[str], tags: Mapping[str, str], view: str = ACTIVE
 ) -> list[Run]:
-    """All runs that have these tags, the newest first; `deleted`: of those in the trash."""
+    """All runs that have these tags, the newest first; `view`: MLflow's, on deleted ones."""
     from mlflow.entities import ViewType
 
     where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
     runs: list[Run] = []
     token = None
     while True:
         page = client.search_runs(
-            experiments, where, run_view_type=view, max_results=1000, page_token=token
+            experiments, where, ViewType.from_string(view), max_results=1000, page_token=token
         )
         runs += page
         token = page.token
@@ -85,27 +85,20 @@ def _unknown(sweep: str, known: Sequence[Run]) -> UserError:
     return UserError(f"MLflow has no sweep {sweep!r}: it has {names}")
 
 
-def _sweeps_anywhere(
-    client: MlflowClient, sweep: str | None = None, deleted: bool = False
-) -> list[Run]:
-    """As `_search`, in any experiment, those of the usual name first; the parent runs of sweeps.
-
-    Somebody may have renamed the experiment.
-    """
+def _sweeps(client: MlflowClient, sweep: str | None = None, view: str = ACTIVE) -> list[Run]:
+    """As `_search`, the parent runs of sweeps in all experiments: theirs may have been renamed."""
     from mlflow.entities import ViewType
 
     known = client.search_experiments(view_type=ViewType.ALL, max_results=1000)
-    names = {experiment.experiment_id: experiment.name for experiment in known}
     tags = {KIND: KIND_SWEEP} | ({SWEEP: sweep} if sweep else {})
-    found, usual = _search(client, list(names), tags, deleted), experiment_name(client.tracking_uri)
-    return sorted(found, key=lambda run: names[run.info.experiment_id] != usual)
+    return _search(client, [experiment.experiment_id for experiment in known], tags, view)
 
 
 def experiment_of(client: MlflowClient, sweep: str) -> str:
     """The experiment that holds a sweep. Raises UserError if there is none; creates none."""
-    if found := _sweeps_anywhere(client, sweep):
+    if found := _sweeps(client, sweep):
         return found[0].info.experiment_id
-    if found := _sweeps_anywhere(client, sweep, deleted=True):
+    if found := _sweeps(client, sweep, DELETED):
         info = found[0].info
         gone = client.get_experiment(info.experiment_id).lifecycle_stage == "deleted"
         what = f"experiments restore --experiment-id {info.experiment_id}"
@@ -113,15 +106,15 @@ def experiment_of(client: MlflowClient, sweep: str) -> str:
         raise UserError(
             f"sweep {sweep!r} was deleted in MLflow: restore it (mlflow {what}), or --resume it"
         )
-    raise _unknown(sweep, _sweeps_anywhere(client))
+    raise _unknown(sweep, _sweeps(client))
 
 
 def restore_sweep(client: MlflowClient, sweep: str) -> str | None:
     """Restores what was deleted of a sweep: its run, and its experiment; returns the latter.
 
-    None if MLflow has neither.
+    Of several of this name the newest. None if MLflow has neither.
     """
-    found = _sweeps_anywhere(client, sweep) or _sweeps_anywhere(client, sweep, deleted=True)
+    found = _sweeps(client, sweep, ALL)
     if not found:
         return None
     restore(client, found[0].info.run_id)
@@ -216,7 +209,7 @@ def restore_trial(client: MlflowClient, to: TrackingContext, trial_id: str) -> R
     """The run of a trial as `find_trial`, restored if it was deleted."""
     # Under this sweep's run: an earlier sweep of this name may be in the trash, too.
     tags = {TRIAL: trial_id, KIND: KIND_TRIAL, PARENT: to.parent_run_id}
-    found = _search(client, [to.experiment], tags, deleted=True)
+    found = _search(client, [to.experiment], tags, DELETED)
     if not found:
         return None
     restore(client, found[0].info.run_id)
