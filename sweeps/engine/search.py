@@ -133,16 +133,15 @@ class StudySearch(SearchAlgorithm):
         trial = ray_compat.create_trial(self._experiment, name, config, frozen.params)
         if CONFIRMS in frozen.user_attrs:
             self._scheduler.never_stop.add(name)
-        result = self._last_result(frozen)
         if frozen.state.is_finished():
-            ray_compat.mark_finished(trial, result)
+            ray_compat.mark_finished(trial, self._last_result(frozen))
         else:
             self._live.add(name)
             filesystem, folder = ray_compat.trial_folder(trial)
             for one in self._tries(frozen):
                 own = f"{folder.rpartition('/')[0]}/{trial_id(one.number)}"
                 for checkpoint in list_checkpoints(filesystem, own):
-                    ray_compat.adopt_checkpoint(trial, checkpoint, result)
+                    ray_compat.adopt_checkpoint(trial, checkpoint, self._last_result(one))
         return trial
 
     def _tries(self, frozen: FrozenTrial) -> list[FrozenTrial]:
