@@ -30,7 +30,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("ali.distributed",),
         ("ali.data",),
         ("ali.config", "ali.cli"),  # ali.cli itself: what all command lines share
-        ("ali.metrics", "ali.files", "ali.environment"),
+        ("ali.metrics", "ali.files", "ali.environment", "ali.output"),
         ("ali.errors", "ali"),
     ),
     "sweeps": (
@@ -232,6 +232,16 @@ def test_the_library_leaves_the_sweeps_libraries_alone(module):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout == "set()\n", done.stdout + done.stderr
+
+
+def test_all_that_is_printed_by_rich_is_text_and_no_markup():
+    makers = set()
+    for path in sources("ali", "sweeps"):
+        called = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        names = {ast.unparse(function).rpartition(".")[2] for function in called}
+        if names & {"Console", "from_markup", "render"}:
+            makers.add(str(path.relative_to(ROOT)))
+    assert makers == {"ali/output.py"}
 
 
 # Attributes of Ray's trials, trainables and controllers that its documentation does not name.

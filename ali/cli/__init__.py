@@ -21,6 +21,7 @@ import tyro
 
 from ali import environment
 from ali.errors import UserError
+from ali.output import finish_output, prepare_output
 
 T = TypeVar("T")
 # The options of a nested dataclass have no prefix: --epochs, not --experiment.epochs
@@ -67,6 +68,7 @@ def main(function: Callable[[], int | None]) -> NoReturn:
     A UserError, and an OSError that the user can fix (no permission, read-only, full disk), become
     one line on stderr and exit code 2. Any other exception keeps its traceback and exits with 1.
     """
+    prepare_output()
     try:
         code = function() or 0
         sys.stdout.flush()
@@ -81,7 +83,6 @@ def main(function: Callable[[], int | None]) -> NoReturn:
             2,
         )
     except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except KeyboardInterrupt as stop:
         code = _fail(str(stop) or "interrupted", 128 + getattr(stop, "signal", signal.SIGINT))
@@ -90,6 +91,8 @@ def main(function: Callable[[], int | None]) -> NoReturn:
             raise
         where = f" {error.filename}" if error.filename else ""
         code = _fail(f"cannot write{where}: {error.strerror}; {_FIXES[error.errno]}", 2)
+    finally:
+        finish_output()
     sys.exit(code)
 
 
@@ -135,7 +138,8 @@ def terminable() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> int:
-    print("error:" if code == 2 else "stopped:", " ".join(message.split()), file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody may read it
+        print("error:" if code == 2 else "stopped:", " ".join(message.split()), file=sys.stderr)
     return code
 
 

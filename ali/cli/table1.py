@@ -24,6 +24,7 @@ from ali.evaluation.table1 import (
     training_seconds,
 )
 from ali.files import append_line, atomic_write, make_folder
+from ali.output import console, lossy_output
 
 WIDTH = 110  # columns of the printed table if the output is not a terminal
 MEASURED = "measured.json"  # in the output folder
@@ -73,6 +74,7 @@ class Table1:
     threads: int | None = None
     """CPU threads; default: as many as there are cores."""
 
+    @lossy_output()
     def run(self) -> None:
         """Measures what is asked for, prints the table, writes --output. Ctrl-C loses nothing."""
         check_at_least(1, draws=self.draws, labels=self.labels)
@@ -94,7 +96,8 @@ class Table1:
             ]
             content = {"title": table.title, "notes": table.notes, "rows": plain}
             with atomic_write(self.output) as path:
-                path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+                text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+                path.write_text(text, encoding="utf-8")
 
 
 class _Line(NamedTuple):
@@ -220,7 +223,6 @@ def _plain(result: Measured | str) -> dict[str, Any] | str:
 
 
 def _print(rows: list[_Line], title: str, notes: list[str]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
@@ -236,11 +238,12 @@ def _print(rows: list[_Line], title: str, notes: list[str]) -> None:
         else:
             error = f"{100 * result.mean:.2f} % (± {100 * result.std:.2f} %)"
             table.add_row(name, published, error, _budget(result))
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=WIDTH)
-    console.print(table)
+    text = console()
+    if not text.is_terminal:
+        text = console(width=WIDTH)
+    text.print(table)
     for note in notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        text.print(note, soft_wrap=True)
 
 
 def _budget(result: Measured) -> str:

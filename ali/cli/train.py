@@ -22,6 +22,7 @@ from ali.metrics import (
     SAMPLE_DISTANCE,
     VAL_ERROR,
 )
+from ali.output import console, lossy_output
 
 # Metrics of the line that is printed each epoch, if measured; metrics.jsonl has all of them
 PROGRESS_METRICS = {
@@ -70,6 +71,7 @@ class Train:
             raise UserError(f"{source} holds no settings: give the config.json of a run")
         return parse(replace(self, experiment=Config.from_dict(settings)))
 
+    @lossy_output()
     def run(self) -> None:
         """Trains. Ctrl-C and SIGTERM leave a folder from which the run resumes."""
         check_at_least(1, image_every=self.image_every)
@@ -149,16 +151,15 @@ def format_result(metrics: dict[str, float], epochs: int) -> str:
 @contextmanager
 def _progress(done: int, epochs: int) -> Iterator[Callable[[dict[str, float]], None]]:
     """A function that shows an epoch's metrics: a line each, and on a terminal a bar below."""
-    import rich.console
     import rich.progress
 
-    console = rich.console.Console()
-    bar = rich.progress.Progress(console=console, disable=not console.is_terminal, transient=True)
+    text = console()
+    bar = rich.progress.Progress(console=text, disable=not text.is_terminal, transient=True)
     with bar:
         task = bar.add_task("epochs", total=epochs, completed=done)
 
         def show(metrics: dict[str, float]) -> None:
-            console.print(format_result(metrics, epochs), highlight=False, soft_wrap=True)
+            text.print(format_result(metrics, epochs), soft_wrap=True)
             bar.update(task, completed=metrics[EPOCH])
 
         yield show

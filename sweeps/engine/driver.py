@@ -14,6 +14,7 @@ from ali import environment
 from ali.config import Config
 from ali.errors import UserError
 from ali.files import make_folder
+from ali.output import lossy_output
 from sweeps.engine.cluster import allocate_resources, check_ray, start_ray
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import AliExperiment, Experiment
@@ -63,6 +64,7 @@ class Sweep:
     experiment: Experiment = field(default_factory=AliExperiment)
 
 
+@lossy_output()
 def launch(sweep: Sweep, options: Options) -> int:
     """Runs a sweep to its end, or resumes one; returns the exit code.
 

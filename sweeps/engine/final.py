@@ -13,6 +13,7 @@ from ali.config import Config
 from ali.data import Images
 from ali.errors import NonFiniteError, UserError
 from ali.files import make_folder
+from ali.output import lossy_output
 from sweeps.engine.final_test import Outcome, over_seeds, result_table, seeds_table
 from sweeps.engine.full_training import FullTraining, TrainingContext
 from sweeps.engine.lock import driver_lock
@@ -57,6 +58,7 @@ class FinalOptions(Location):
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
+@lossy_output()
 def train_best(options: FinalOptions) -> int:
     """Finds the best trial, trains it in full, tests it, registers it; returns the exit code."""
     import torch

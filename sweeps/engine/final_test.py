@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from ali.config import Config
 from ali.data import Dataset, Images
 from ali.errors import NonFiniteError
 from ali.metrics import EPOCH, TEST_ERROR_MEAN, TEST_ERROR_STD, VAL_ERROR
+from ali.output import console
 from ali.training.checkpoint import read_manifest
 
 if TYPE_CHECKING:
@@ -122,9 +122,9 @@ def seeds_table(trained: Sequence[tuple[int, Outcome | NonFiniteError]], objecti
         for name in names
     ]
     table.add_row("mean ± std", *means)
-    console = Console(width=WIDTH, color_system=None)
-    with console.capture() as capture:
-        console.print(table)
+    text = console(width=WIDTH, color_system=None)
+    with text.capture() as capture:
+        text.print(table)
     return capture.get()
 
 
@@ -153,9 +153,9 @@ def result_table(found: dict[str, float], config: Config, epochs: int, unofficia
         f"this run ({config.data}, {config.labels} labels, {epochs} epochs)",
         f"{mean:.2%} (± {std:.2%})".replace("%", " %"),
     )
-    console = Console(width=WIDTH, color_system=None)
-    with console.capture() as capture:
-        console.print(table)
+    text = console(width=WIDTH, color_system=None)
+    with text.capture() as capture:
+        text.print(table)
         if config.data != "svhn" or unofficial:
-            console.print("Not comparable with the published errors: not the official SVHN.")
+            text.print("Not comparable with the published errors: not the official SVHN.")
     return capture.get()

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from ali.errors import UserError
 from ali.files import open_regular
+from ali.output import write_now
 
 LOCK = "driver.lock"
 TOUCH_SECONDS = 10.0  # how often its holder touches the file
@@ -87,7 +88,7 @@ def driver_lock(folder: Path, what: str) -> Iterator[None]:
 
 def end_taken_over(what: str, holder: str) -> NoReturn:
     """Ends this process, like a kill: another one took it for dead."""
-    os.write(2, f"error: {what} was taken over by {holder}\n".encode())
+    write_now(2, f"error: {what} was taken over by {holder}\n")
     os._exit(1)  # the kernel ends what Ray has started here
 
 

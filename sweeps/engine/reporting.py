@@ -10,7 +10,6 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from ali.metrics import (
@@ -23,6 +22,7 @@ from ali.metrics import (
     UNTRAINED_BN_ERROR,
     UNTRAINED_ERROR,
 )
+from ali.output import console
 from sweeps.engine.confirmation import (
     CONFIRMS,
     CONTROL,
@@ -85,7 +85,7 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
     out = io.StringIO()
     more = len(varied([trial.config for trial in begun])) - len(HYPERPARAMETERS)
     width = WIDTH + OPTIONAL_WIDTH * more
-    console = Console(file=out, width=width, color_system=None)
+    text = console(file=out, width=width, color_system=None)
     parent = runs.find_sweep(client, experiment, options.name)
     doubts: list[str] = []
     if parent:
@@ -96,28 +96,28 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
             values = runs_of(best[0], again)
             doubts = _doubts(best[0], values, by_id, parent)
             if UNTRAINED in doubts:
-                console.print(_too_short(options, values, parent), highlight=False, soft_wrap=True)
-        console.print(_best(options, best, by_id, runs.objective_of(parent)))
+                text.print(_too_short(options, values, parent), soft_wrap=True)
+        text.print(_best(options, best, by_id, runs.objective_of(parent)))
         for line in _notes(parent, best, by_id):
-            console.print(line, highlight=False)
+            text.print(line)
         if shown := _pareto(complete, by_id, runs.objective_of(parent)):
-            console.print(shown, highlight=False)
+            text.print(shown)
         if again:
             known, control = estimates(frozen), control_of(frozen)
             ahead = best[0].trial_id if best else None
-            console.print(announcement(again, known, control, ahead), highlight=False)
-            console.print(_confirmation(again, known, by_id, frozen))
-    console.print(_ends(begun))
-    console.print(_importance(frozen))
-    console.print(_cost(by_id))
+            text.print(announcement(again, known, control, ahead))
+            text.print(_confirmation(again, known, by_id, frozen))
+    text.print(_ends(begun))
+    text.print(_importance(frozen))
+    text.print(_cost(by_id))
     if parent and SLOT_USE in parent.data.metrics:
         use, seconds = (parent.data.metrics[key] for key in (SLOT_USE, DRIVER_SECONDS))
-        console.print(f"slots were in use {use:.0%} of {seconds:.0f} s\n", highlight=False)
+        text.print(f"slots were in use {use:.0%} of {seconds:.0f} s\n")
     if lost := runs.lost_records(found):
-        console.print(f"{lost}\n", highlight=False, markup=False, soft_wrap=True)
-    console.print("Next:")
+        text.print(f"{lost}\n", soft_wrap=True)
+    text.print("Next:")
     for what, line in _next_commands(options, doubts):
-        console.print(f"  {what:<20}  {line}", highlight=False, soft_wrap=True)
+        text.print(f"  {what:<20}  {line}", soft_wrap=True)
     return out.getvalue()
 
 

@@ -6,10 +6,10 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from ali.metrics import EPOCH
+from ali.output import console
 from sweeps.engine.endings import END_STATE
 from sweeps.engine.options import Location
 from sweeps.engine.reporting import WIDTH
@@ -39,17 +39,17 @@ def status(client: MlflowClient, experiment: str, name: str) -> str:
     again = sum(CONFIRMS in run.data.tags for run in ended)
     ends = Counter(run.data.tags.get(END_STATE, "") for run in ended)
     state = "running" if parent.info.status == RUNNING else parent.data.tags.get(END_STATE, "ended")
-    console = Console(width=WIDTH, color_system=None)
+    out = console(width=WIDTH, color_system=None)
     wanted = parent.data.params.get("num_trials", "?")
     counts = "".join(f", {count} {end}" for end, count in sorted(ends.items()))
     objective = runs.objective_of(parent)
-    with console.capture() as text:
+    with out.capture() as text:
         counts += f"; {again} of them confirm another" if again else ""
-        console.print(f"sweep {name}: {state}; of {wanted} trials {len(running)} running{counts}")
+        out.print(f"sweep {name}: {state}; of {wanted} trials {len(running)} running{counts}")
         best = [by_id[id_] for id_ in runs.best_trials(parent)[:BEST_SHOWN] if id_ in by_id]
         for title, shown in (("running", running), ("best at full budget", best)):
             if shown:
-                console.print(_table(client, title, shown, objective))
+                out.print(_table(client, title, shown, objective))
     return text.get()
 
 

@@ -91,7 +91,7 @@ def _printed(log: Path) -> Iterator[None]:
             if last:
                 return
 
-    with log.open() as file:
+    with log.open(encoding="utf-8", errors="replace") as file:
         file.seek(0, os.SEEK_END)
         thread = threading.Thread(target=follow, args=(file,), daemon=True)
         thread.start()

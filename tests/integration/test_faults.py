@@ -20,13 +20,15 @@ TRIALS = 12
 FAULTS = {"1": "nan@2", "2": "crash@3", "3": "memory@1", "4": "die-once@2", "5": "die@2"}
 FAULTS |= {"6": "stop-once@3", "0": "stop-once@0"}  # 0: first in its worker, it loads the data
 FAULTS |= {"7": "die-each@4"}  # once in each epoch up to the fourth
+FAULTS |= {"8": "brackets@2"}
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, database):
     # The grace is the whole budget, so that no trial is stopped before its fault.
     folder = tmp_path_factory.mktemp("faults")
-    toy = Toy(folder, env={"TOY": json.dumps(FAULTS)}, database=database)
+    env = {"TOY": json.dumps(FAULTS), "PYTHONIOENCODING": "ascii"}
+    toy = Toy(folder, env=env, database=database)
     toy.output = toy.run(
         *("--num-trials", str(TRIALS), "--grace-epochs", str(EPOCHS), "--max-failures", "2"),
         *("--bn-with-z", "--hang-seconds", "10"),
@@ -65,6 +67,13 @@ def test_a_deterministic_crash_is_not_tried_again(swept):
     assert (state, ended) == ("FAIL", "failed")
     assert reason == "RuntimeError: a bug that a second try would meet again"
     assert swept.epochs()[2, 3] == 1
+
+
+def test_the_text_of_an_error_is_no_markup_and_is_printed_in_any_encoding(swept):
+    reason = "ValueError: size [64, 3] of [/layers/0] ± [bold]"
+    assert end(swept, 8)[2:] == ("failed", reason)
+    report = swept.output[swept.output.index("How trials ended") :]
+    assert f"00008: {reason.replace('±', '+-')}" in report and swept.output.isascii()
 
 
 def test_a_crash_leaves_its_traceback_in_mlflow(swept):

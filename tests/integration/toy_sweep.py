@@ -121,6 +121,8 @@ def _break(fault, epoch, log):
         raise NonFiniteError(epoch, ("d_loss",))
     if fault == "crash":
         raise RuntimeError("a bug that a second try would meet again")
+    if fault == "brackets":
+        raise ValueError("size [64, 3] of [/layers/0] ± [bold]")
     if fault == "memory":
         np.ones(2**50)
     while fault == "hog":  # until the machine runs low on memory

@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +80,14 @@ def test_parse_args_puts_options_on_a_default():
     with pytest.raises(UserError, match="--num-trails") as caught:
         cli.parse_args(Options, ["--num-trails", "3"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("to", "code"), [("/dev/full", 2), ("&-", 0), ("/dev/null", 0)])
+def test_output_that_cannot_be_written(to, code):
+    done = "from ali.cli import main; main(lambda: print('±'))"
+    shell = f'PYTHONIOENCODING=ascii "{sys.executable}" -c "{done}" >{to}'
+    told = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+    assert (told.returncode, len(told.stderr.splitlines())) == (code, code // 2), told.stderr
 
 
 def test_terminable_puts_the_handler_back():

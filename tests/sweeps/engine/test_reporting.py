@@ -9,9 +9,11 @@ import optuna
 import pytest
 from rich.console import Console
 
+from ali import output
 from ali.config import Config
 from sweeps.engine import reporting
 from sweeps.engine.confirmation import Confirmed, Estimate
+from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.options import Options
 from sweeps.engine.results import TrialResult
 
@@ -157,3 +159,11 @@ def test_the_best_is_judged_by_all_runs_of_its_configuration():
     assert reporting._doubts(trial, values[:1], by_id, parent) == [reporting.UNTRAINED]
     line = reporting._too_short(Options(name="s", epochs=6), [0.52, 0.54], parent)
     assert "0.5300 on average over 2 seeds" in line
+
+
+def test_the_text_of_an_error_is_shown_as_it_is():
+    reason = "KeyError: size [64, 3] of [/layers/0] in [bold] :smile:"
+    ended = TrialResult("00000", {}, None, {}, Ending(EndState.FAILED, reason), False)
+    out = output.console(file=io.StringIO(), width=reporting.WIDTH, color_system=None)
+    out.print(reporting._ends([ended]))
+    assert reason in out.file.getvalue()
