@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ali import environment
@@ -21,19 +22,14 @@ from sweeps.engine.experiment import AliExperiment, Experiment
 from sweeps.engine.lock import driver_lock
 from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.options import JOURNAL, OPTIONS, Options
+from sweeps.engine.retry import AwayError, Retry, first_line, is_temporary
 from sweeps.engine.scripts import running_command
 from sweeps.engine.space import InitialPoint, Space, paper_defaults, suggest, with_optional
 from sweeps.engine.storage import Storage
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.access import without_password
 from sweeps.engine.tracking.client import MLFLOW_ENVIRONMENT, connect, experiment_id
-from sweeps.engine.tracking.schema import (
-    DRIVER_SECONDS,
-    KIND,
-    KIND_BEST,
-    SLOT_USE,
-    TrackingContext,
-)
+from sweeps.engine.tracking.schema import DRIVER_SECONDS, SLOT_USE, TrackingContext
 
 if TYPE_CHECKING:
     import optuna
@@ -46,6 +42,9 @@ if TYPE_CHECKING:
     from sweeps.engine.search import StudySearch
     from sweeps.engine.shutdown import GracefulShutdown
     from sweeps.engine.study import Study
+
+STOP_SECONDS = 20.0  # that a sweep which was stopped waits for MLflow
+STOPPED = "the sweep was stopped"
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,9 @@ def acquire_sweep(options: Options, storage: Storage) -> Iterator[JournalMirror]
     make_folder(folder)
     with (
         driver_lock(folder, what),
-        JournalMirror(storage, what, folder / JOURNAL, folder / OPTIONS) as mirror,
+        JournalMirror(
+            storage, what, folder / JOURNAL, folder / OPTIONS, outage_seconds=options.outage_seconds
+        ) as mirror,
     ):
         yield mirror
 
@@ -197,12 +198,26 @@ class _Driver:
 
         again = running_command(*self.options.arguments(), "--resume")
         with GracefulShutdown(again) as shutdown:
-            with contextlib.suppress(KeyboardInterrupt):
+            self._wait_for_what_is_away(lambda: shutdown.requested)
+            try:
                 if self._sweep(experiment, shutdown):
                     return 0
-            self._interrupted(experiment)
+            except KeyboardInterrupt:
+                pass
+            except Exception as error:
+                if not shutdown.requested:
+                    self._interrupted(experiment, f"its driver ended: {first_line(error)}")
+                    raise
+                print(f"note: {first_line(error)}", flush=True)
+            self._interrupted(experiment, STOPPED)
         print(f"stopped; resume with: {again}")
         return 130
+
+    def _wait_for_what_is_away(self, stopped: Callable[[], bool]) -> None:
+        environment.set_defaults(MLFLOW_HTTP_REQUEST_MAX_RETRIES="2")  # its own 7 take minutes
+        seconds, where = self.options.outage_seconds, self.storage.folder
+        self.ask_mlflow = Retry("MLflow", seconds, is_temporary, stopped)
+        self.ask_storage = Retry(f"the storage {where}", seconds, stopped=stopped)
 
     def _sweep(self, experiment: str, shutdown: GracefulShutdown) -> bool:
         """Runs the sweep to its end (True), or until it is interrupted (False)."""
@@ -218,11 +233,11 @@ class _Driver:
             if not any(trial.state.name != "WAITING" for trial in study.trials()):
                 for point, control in self.points:
                     study.enqueue(point, control)
-        to = self._open(experiment)
-        reconcile(self.client, to, study, BEST_NAMED)
+        to = self.ask_mlflow(lambda: self._open(experiment))
+        self.ask_mlflow(lambda: reconcile(self.client, to, study, BEST_NAMED))
         done = self._train(study, to, shutdown)
-        to = self._open()
-        reconcile(self.client, to, study, BEST_NAMED)
+        to = self.ask_mlflow(self._open)
+        self.ask_mlflow(lambda: reconcile(self.client, to, study, BEST_NAMED))
         if done:
             self._complete(study, to)
         return done
@@ -265,15 +280,18 @@ class _Driver:
                 options.confirm,
                 options.confirm_seeds,
                 options.race,
+                self.ask_storage,
             )
-        with shutdown.ends_tune():
-            self._tune(study, search, scheduler, progress, to)
-        progress.close()
-        to = self._open()
+        try:
+            with shutdown.ends_tune():
+                self._tune(study, search, scheduler, progress, to)
+        finally:
+            progress.close(STOP_SECONDS if shutdown.requested else None)
+        to = self.ask_mlflow(self._open)
         seconds = time.monotonic() - self.began
         use = progress.trial_seconds / (self.resources.concurrent * seconds)
-        self.client.log_metric(to.parent_run_id, SLOT_USE, use)
-        self.client.log_metric(to.parent_run_id, DRIVER_SECONDS, seconds)
+        for name, value in {SLOT_USE: use, DRIVER_SECONDS: seconds}.items():
+            self.ask_mlflow(partial(self.client.log_metric, to.parent_run_id, name, value))
         trials = study.trials()
         finished = [t for t in trials if t.state.is_finished() and is_new(t)]
         running = any(t.state.name == "RUNNING" for t in trials)
@@ -342,24 +360,30 @@ class _Driver:
         ray_compat.disable_per_checkpoint_snapshots()
         tune.Tuner(trainable, tune_config=tune_config, run_config=run_config).fit()
 
-    def _interrupted(self, experiment: str) -> None:
-        for run in runs.find_runs(self.client, experiment, sweep=self.options.name):
-            if run.info.status == "RUNNING" and run.data.tags[KIND] != KIND_BEST:
-                ending = Ending(EndState.INTERRUPTED, "the sweep was stopped")
-                runs.end_run(self.client, run.info.run_id, ending)
+    def _interrupted(self, experiment: str, reason: str) -> None:
+        from sweeps.engine.reconcile import tell_interrupted
+
+        options = self.options
+        seconds = min(STOP_SECONDS, options.outage_seconds)
+        tell_interrupted(self.client, experiment, options.name, reason, seconds)
 
     def _complete(self, study: Study, to: TrackingContext) -> None:
         from sweeps.engine.reporting import report
         from sweeps.engine.retention import delete_checkpoints
         from sweeps.engine.study import best_trials
 
-        parent = to.parent_run_id
-        runs.end_run(self.client, parent, Ending(EndState.COMPLETED, "all trials ended"))
+        parent, ending = to.parent_run_id, Ending(EndState.COMPLETED, "all trials ended")
+        self.ask_mlflow(lambda: runs.end_run(self.client, parent, ending))
         for key, value in self.sweep.experiment.baselines(self.base, self.dataset).items():
-            self.client.log_metric(parent, key, value)
+            self.ask_mlflow(partial(self.client.log_metric, parent, key, value))
         ended = [t for t in study.trials() if t.state.is_finished()]
-        delete_checkpoints(self.storage, ended, best_trials(ended)[: self.options.keep])
-        print(report(self.options, study.records, self.client, to.experiment))
+        best = best_trials(ended)[: self.options.keep]
+        try:
+            self.ask_storage(lambda: delete_checkpoints(self.storage, ended, best))
+        except AwayError as error:
+            print(f"note: not all old checkpoints are deleted: {error}")
+        found = (self.options, study.records, self.client, to.experiment)
+        print(self.ask_mlflow(lambda: report(*found)))
 
 
 def _trial_name(trial: Any) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ali.errors import UserError
 from sweeps.engine.lock import end_taken_over
+from sweeps.engine.retry import AwayError, Retry
 from sweeps.engine.storage import Storage, as_user_error, one_line
 
 log = logging.getLogger(__name__)
@@ -76,14 +77,23 @@ class JournalMirror:
         what: the sweep, in words.
         journal: a file that only grows; replaced by its copy if that has more lines.
         others: files that are replaced as a whole.
+        outage_seconds: for so long the end waits for a bucket that is away.
     """
 
-    def __init__(self, storage: Storage, what: str, journal: Path, *others: Path) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        what: str,
+        journal: Path,
+        *others: Path,
+        outage_seconds: float = 0.0,
+    ) -> None:
         self.storage, self._lease = storage, Lease(storage, what)
         self._journal, self._files = journal, (journal, *others)
         self._wake, self._ended = threading.Event(), False
         self._sizes: dict[Path, int] = {}  # of the files, as copied
         self._thread: threading.Thread | None = None
+        self._retry = Retry(f"the storage {storage.folder}", outage_seconds)
 
     def __enter__(self) -> JournalMirror:
         """Raises UserError if another driver has the bucket, or if `Storage.catch_up` does."""
@@ -94,34 +104,39 @@ class JournalMirror:
             self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         if self._thread:
             self._ended = True
             self._wake.set()
             self._thread.join()
+            try:
+                if isinstance(error, AwayError):  # it was waited for
+                    self._renew_and_copy()
+                else:
+                    self._retry(self._renew_and_copy)
+                self._lease.drop()
+            except (OSError, UserError) as problem:
+                log.warning("the storage lacks the end of the journal: %s", one_line(problem))
 
     def now(self) -> None:
         """Copies at once, in the background."""
         self._wake.set()
 
     def _follow(self) -> None:
-        away = last = False
-        while not last:
-            last = self._ended
+        away = False
+        while not self._ended:
             try:
-                self._lease.renew()
-                self._copy()
-                if last:
-                    self._lease.drop()
+                self._renew_and_copy()
                 away = False
             except (OSError, UserError) as error:
                 if not away:
                     log.warning("no copy of the journal was written: %s", one_line(error))
                 away = True
-            self._wake.wait(0 if last else MIRROR_SECONDS)
+            self._wake.wait(MIRROR_SECONDS)
             self._wake.clear()
 
-    def _copy(self) -> None:
+    def _renew_and_copy(self) -> None:
+        self._lease.renew()
         for file in self._files:
             size = file.stat().st_size if file.exists() else 0
             if size != self._sizes.get(file, 0):

@@ -121,7 +121,8 @@ class Options(Common, Location):
     keep: int = 3
     """Best trials whose last checkpoint is kept; those of other ended trials are deleted."""
     outage_seconds: float = OUTAGE_SECONDS
-    """Seconds that a trial keeps its log records while the MLflow server is down."""
+    """Seconds that a trial keeps its log records, and the driver waits, while the MLflow server or
+    the bucket is away."""
     seed: int = 0
     """Seed of the search; trial n trains with seed + n."""
 

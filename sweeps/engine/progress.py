@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from optuna.trial import FrozenTrial
 from ray import tune
 from ray.tune.result import TIME_THIS_ITER_S
 
+from ali.errors import UserError
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND
 from sweeps.engine.cluster import TrialResources
 from sweeps.engine.confirmation import is_new
@@ -78,9 +80,9 @@ class Progress(tune.Callback):
     def get_state(self) -> None:
         return None
 
-    def close(self) -> None:
+    def close(self, timeout: float | None = None) -> None:
         """Waits until MLflow has every end state."""
-        self._queue.close()
+        self._queue.close(timeout)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         self._mirror.now()  # the copied journal has a trial before its first checkpoint is there
@@ -126,8 +128,11 @@ class Progress(tune.Callback):
     ) -> None:
         if self._checkpoint_bytes:
             return
-        for folder in self._storage.checkpoints(trial.trial_id)[-1:]:
-            self._checkpoint_bytes = self._storage.size(folder)
+        try:
+            for folder in self._storage.checkpoints(trial.trial_id)[-1:]:
+                self._checkpoint_bytes = self._storage.size(folder)
+        except (OSError, UserError):  # the storage is away: at the next checkpoint
+            return
         # two of each running trial, a third while it is written, and one of each of the best
         at_most = 3 * self._concurrent + self._options.keep
         mib = self._checkpoint_bytes / 2**20
@@ -158,7 +163,9 @@ class Progress(tune.Callback):
             self._best, ids = best, [trial_id(t.number) for t in best]
             self._log(lambda client: runs.set_best_trials(client, self._to, ids))
         keep = max(self._options.keep, self._options.confirm)
-        self._kept = delete_checkpoints(self._storage, [*self._kept, frozen], ranked[:keep])
+        self._kept.append(frozen)
+        with contextlib.suppress(UserError):  # the storage is away: when the next trial ends
+            self._kept = delete_checkpoints(self._storage, self._kept, ranked[:keep])
 
     def _log(self, record: Callable[[MlflowClient], object]) -> None:
         def deliver() -> None:

@@ -5,10 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ali.metrics import EPOCH
-from sweeps.engine.endings import ending_of
+from sweeps.engine.endings import Ending, EndState, ending_of
+from sweeps.engine.retry import Retry, first_line, is_temporary
 from sweeps.engine.study import CONFIG, Study, best_trials, confirms_of, trial_id
 from sweeps.engine.tracking import runs
-from sweeps.engine.tracking.schema import KIND_TRIAL, STATUS, TRIAL, TrackingContext
+from sweeps.engine.tracking.schema import (
+    KIND,
+    KIND_BEST,
+    KIND_TRIAL,
+    STATUS,
+    TRIAL,
+    TrackingContext,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,3 +46,22 @@ def reconcile(client: MlflowClient, to: TrackingContext, study: Study, named: in
             runs.end_trial(client, to, name, ending, values, config, again)
     if best := [trial_id(t.number) for t in best_trials(trials)[:named]]:
         runs.set_best_trials(client, to, best)
+
+
+def tell_interrupted(
+    client: MlflowClient, experiment: str, sweep: str, reason: str, seconds: float
+) -> None:
+    """Writes to MLflow that a sweep and its trials do not run any more.
+
+    If it is away for `seconds`, that is printed: a resume sets it right.
+    """
+
+    def tell() -> None:
+        for run in runs.find_runs(client, experiment, sweep=sweep):
+            if run.info.status == "RUNNING" and run.data.tags[KIND] != KIND_BEST:
+                runs.end_run(client, run.info.run_id, Ending(EndState.INTERRUPTED, reason))
+
+    try:
+        Retry("MLflow", seconds, is_temporary)(tell)
+    except Exception as error:
+        print(f"note: MLflow was not told of the end: {first_line(error)}", flush=True)

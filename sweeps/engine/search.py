@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -22,6 +23,7 @@ from sweeps.engine.endings import (
     first_try,
     lost_tries,
 )
+from sweeps.engine.retry import Retry
 from sweeps.engine.scheduler import HISTORY, EarlyStopping
 from sweeps.engine.storage import list_checkpoints
 from sweeps.engine.study import CONFIG, Study, Suggest, trial_id
@@ -47,6 +49,7 @@ class StudySearch(SearchAlgorithm):
         confirm: int = 0,
         confirm_seeds: int = 0,
         race: int = 0,
+        ask_storage: Retry | None = None,
     ) -> None:
         self._study = study
         self._suggest = suggest
@@ -55,6 +58,7 @@ class StudySearch(SearchAlgorithm):
         self._max_concurrent = max_concurrent
         self._epochs = epochs
         self._confirm, self._confirm_seeds, self._race = confirm, confirm_seeds, race
+        self._ask_storage = ask_storage or Retry("the storage", 0.0)
         self._live: set[str] = set()
         self._experiment: Experiment | None = None
         for trial in scheduler.replay(self._begun()):
@@ -140,7 +144,8 @@ class StudySearch(SearchAlgorithm):
             filesystem, folder = ray_compat.trial_folder(trial)
             for one in self._tries(frozen):
                 own = f"{folder.rpartition('/')[0]}/{trial_id(one.number)}"
-                for checkpoint in list_checkpoints(filesystem, own):
+                found = self._ask_storage(partial(list_checkpoints, filesystem, own))
+                for checkpoint in found:
                     ray_compat.adopt_checkpoint(trial, checkpoint, self._last_result(one))
         return trial
 

@@ -156,8 +156,9 @@ def start_sweep(
         if run is None:
             tags = {SWEEP: sweep, KIND: KIND_SWEEP, RUN_NAME: sweep, OBJECTIVE: objective}
             run = client.create_run(experiment, tags=tags)
-            describe(client, run.info.run_id, params)
-        else:
+        if new := {k: v for k, v in params.items() if k not in run.data.params}:
+            describe(client, run.info.run_id, new)
+        if run.info.status != "RUNNING":
             client.update_run(run.info.run_id, status="RUNNING")
     return run.info.run_id
 

@@ -1,21 +1,25 @@
 """The study's face towards Tune: what is told to the study, and when the search ends."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from optuna.trial import TrialState
+from pyarrow import fs
 
 from ali.metrics import EPOCH, SAMPLE_DISTANCE, VAL_ERROR
+from sweeps.engine import ray_compat
 from sweeps.engine.endings import Ending, EndState, ending_of, first_try
+from sweeps.engine.retry import Retry
 from sweeps.engine.scheduler import HISTORY, EarlyStopping
 from sweeps.engine.search import StudyRecorder, StudySearch
 
 pytestmark = pytest.mark.versions
 
 
-def search_over(study, point, objective=VAL_ERROR, num_trials=2):
+def search_over(study, point, objective=VAL_ERROR, num_trials=2, **more):
     scheduler = EarlyStopping(objective, 9, 1, 3)
-    return StudySearch(study, point, scheduler, num_trials, max_concurrent=1, epochs=9)
+    return StudySearch(study, point, scheduler, num_trials, max_concurrent=1, epochs=9, **more)
 
 
 def test_the_search_tells_the_objective_and_no_other_metric(study, point):
@@ -125,3 +129,31 @@ def test_completing_a_trial_writes_no_value_again(study, point):
     study.ask(point)
     search.on_trial_complete("00000", {EPOCH: 9, VAL_ERROR: 0.3})
     assert study.trials()[0].intermediate_values == {}
+
+
+class AwayOnce:
+    """A bucket that does not answer the first question."""
+
+    def __init__(self):
+        self.questions = 0
+
+    def get_file_info(self, selector):
+        self.questions += 1
+        if self.questions == 1:
+            raise OSError("no route to the bucket")
+        return fs.LocalFileSystem().get_file_info(selector)
+
+
+def test_a_trial_waits_for_the_bucket_that_has_its_checkpoints(study, point, tmp_path, monkeypatch):
+    (tmp_path / "checkpoint_000002").mkdir()
+    (tmp_path / "checkpoint_000002" / "state").touch()
+    bucket, adopted = AwayOnce(), []
+    monkeypatch.setattr(ray_compat, "create_trial", lambda *_: SimpleNamespace())
+    monkeypatch.setattr(ray_compat, "trial_folder", lambda trial: (bucket, str(tmp_path)))
+    monkeypatch.setattr(
+        ray_compat, "adopt_checkpoint", lambda trial, folder, result: adopted.append(folder)
+    )
+    search = search_over(study, point, ask_storage=Retry("the bucket", 60))
+    search.add_configurations([SimpleNamespace()])
+    search.make_trial(study.ask(point))
+    assert adopted == [f"{tmp_path}/checkpoint_000002"] and bucket.questions == 2

@@ -1,0 +1,86 @@
+"""Trying again: a bucket or a server that is away comes back, mostly."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from ali.errors import UserError
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+LONGEST_WAIT = 10.0  # seconds between two tries
+
+
+class AwayError(UserError):
+    """What a sweep needs has been away for longer than it waits (--outage-seconds)."""
+
+
+class Retry:
+    """Calls that are tried again while what they talk to is away, for `seconds` in a row.
+
+    From then on each call gets one try, until one succeeds.
+
+    Args:
+        what: they talk to, for messages.
+        temporary: whether another try may help after this error; others are raised as they are.
+        stopped: asked while it waits; from then on it waits no longer.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        seconds: float,
+        temporary: Callable[[Exception], bool] = lambda error: True,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._what, self._seconds = what, seconds
+        self._temporary, self._stopped = temporary, stopped
+        self._down_since: float | None = None
+
+    def __call__(self, action: Callable[[], T]) -> T:
+        """What `action` returns. Raises AwayError once its errors have lasted for too long."""
+        wait = 0.5
+        while True:
+            try:
+                result = action()
+                self._down_since = None
+                return result
+            except Exception as error:
+                if not self._temporary(error):
+                    raise
+                now = time.monotonic()
+                self._down_since = self._down_since or now
+                left = self._down_since + self._seconds - now
+                if wait > left or self._stopped():
+                    raise AwayError(
+                        f"{self._what} has been away for {now - self._down_since:.0f} s "
+                        f"({first_line(error)}): resume the sweep once it is back"
+                    ) from error
+                log.warning("%s is away, trying again: %s", self._what, first_line(error))
+            self._pause(wait)
+            wait = min(wait * 2, LONGEST_WAIT)
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self._stopped():
+            time.sleep(min(left, 0.2))
+
+
+def is_temporary(error: Exception) -> bool:
+    """Whether an error of MLflow's may pass: no answer, a busy server, a locked database."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        code = error.get_http_status_code()
+        return code >= 500 or code == 429
+    return isinstance(error, OSError)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, at most 200 characters of it."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
