@@ -1,7 +1,7 @@
 """What all command lines share: options from dataclasses, errors as one line, exit codes.
 
-Exit codes: 0 done; 2 a mistake of the user's, one line on stderr; 130 Ctrl-C; 143 SIGTERM; 1
-anything else.
+Exit codes: 0 done; 2 a mistake of the user's, one line on stderr; 130 Ctrl-C; 143 SIGTERM; 129
+SIGHUP; 1 anything else.
 """
 
 from __future__ import annotations
@@ -118,23 +118,29 @@ _FIXES = {
 
 
 class Terminated(KeyboardInterrupt):
-    """Raised by SIGTERM, as KeyboardInterrupt is by Ctrl-C."""
+    """Raised by SIGTERM and SIGHUP, as KeyboardInterrupt is by Ctrl-C."""
 
-    signal = signal.SIGTERM
+    signal: int = signal.SIGTERM
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Within, SIGTERM raises Terminated in the main thread."""
+    """Within, SIGTERM raises Terminated in the main thread; SIGHUP too, without nohup."""
 
     def stop(number: int, frame: Any) -> NoReturn:
-        raise Terminated
+        stopped = Terminated()
+        stopped.signal = number
+        raise stopped
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if number == signal.SIGTERM or handler != signal.SIG_IGN:
+            signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str, code: int) -> int:

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,24 @@ def check_ray() -> None:
         )
 
 
+def answers(address: str) -> bool:
+    """Whether anything answers at the address of a Ray cluster."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def joined_address() -> str | None:
+    """The address of the cluster that this process has joined; None: by Ray Client, from afar."""
+    import ray
+    from ray.util.client import ray as client
+
+    return None if client.is_connected() else ray.get_runtime_context().gcs_address
+
+
 def own_temp_folder() -> Path:
     """A folder for the sockets and logs of a Ray of our own, which no other user can enter.
 
@@ -117,6 +136,7 @@ def start_ray() -> dict[str, float]:
     if (os.cpu_count() or 1) <= PRELOADING_CORES:  # what trials need, while the driver prepares
         modules = "sweeps.engine.trial,ali.experiment,mlflow"
         environment.set_defaults(**{ray_compat.PRELOADED_MODULES: modules})
+    ray_compat.start_processes_in_own_session()
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(

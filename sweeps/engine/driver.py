@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from sweeps.engine.study import Study
 
 STOP_SECONDS = 20.0  # that a sweep which was stopped waits for MLflow
-STOPPED = "the sweep was stopped"
+STOPPED, RAY_ENDED = "the sweep was stopped", "Ray's processes ended"
 
 
 @dataclass(frozen=True)
@@ -193,11 +195,11 @@ class _Driver:
         self.began, self.points = began, points
 
     def run(self, experiment: str) -> int:
-        """To the end (0), or until it is interrupted (130)."""
+        """To the end (0), until it is interrupted (130), or until Ray's processes end (1)."""
         from sweeps.engine.shutdown import GracefulShutdown
 
         again = running_command(*self.options.arguments(), "--resume")
-        with GracefulShutdown(again) as shutdown:
+        with GracefulShutdown(again, lambda: self._interrupted(experiment, STOPPED)) as shutdown:
             self._wait_for_what_is_away(lambda: shutdown.requested)
             try:
                 if self._sweep(experiment, shutdown):
@@ -209,9 +211,12 @@ class _Driver:
                     self._interrupted(experiment, f"its driver ended: {first_line(error)}")
                     raise
                 print(f"note: {first_line(error)}", flush=True)
-            self._interrupted(experiment, STOPPED)
-        print(f"stopped; resume with: {again}")
-        return 130
+            code, why = (130, STOPPED) if shutdown.requested else (1, RAY_ENDED)
+            self._interrupted(experiment, why)
+        print(f"{'stopped' if code == 130 else why}; resume with: {again}")
+        if shutdown.without_ray:  # for which Ray would wait at the process's exit
+            atexit.register(os._exit, code)
+        return code
 
     def _wait_for_what_is_away(self, stopped: Callable[[], bool]) -> None:
         environment.set_defaults(MLFLOW_HTTP_REQUEST_MAX_RETRIES="2")  # its own 7 take minutes

@@ -76,10 +76,7 @@ def train_best(options: FinalOptions) -> int:
     distributed.check_world_size(config.batch_size, options.workers)
     if options.threads:
         torch.set_num_threads(options.threads)
-    # A stop between two epochs loses nothing, whichever signal asks for it.
-    # A process that a script starts in the background inherits SIGINT as ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    stop_on_signals()
     to = TrackingContext(
         uri, experiment, options.name, trial.data.tags[PARENT], runs.objective_of(trial)
     )
@@ -112,6 +109,22 @@ def train_best(options: FinalOptions) -> int:
         print("stopped; run the same command again to resume from the last checkpoint")
         return 130
     return finish(trained)
+
+
+def stop_on_signals() -> None:
+    """A stop between two epochs loses nothing, whichever signal asks for it."""
+    # A process that a script starts in the background inherits SIGINT as ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupt(number: int, frame: Any) -> None:
+        # once: `timeout` and systemd signal twice, and would cut short what the first one began
+        for each in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, interrupt)
 
 
 def fresh_seeds(seed: int, count: int) -> list[int]:

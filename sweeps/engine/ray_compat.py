@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import os
 import secrets
@@ -131,6 +132,21 @@ def reuse_prestarted_workers() -> None:
     if node is not None and node.is_head():
         class_cache.DEFAULT_ENV_VARS.clear()
         class_cache.ENV_VARS_TO_PROPAGATE = set()  # type: ignore[assignment]
+
+
+def start_processes_in_own_session() -> None:
+    """Has `ray.init` start its processes in a session of their own.
+
+    What is sent to a driver's process group, by a scheduler or by a terminal that closes, would
+    end them under the driver, which is to end its trials in order.
+    """
+    from ray._private import services
+
+    if not hasattr(services, "ConsolePopen"):
+        raise RayCompatError(f"{services.__name__}.ConsolePopen")
+    if not isinstance(services.ConsolePopen, functools.partial):
+        own = functools.partial(services.ConsolePopen, start_new_session=True)
+        services.ConsolePopen = own  # type: ignore[misc,assignment]
 
 
 def start_timed_out(error: Exception) -> bool:

@@ -1,33 +1,49 @@
-"""Ctrl-C and SIGTERM: the first ends a sweep in order, the second ends the process at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first ends a sweep in order, a second one the process at once."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from ali.output import write_now
 from sweeps.engine import ray_compat
+from sweeps.engine.cluster import answers, joined_address
+
+POLL_SECONDS = 0.5
+LOST_SECONDS = 20.0  # without an answer of Ray's: it has ended. After 60 it ends this process
 
 
 class GracefulShutdown:
     """Within, the first signal raises KeyboardInterrupt, or while Tune trains ends its loop.
 
+    A scheduler may follow with SIGKILL before the epochs in hand have ended, so MLflow is told at
+    once; and it may have ended Ray's processes as well, whose answers Tune would wait for: its loop
+    is left by a KeyboardInterrupt then, whether a stop was asked for or not (`without_ray`).
+
     Args:
         again: the command that resumes the sweep, to print.
+        tell: says in MLflow that the sweep is interrupted.
     """
 
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM, ray_compat.STOP_SIGNAL)
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, ray_compat.STOP_SIGNAL)
 
-    def __init__(self, again: str) -> None:
+    def __init__(self, again: str, tell: Callable[[], None] = lambda: None) -> None:
         self.requested = False
-        self._again, self._tuning, self._writing = again, False, False
+        self.without_ray = False
+        self._again, self._tell = again, tell
+        self._tuning, self._writing = False, False
+        self._first: tuple[int, float] = (0, 0.0)  # signal, and when it came
 
     def __enter__(self) -> GracefulShutdown:
         self._before = {number: signal.getsignal(number) for number in self._SIGNALS}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or self._before[number] != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -38,6 +54,8 @@ class GracefulShutdown:
     def ends_tune(self) -> Iterator[None]:
         """Within, Tune's loop is ended, once Tune has installed its handler."""
         self._tuning = True
+        watch = threading.Thread(target=self._watch, args=(joined_address(),), daemon=True)
+        watch.start()
         try:
             yield
         finally:
@@ -55,14 +73,38 @@ class GracefulShutdown:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: Any) -> None:
-        # os.write: the signal may have come in the middle of a print
+        if self.without_ray and self._tuning:
+            raise KeyboardInterrupt
         if self.requested:
-            os.write(1, f"stopped at once; resume with: {self._again}\n".encode())
+            if self._is_same(number):
+                return
+            write_now(1, f"stopped at once; resume with: {self._again}\n")
             os._exit(130)  # the kernel ends what Ray has started here, as after a kill -9
-        self.requested = True
-        os.write(1, b"stopping; press Ctrl-C again to stop at once\n")
+        self.requested, self._first = True, (number, time.monotonic())
+        write_now(1, "stopping; press Ctrl-C again to stop at once\n")
         tune = ray_compat.STOP_SIGNAL
         if self._tuning and signal.getsignal(tune) != self._before[tune]:
             signal.raise_signal(tune)
         elif not self._writing:
             raise KeyboardInterrupt
+
+    def _is_same(self, number: int) -> bool:
+        """Whether it is the first request once more: a terminal that closes, or `timeout`, sends
+        its signal to the process and to its group; systemd sends SIGTERM and SIGHUP."""
+        first, when = self._first
+        soon = first != signal.SIGINT and time.monotonic() - when < 1
+        return number == signal.SIGHUP or (number == signal.SIGTERM and soon)
+
+    def _watch(self, address: str | None) -> None:
+        told, answered = False, time.monotonic()
+        while self._tuning:
+            if self.requested and not told:
+                self._tell()
+                told = True
+            if address is None or answers(address):
+                answered = time.monotonic()
+            elif self.requested or time.monotonic() - answered > LOST_SECONDS:
+                self.without_ray = True
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                return
+            time.sleep(POLL_SECONDS)

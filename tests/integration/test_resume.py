@@ -1,6 +1,7 @@
 """kill -9 of the driver at any moment, then --resume: nothing lost, doubled or stuck."""
 
 import itertools
+import os
 import signal
 import time
 
@@ -125,6 +126,19 @@ def test_ctrl_c_ends_cleanly_a_second_one_at_once_and_a_damaged_checkpoint_gives
     assert audit(toy, 3)["00000"] == "COMPLETE"
     assert toy.epochs()[0, 1] == 1, "not from the beginning"
     assert sum(count for (seed, _), count in toy.epochs().items() if seed == 0) <= EPOCHS + 5
+
+
+def test_a_scheduler_stops_it_with_nobody_reading_its_output(toy):
+    toy.env["TOY_SECONDS"] = "0.5"
+    reader, writer = os.pipe()
+    with open(writer, "w") as out:
+        process = toy.start("--num-trials", "2", "--grace-epochs", str(EPOCHS), out=out)
+    os.close(reader)
+    wait_for(lambda: toy.epochs().total() >= 3, process)
+    os.killpg(process.pid, signal.SIGTERM)  # Ray's processes are not of this group
+    assert process.wait(timeout=60) == 130
+    runs = [*toy.parents(), *(run for found in toy.mlflow().values() for run in found)]
+    assert {run.info.status for run in runs} == {"KILLED"}
 
 
 def test_ctrl_c_before_there_is_a_trial_ends_cleanly_too(toy):

@@ -82,17 +82,18 @@ def test_parse_args_puts_options_on_a_default():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_terminable_puts_the_handler_back(number):
+    before = signal.getsignal(number)
+    with pytest.raises(cli.Terminated) as stop, cli.terminable():
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    assert signal.getsignal(number) is before and stop.value.signal == number
+
+
 @pytest.mark.parametrize(("to", "code"), [("/dev/full", 2), ("&-", 0), ("/dev/null", 0)])
 def test_output_that_cannot_be_written(to, code):
     done = "from ali.cli import main; main(lambda: print('±'))"
     shell = f'PYTHONIOENCODING=ascii "{sys.executable}" -c "{done}" >{to}'
     told = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
     assert (told.returncode, len(told.stderr.splitlines())) == (code, code // 2), told.stderr
-
-
-def test_terminable_puts_the_handler_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(cli.Terminated), cli.terminable():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-    assert signal.getsignal(signal.SIGTERM) is before

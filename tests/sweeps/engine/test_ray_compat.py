@@ -44,6 +44,7 @@ class Counting(tune.Trainable):
 
 @pytest.fixture(scope="module")
 def local_ray():
+    ray_compat.start_processes_in_own_session()
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
@@ -122,6 +123,13 @@ def test_reuse_prestarted_workers_leaves_a_cluster_that_others_started_alone(mon
     monkeypatch.setattr(worker, "_global_node", SimpleNamespace(is_head=lambda: True))
     ray_compat.reuse_prestarted_workers()
     assert class_cache.DEFAULT_ENV_VARS == {} and set() == class_cache.ENV_VARS_TO_PROPAGATE
+
+
+def test_rays_processes_are_in_a_session_of_their_own(local_ray):
+    from ray._private import worker
+
+    for started in worker._global_node.all_processes.values():
+        assert os.getsid(started[0].process.pid) != os.getsid(0)
 
 
 def test_start_timed_out():

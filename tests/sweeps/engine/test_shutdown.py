@@ -2,9 +2,12 @@
 
 import os
 import signal
+import socket
+import time
 
 import pytest
 
+from sweeps.engine import shutdown as shutdown_module
 from sweeps.engine.shutdown import GracefulShutdown
 
 
@@ -28,3 +31,66 @@ def test_a_write_to_the_study_is_finished_first():
             finished = True
         pytest.fail("it went on")
     assert finished
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminal_that_closes_and_a_scheduler_stop_it_like_ctrl_c(number):
+    with GracefulShutdown("again") as shutdown, pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+        pytest.fail("it went on")
+    assert shutdown.requested
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with GracefulShutdown("again") as shutdown:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not shutdown.requested
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+TERM, HUP = signal.SIGTERM, signal.SIGHUP
+
+
+@pytest.mark.parametrize("numbers", [(TERM, TERM), (TERM, HUP), (HUP, TERM), (HUP, HUP, HUP)])
+def test_a_request_that_comes_twice_is_one_request(numbers):
+    """`timeout` signals the process and its group, systemd sends SIGHUP after SIGTERM."""
+    ended = False
+    with GracefulShutdown("again") as shutdown, pytest.raises(KeyboardInterrupt):  # noqa: SIM117
+        with shutdown.postponed():
+            for number in numbers:
+                os.kill(os.getpid(), number)  # a second request would end this process
+            ended = True
+    assert ended
+
+
+def test_mlflow_is_told_at_once_and_a_ray_that_is_gone_is_not_waited_for(monkeypatch):
+    told = []
+    with socket.create_server(("127.0.0.1", 0)) as cluster:
+        monkeypatch.setattr(
+            shutdown_module, "joined_address", lambda: f"127.0.0.1:{cluster.getsockname()[1]}"
+        )
+        with GracefulShutdown("again", lambda: told.append(time.monotonic())) as shutdown:
+            before = signal.signal(signal.SIGUSR1, lambda *_: None)  # Tune, that waits for an epoch
+            try:
+                with pytest.raises(KeyboardInterrupt), shutdown.ends_tune():
+                    interrupt()
+                    time.sleep(1.2)
+                    assert told and not shutdown.without_ray
+                    cluster.close()
+                    time.sleep(30)
+            finally:
+                signal.signal(signal.SIGUSR1, before)
+    assert shutdown.without_ray and len(told) == 1
+
+
+def test_a_ray_that_ends_by_itself_is_noticed_too(monkeypatch):
+    monkeypatch.setattr(shutdown_module, "joined_address", lambda: "127.0.0.1:9")
+    monkeypatch.setattr(shutdown_module, "LOST_SECONDS", 0.3)
+    with GracefulShutdown("again") as shutdown, pytest.raises(KeyboardInterrupt):  # noqa: SIM117
+        with shutdown.ends_tune():
+            time.sleep(30)
+    assert shutdown.without_ray and not shutdown.requested
