@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.audit import Findings
-from tests.faults import several_hosts, single_host
+from tests.faults import several_hosts, single_host, surroundings
 from tests.faults.hosts import Hosts, SweepOnHosts
 from tests.faults.sweep import PATIENCE, Fault, SweepUnderTest
 from tests.integration.harness import new_database
 
-FAULTS: dict[int, Fault] = dict(sorted({**single_host.FAULTS, **several_hosts.FAULTS}.items()))
+FAULTS: dict[int, Fault] = dict(
+    sorted({**single_host.FAULTS, **several_hosts.FAULTS, **surroundings.FAULTS}.items())
+)
 ONE_AT_A_TIME = ("--max-concurrent", "1")
 HEADER = (
     f"{'':3}{'fault':40}{'trials':>7}{'lost':>6}{'duplicated':>12}{'stuck':>7}"
@@ -41,7 +43,9 @@ class Runner:
         undisturbed = self.undisturbed() if fault.one_at_a_time else None
         sweep = self._sweep_for(fault, f"fault-{number}")
         sweep.epochs_per_restart = fault.epochs_per_restart
-        with single_host.small_disk(sweep) if fault.small_disk else contextlib.nullcontext():
+        with sweep.held:
+            if fault.small_disk:
+                sweep.held.enter_context(single_host.small_disk(sweep))
             start = time.monotonic()
             try:
                 fault.inject(sweep)

@@ -46,8 +46,16 @@ def storage_readonly(sweep: SweepUnderTest) -> None:
     single_host.make_readonly(sweep)
 
 
+def terminal_closed(sweep: SweepUnderTest) -> None:
+    sweep.process.send_signal(signal.SIGHUP)
+
+
+def group_terminated(sweep: SweepUnderTest) -> None:
+    os.killpg(sweep.process.pid, signal.SIGTERM)
+
+
 KINDS = [trial_killed, trial_stopped, driver_killed, second_driver, checkpoint_damaged]
-KINDS += [storage_full, storage_readonly]
+KINDS += [storage_full, storage_readonly, terminal_closed, group_terminated]
 
 
 def soak(runner: Runner, minutes: float) -> bool:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests.audit import Findings, count_repeats, examine_toy
 from tests.integration.harness import Toy
@@ -27,14 +27,15 @@ class SweepUnderTest(Toy):
     ends: dict[str, list[str]] = field(default_factory=dict)  # end states allowed, by trial
     epochs_per_restart: int = 1  # that a restarted trial may train again
     resumes: int = 0  # how often a driver may give up and be started again
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # until it is examined
 
-    def start_driver(self, *options: str) -> None:
-        """Starts the sweep; resumes it if it was started before."""
+    def start_driver(self, *options: str, out: IO | None = None) -> None:
+        """Starts the sweep; resumes it if it was started before. `out`: in place of driver.log."""
         resume = ["--resume"] if self.drivers else []
         self.drivers += 1
-        with (self.folder / "driver.log").open("a") as out:
+        with (self.folder / "driver.log").open("a") as log:
             self.process = self.start(
-                "--num-trials", str(self.trials), *self.options, *resume, *options, out=out
+                "--num-trials", str(self.trials), *self.options, *resume, *options, out=out or log
             )
 
     def wait_for_epochs(self, per_trial: float) -> None:
