@@ -25,6 +25,7 @@ from ali.metrics import EPOCH, EVAL_SECONDS, TRAIN_SECONDS
 from sweeps.engine import ray_compat
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment, Metrics
+from sweeps.engine.retry import Retry
 from sweeps.engine.scheduler import HISTORY
 from sweeps.engine.storage import list_checkpoints
 from sweeps.engine.tracking.schema import (
@@ -179,6 +180,12 @@ class SweepTrial(tune.Trainable):
             log.warning("trial %s: no checkpoint was written: %s", self.trial_id, error)
             return ray_compat.result_without_checkpoint(self)
 
+    def restore(self, checkpoint_path: Any) -> None:
+        # A bucket that is away costs a trial time, and none of its restarts (--max-failures).
+        what, seconds = f"the storage of trial {self.trial_id}", self._context.outage_seconds
+        retry = Retry(what, seconds, _is_away)
+        retry(lambda: super(SweepTrial, self).restore(checkpoint_path))
+
     def load_checkpoint(self, checkpoint: Any) -> None:
         # If a checkpoint is damaged, the previous one is used; if all are, training starts anew.
         if not self._load(Path(checkpoint)) and (own := ray_compat.own_folder(self)) is not None:
@@ -217,6 +224,11 @@ class SweepTrial(tune.Trainable):
             run.tell_missing()
         for run in self._runs:
             run.queue.close()
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether an error is a storage's that does not answer, and no other."""
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
 
 
 def _with_checksum(history: list[Metrics]) -> str:

@@ -209,3 +209,16 @@ def test_data_that_cannot_be_loaded_fails_the_trial_and_not_the_worker(logged):
 
     result = started(Missing()).step()
     assert Ending.from_result(result) == Ending(EndState.FAILED, "UserError: no files")
+
+
+def test_a_restore_waits_for_the_bucket_and_for_nothing_else(logged, monkeypatch):
+    errors = [FileNotFoundError("it is gone"), OSError("no route to the bucket")]
+
+    def restore(self, checkpoint):
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(module.tune.Trainable, "restore", restore)
+    with pytest.raises(FileNotFoundError):
+        started(Counting()).restore("checkpoint")
+    assert not errors
