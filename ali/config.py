@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ali.errors import UserError
 
@@ -123,18 +124,40 @@ class Config(Common):
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Config:
         """Inverse of `to_dict`. Raises UserError for an unknown key or a value of a wrong type."""
-        known = get_type_hints(cls)
-        if unknown := sorted(set(plain) - set(known)):
-            raise UserError(f"unknown settings {', '.join(unknown)}: known are {', '.join(known)}")
+        for name, problem in problems(cls, plain):
+            raise UserError(f"not a valid configuration: {name} {problem}")
         values = dict(plain)
         if values.get("data_dir") is not None:
             values["data_dir"] = Path(values["data_dir"])
         if values.get("bn_x") is not None:
             values["bn_x"] = tuple(values["bn_x"])
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise UserError(f"not a valid configuration: {error}") from error
+        return cls(**values)
+
+
+def problems(kind: type, plain: Any) -> Iterator[tuple[str, str]]:
+    """What keeps plain JSON from being the fields of a dataclass: names, and what is wrong."""
+    if not isinstance(plain, dict):
+        yield f"{plain!r}", "is not a table of settings"
+        return
+    known = get_type_hints(kind)
+    for name, value in plain.items():
+        if name not in known:
+            yield name, "is unknown: a newer version of this program wrote it, update it"
+        elif not _fits(value, known[name]):
+            yield name, f"cannot be {value!r}"
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is one of an annotated type."""
+    inner = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in inner
+    if get_origin(hint) is tuple:
+        return isinstance(value, (list, tuple)) and all(_fits(item, inner[0]) for item in value)
+    if inner:  # a union
+        return any(_fits(value, one) for one in inner)
+    kinds = {float: (int, float), Path: (str, Path)}.get(hint, (hint,))
+    return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
 
 
 def _check(config: Config) -> None:

@@ -45,12 +45,14 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("sweeps.engine.progress", "sweeps.engine.search", "sweeps.engine.trial"),
             *("sweeps.engine.reporting", "sweeps.engine.reconcile", "sweeps.engine.shutdown"),
             *("sweeps.engine.workers", "sweeps.engine.final_test", "sweeps.engine.warm_start"),
+            "sweeps.engine.traces",
         ),
         (
             *("sweeps.engine.scheduler", "sweeps.engine.retention", "sweeps.engine.results"),
             *("sweeps.engine.cluster", "sweeps.engine.mirror"),
         ),
         ("sweeps.engine.study", "sweeps.engine.options"),
+        ("sweeps.engine.journal",),
         (
             *("sweeps.engine.tracking", "sweeps.engine.storage", "sweeps.engine.space"),
             *("sweeps.engine.experiment", "sweeps.engine.forecast", "sweeps.engine.formatting"),

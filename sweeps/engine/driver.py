@@ -28,10 +28,11 @@ from sweeps.engine.retry import AwayError, Retry, first_line, is_temporary
 from sweeps.engine.scripts import running_command
 from sweeps.engine.space import InitialPoint, Space, paper_defaults, suggest, with_optional
 from sweeps.engine.storage import Storage
+from sweeps.engine.traces import read_begun, refuse_lost_trials, refuse_other_data
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.access import without_password
 from sweeps.engine.tracking.client import MLFLOW_ENVIRONMENT, connect, experiment_id
-from sweeps.engine.tracking.schema import DRIVER_SECONDS, SLOT_USE, TrackingContext
+from sweeps.engine.tracking.schema import DRIVER_SECONDS, KIND_TRIAL, SLOT_USE, TrackingContext
 
 if TYPE_CHECKING:
     import optuna
@@ -92,7 +93,11 @@ def launch(sweep: Sweep, options: Options) -> int:
         if not uri.startswith("sqlite:"):
             connect(uri)  # before minutes are spent on data
         base = options.config()
+        begun = read_begun(options)
+        refuse_lost_trials(begun, options, storage)
         dataset = sweep.experiment.load_data(base)  # bad data is found here, not in trials
+        fingerprint = sweep.experiment.fingerprint(dataset)
+        refuse_other_data(begun, options, fingerprint)
         if not options.resume:
             sweep.experiment.check_test_data(base)  # nor by best.py, when the sweep is over
         objective = sweep.experiment.objective(base, dataset)
@@ -111,6 +116,9 @@ def launch(sweep: Sweep, options: Options) -> int:
         known = runs.restore_sweep(client, options.name) if options.resume else None
         experiment = known or experiment_id(client, options.output_dir)
         refuse_other_sweep(options, objective, runs.find_sweep(client, experiment, options.name))
+        logged = runs.find_runs(client, experiment, sweep=options.name, kind=KIND_TRIAL)
+        refuse_lost_trials(begun, options, storage, logged)
+        refuse_other_data(begun, options, fingerprint, logged)
         if mirror is None:
             mirror = held.enter_context(acquire_sweep(options, storage))
         driver = _Driver(
@@ -193,6 +201,7 @@ class _Driver:
         self.dataset, self.objective, self.resources = dataset, objective, resources
         self.client, self.mirror, self.storage = client, mirror, mirror.storage
         self.began, self.points = began, points
+        self.fingerprint = sweep.experiment.fingerprint(dataset)
 
     def run(self, experiment: str) -> int:
         """To the end (0), until it is interrupted (130), or until Ray's processes end (1)."""
@@ -235,6 +244,7 @@ class _Driver:
         journal = options.folder / JOURNAL
         with shutdown.postponed():
             study = Study(journal, options.name, options.seed, options.startup_trials)
+            study.set_data(self.fingerprint)
             if not any(trial.state.name != "WAITING" for trial in study.trials()):
                 for point, control in self.points:
                     study.enqueue(point, control)
@@ -331,6 +341,8 @@ class _Driver:
             options.image_every or self._tenth,
             resources.threads,
             options.outage_seconds,
+            self.fingerprint,
+            self.base.to_dict()["data_dir"],
         )
         trainable = tune.with_resources(
             tune.with_parameters(SweepTrial, context=context),

@@ -23,6 +23,7 @@ from ali.training.step import device
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import AliExperiment
 from sweeps.engine.final_test import Outcome, register, test_metrics
+from sweeps.engine.journal import DATA
 from sweeps.engine.options import Location
 from sweeps.engine.reporting import has_collapsed
 from sweeps.engine.storage import Storage
@@ -31,7 +32,6 @@ from sweeps.engine.tracking.client import connect
 from sweeps.engine.tracking.schema import (
     BEST_OF,
     CONFIG,
-    FINGERPRINT,
     KIND_BEST,
     TESTED,
     TRIAL,
@@ -93,11 +93,11 @@ class FullTraining:
         """
         run = runs.find_trial(connect(self.to.uri), self.to, self.name, KIND_BEST)
         done = max(self.saved_epochs(), int(run.data.metrics.get(EPOCH, 0)) if run else 0)
-        known = run.data.params.get(FINGERPRINT, self.fingerprint) if run else self.fingerprint
+        known = run.data.params.get(DATA, self.fingerprint) if run else self.fingerprint
         if done > self.config.epochs:
             reason = f"has {done} epochs already: give --epochs {done}, or more, to continue it"
         elif known != self.fingerprint:
-            reason = f"has other data ({FINGERPRINT} {known}, now {self.fingerprint}): restore them"
+            reason = f"has other data ({DATA} {known}, now {self.fingerprint}): restore them"
         else:
             return
         name, remote = self.folder.name, self.storage.remote
@@ -135,7 +135,7 @@ class FullTraining:
 
     def open_log(self) -> TrialRun:
         """The training's MLflow run."""
-        params = {**self.config.to_dict(), FINGERPRINT: self.fingerprint, **versions()}
+        params = {**self.config.to_dict(), DATA: self.fingerprint, **versions()}
         # Parameters of a run cannot change in MLflow, and a later call may ask for more epochs.
         for changing in ("epochs", "data_dir"):
             del params[changing]
@@ -203,8 +203,8 @@ class FullTraining:
                 f"{known[SAMPLE_DIVERSITY]:.2f}): look at its pictures before you trust it"
             )
         candidates = self.own_checkpoints()
-        same_data = trial.data.params.get(FINGERPRINT) == self.fingerprint
-        if FINGERPRINT in trial.data.params and not same_data:
+        same_data = trial.data.params.get(DATA) == self.fingerprint
+        if DATA in trial.data.params and not same_data:
             self.say(f"note: trial {self.trial_id} had other data, so none of it is continued")
         if same_data and not self.context.fresh_seed:
             kept = reversed(self.storage.checkpoints(self.trial_id))

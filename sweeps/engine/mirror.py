@@ -145,4 +145,4 @@ class JournalMirror:
 
 
 def _first_line(content: bytes) -> str:
-    return content.decode().partition("\n")[0]
+    return content.decode(errors="replace").partition("\n")[0]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ali import environment
 from ali.cli import parse_args
-from ali.config import Common, Config
+from ali.config import Common, Config, problems
 from ali.errors import UserError
 from ali.files import atomic_write
 from sweeps.engine.storage import Storage
@@ -171,10 +172,25 @@ class Options(Common, Location):
     def save(self) -> None:
         """Writes them to the sweep's folder, where a resume finds them, all or nothing.
 
-        Raises UserError if that fails.
+        A resume from another working folder means the same places. Raises UserError if it fails.
         """
         with atomic_write(self.folder / OPTIONS) as path:
-            path.write_text(json.dumps(self.to_dict(), indent=1))
+            path.write_text(json.dumps(self.absolute().to_dict(), indent=1))
+
+    def absolute(self) -> Options:
+        """The same, with paths that do not depend on the working folder."""
+        storage, uri = self.storage_path, self.tracking_uri
+        if storage and "://" not in storage:
+            storage = str(Path(storage).resolve())
+        if uri and uri.startswith("sqlite:///"):
+            uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+        return replace(
+            self,
+            output_dir=self.output_dir.resolve(),
+            data_dir=self.data_dir and self.data_dir.resolve(),
+            storage_path=storage,
+            tracking_uri=uri,
+        )
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Options:
@@ -192,13 +208,42 @@ RESUME_MAY_CHANGE = frozenset(
 
 
 def read_options(folder: Path) -> dict[str, Any]:
-    """The options saved in a sweep's folder, as plain JSON types; empty if there are none."""
+    """The options saved in a sweep's folder, as plain JSON types; empty if there are none.
+
+    Raises UserError, naming the line, if they are damaged or another sweep's.
+    """
+    file = folder / OPTIONS
     try:
-        return json.loads((folder / OPTIONS).read_text())
+        text = file.read_text()
+        plain = json.loads(text)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {folder / OPTIONS} ({error}): restore it") from error
+    except json.JSONDecodeError as error:
+        raise _damaged(file, error.lineno, f"not JSON ({error.msg})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(file, 1, getattr(error, "strerror", None) or str(error)) from error
+
+    def damaged(name: str, problem: str) -> UserError:
+        lines = enumerate(text.splitlines(), start=1)
+        line = next((number for number, line in lines if f'"{name}"' in line), 1)
+        return _damaged(file, line, f"{name} {problem}".strip())
+
+    for name, problem in problems(Options, plain):
+        raise damaged(name, problem)
+    if plain.get("name") != folder.name:
+        raise damaged("name", f"is {plain.get('name')!r}, and that of the folder is another")
+    try:
+        Options.from_dict(plain).config()
+    except UserError as error:
+        option = re.match(r"--([\w-]+) (.*)", str(error))
+        name, problem = option.groups() if option else ("", str(error))
+        raise damaged(name.replace("-", "_"), problem) from error
+    return plain
+
+
+def _damaged(file: Path, line: int, what: str) -> UserError:
+    way_on = "restore the file from a copy, or start a sweep with another --name"
+    return UserError(f"{file}, line {line}: {what}; {way_on}")
 
 
 def saved_options(location: Location) -> Options:
@@ -207,6 +252,7 @@ def saved_options(location: Location) -> Options:
     Raises UserError if there is no such sweep, naming those that there are.
     """
     if not (saved := read_options(location.folder)):
+        refuse_missing(location)
         there = sorted(p.parent.name for p in location.output_dir.glob(f"*/{OPTIONS}"))
         raise UserError(
             f"there is no sweep {location.name!r} in {location.output_dir}; "
@@ -216,6 +262,16 @@ def saved_options(location: Location) -> Options:
     if location.tracking_uri:
         here["tracking_uri"] = location.tracking_uri
     return replace(Options.from_dict(saved), **here)  # type: ignore[arg-type]
+
+
+def refuse_missing(location: Location) -> None:
+    """Raises UserError if a sweep lacks one of the files that it always has."""
+    journal, options = location.folder / JOURNAL, location.folder / OPTIONS
+    if journal.exists() != options.exists():
+        missing = options if journal.exists() else journal
+        raise UserError(
+            f"{missing} is missing: restore it from a copy, or start a sweep with another --name"
+        )
 
 
 def parse(defaults: Options, argv: list[str] | None = None) -> Options:
@@ -229,6 +285,7 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
     if options.storage_path:  # it may have been resumed from another machine in the meantime
         options.storage.fetch(options.folder / OPTIONS)
     if not (plain := read_options(options.folder)):
+        refuse_missing(options)
         raise UserError(
             f"there is no sweep {options.name!r} in {options.output_dir} to resume: "
             f"leave --resume out to start it"

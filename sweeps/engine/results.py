@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ali.errors import UserError
 from sweeps.engine.endings import Ending, ending_of
-from sweeps.engine.options import JOURNAL, Location
+from sweeps.engine.options import JOURNAL, Location, refuse_missing
 
 if TYPE_CHECKING:
     import optuna
@@ -58,11 +58,12 @@ def ranked(trials: Sequence[FrozenTrial]) -> list[TrialResult]:
 
 
 def load_study(location: Location) -> optuna.Study:
-    """A sweep's study, to read. Raises UserError if there is no such sweep at this location."""
+    """A sweep's study, to read. Raises UserError if it is not at this location, or damaged."""
     from sweeps.engine.study import read_study
 
     journal = location.folder / JOURNAL
     if not journal.exists():
+        refuse_missing(location)
         raise UserError(
             f"there is no sweep {location.name!r} in {location.output_dir} ({journal} is missing): "
             "give its --name and --output-dir"

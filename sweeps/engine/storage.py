@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,13 @@ class Storage:
         """Checkpoint folders of a trial, oldest first. Raises UserError like `read`."""
         with as_user_error(f"cannot read {self.folder}"):
             return list_checkpoints(self.filesystem, f"{self.folder}/{trial_id}")
+
+    def trials(self) -> set[str]:
+        """Ids of the trials that have a folder here. Raises UserError like `read`."""
+        everything = fs.FileSelector(self.folder, allow_not_found=True, recursive=self.remote)
+        with as_user_error(f"cannot read {self.folder}"):
+            names = _names(self.folder, self.filesystem.get_file_info(everything))
+        return {name for name in names if re.fullmatch(r"\d{5,}", name)}
 
     def size(self, folder: str) -> int:
         """Bytes of all files in a folder."""
@@ -146,8 +154,13 @@ def list_checkpoints(filesystem: fs.FileSystem, folder: str) -> list[str]:
     (arrow #35993).
     """
     files = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=True))
-    names = {file.path[len(folder) :].strip("/").partition("/")[0] for file in files}
+    names = _names(folder, files)
     return sorted(f"{folder}/{name}" for name in names if name.startswith("checkpoint_"))
+
+
+def _names(folder: str, files: list[fs.FileInfo]) -> set[str]:
+    """What is in a folder, of which all files below are given."""
+    return {file.path[len(folder) :].strip("/").partition("/")[0] for file in files}
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import os
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,16 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from ali.errors import UserError
 from ali.files import open_regular
 from sweeps.engine.confirmation import CONFIRMS, CONTROL, estimates, ranking
 from sweeps.engine.endings import RETRIES, Ending, EndState, first_try
+from sweeps.engine.journal import CONFIG, DATA, WAY_ON, open_journal
 from sweeps.engine.space import PAPER_VALUES, InitialPoint
 
-CONFIG = "config"  # user attribute of a trial: its whole configuration, plain JSON types
 _STATE = {
     EndState.COMPLETED: TrialState.COMPLETE,
     EndState.STOPPED_EARLY: TrialState.PRUNED,
@@ -42,23 +41,6 @@ Suggest = Callable[[optuna.Trial], dict[str, Any]]  # draws a point; returns its
 def trial_id(number: int) -> str:
     """Name of a trial in Tune, in MLflow and on disk: its number in the study."""
     return f"{number:05d}"
-
-
-class _Journal(JournalFileBackend):
-    """A journal of whole lines: one that did not fit on the disk is taken back, since the next
-    would be written behind it and no reader would get past it."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._path = path
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        size = self._path.stat().st_size
-        try:
-            super().append_logs(logs)
-        except OSError:
-            os.truncate(self._path, size)  # this process alone writes to it
-            raise
 
 
 class Study:
@@ -77,7 +59,8 @@ class Study:
     ) -> None:
         repair_journal(journal)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage: BaseStorage = JournalStorage(_Journal(journal))
+        self._storage: BaseStorage = open_journal(journal)
+        _refuse_other_study(journal, name, self._storage)
         self._seed = seed
         self._make_sampler = make_sampler or functools.partial(tpe, startup_trials=startup_trials)
         self._study = optuna.create_study(
@@ -92,6 +75,11 @@ class Study:
     def records(self) -> optuna.Study:
         """The study itself, to read."""
         return self._study
+
+    def set_data(self, fingerprint: str) -> None:
+        """Records, once, the data that all trials have."""
+        if DATA not in self._study.user_attrs:
+            self._study.set_user_attr(DATA, fingerprint)
 
     def trials(self) -> list[FrozenTrial]:
         """All trials by number: takes longer the more there are; see `trial`."""
@@ -273,10 +261,30 @@ def confirms_of(trial: FrozenTrial) -> str | None:
 
 
 def read_study(journal: Path, name: str) -> optuna.Study:
-    """A sweep's study to look at while a driver may be writing it: nothing is repaired or added."""
+    """A sweep's study to look at while a driver may be writing it: nothing is repaired or added.
+
+    Raises UserError if the journal is empty, damaged, or of another sweep.
+    """
+    if (study := find_study(journal, name)) is None:
+        raise UserError(f"{journal} is empty: {WAY_ON}")
+    return study
+
+
+def find_study(journal: Path, name: str) -> optuna.Study | None:
+    """As `read_study`; None if there is no journal, or nothing in it yet."""
+    if not journal.exists():
+        return None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    return optuna.load_study(study_name=name, storage=storage)
+    storage = open_journal(journal)
+    _refuse_other_study(journal, name, storage)
+    known = storage.get_all_studies()
+    return optuna.load_study(study_name=name, storage=storage) if known else None
+
+
+def _refuse_other_study(journal: Path, name: str, storage: BaseStorage) -> None:
+    known = [study.study_name for study in storage.get_all_studies()]
+    if known and name not in known:
+        raise UserError(f"{journal} is of sweep {known[0]!r}: give its folder that name again")
 
 
 def repair_journal(journal: Path) -> None:

@@ -25,12 +25,12 @@ from ali.metrics import EPOCH, EVAL_SECONDS, TRAIN_SECONDS
 from sweeps.engine import ray_compat
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment, Metrics
+from sweeps.engine.journal import DATA
 from sweeps.engine.retry import Retry
 from sweeps.engine.scheduler import HISTORY
 from sweeps.engine.storage import list_checkpoints
 from sweeps.engine.tracking.schema import (
     CONFIG,
-    FINGERPRINT,
     TOTAL_CORE_SECONDS,
     TOTAL_EVAL_SECONDS,
     TOTAL_TRAIN_SECONDS,
@@ -53,6 +53,8 @@ class TrialContext:
     image_every: int
     threads: int
     outage_seconds: float
+    fingerprint: str  # of the data that all trials have
+    data_dir: str | None  # where that is: a resume may have moved it since a trial was drawn
 
 
 class SweepTrial(tune.Trainable):
@@ -71,7 +73,8 @@ class SweepTrial(tune.Trainable):
         self._begin(config)
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._experiment_config = Config.from_dict(config)
+        places = {"data_dir": self._context.data_dir}
+        self._experiment_config = Config.from_dict({**config, **places})
         self._epochs: Iterator[tuple[Any, Metrics]] | None = None
         self._state: Any = None
         self._history: list[Metrics] = []  # of each epoch
@@ -83,7 +86,13 @@ class SweepTrial(tune.Trainable):
         # Loaded by the first step and not in setup: nobody would notice there that the data's
         # folder hangs (HangWatchdog looks at trials that have started).
         if not self._loaded:
-            self._loaded.append(self._context.experiment.load_data(self._experiment_config))
+            experiment, expected = self._context.experiment, self._context.fingerprint
+            dataset = experiment.load_data(self._experiment_config)
+            if (found := experiment.fingerprint(dataset)) != expected:
+                raise UserError(
+                    f"the data has changed, or differs here (fingerprint {found}, not {expected})"
+                )
+            self._loaded.append(dataset)
         return self._loaded[0]
 
     @property
@@ -93,7 +102,7 @@ class SweepTrial(tune.Trainable):
             params = {
                 **config.to_dict(),
                 "threads": context.threads,
-                FINGERPRINT: context.experiment.fingerprint(self._dataset),
+                DATA: context.experiment.fingerprint(self._dataset),
                 **versions(),
             }
             tags = {CONFIG: json.dumps(config.to_dict())}

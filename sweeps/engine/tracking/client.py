@@ -84,8 +84,10 @@ def connect(uri: str, existing: bool = False) -> MlflowClient:
     except UserError:
         raise
     except Exception as error:
+        way_on = "restore it, or move it away: a resume writes what the study knows to a new one"
         raise UserError(
             f"cannot use the tracking store {without_password(uri)}: {first_line(error)}"
+            + (f"; {way_on}" if uri.startswith("sqlite:") else "")
         ) from None
     return client
 

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ali.errors import UserError
 from ali.metrics import EPOCH, VAL_ERROR
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 ACTIVE, DELETED, ALL = "active_only", "deleted_only", "all"  # views on runs, as MLflow names them
@@ -139,12 +140,27 @@ def objective_of(run: Run) -> str:
 
 def config_of(run: Run) -> dict[str, Any]:
     """The whole configuration of a run, as plain JSON types; empty if it was not logged yet."""
-    return json.loads(run.data.tags.get(CONFIG, "{}"))
+    return _read_tag(run, CONFIG, {})
 
 
 def best_trials(run: Run) -> list[str]:
     """Ids of a sweep's best trials, best first, as its driver has written them to its run."""
-    return json.loads(run.data.tags.get(BEST_TRIALS, "[]"))
+    return _read_tag(run, BEST_TRIALS, [])
+
+
+def _read_tag(run: Run, name: str, empty: T) -> T:
+    """A tag that holds JSON. Raises UserError if it does not, or of another type than `empty`."""
+    text = run.data.tags.get(name, json.dumps(empty))
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, type(empty)):
+        raise UserError(
+            f"in MLflow, tag {name!r} of run {run.info.run_id} is damaged ({text[:40]!r}): resume "
+            "the sweep (--resume), which writes it again"
+        )
+    return value
 
 
 def start_sweep(

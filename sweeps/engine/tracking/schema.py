@@ -10,7 +10,6 @@ from ali import environment
 from sweeps.engine.endings import EndState
 
 EXPERIMENT = "ali"  # experiment_name says where it has another name
-FINGERPRINT = "data_fingerprint"  # parameter of a run
 # Tags of a run
 CONFIG = "config"  # the whole configuration as JSON: what a run is repeated from
 SWEEP, TRIAL, KIND = "sweep", "trial_id", "kind"

@@ -111,3 +111,64 @@ def test_a_missing_sweep_names_those_that_there_are(tmp_path):
     options(output_dir=tmp_path).save()
     with pytest.raises(UserError, match="found: s"):
         saved_options(Location(name="other", output_dir=tmp_path))
+
+
+def test_a_resume_from_another_folder_means_the_same_places(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    paths = {"data_dir": Path("images"), "storage_path": "kept", "output_dir": Path("runs")}
+    started = options(**paths, tracking_uri="sqlite:///my.db")
+    started.folder.mkdir(parents=True)
+    started.save()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resumed = parse(options(), ["--name", "s", "--output-dir", "../runs", "--resume"])
+    assert resumed.config().data_dir == tmp_path / "images"
+    assert resumed.storage.root == str(tmp_path / "kept")
+    assert resumed.uri == f"sqlite:///{tmp_path}/my.db"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("", "", "line 1: not JSON"),
+        ('"epochs": 5,', '"epochs": 5', "not JSON"),
+        ('"epochs": 5', '"epochs": "six"', "epochs cannot be 'six'"),
+        ('"epochs": 5', '"epochs": true', "epochs cannot be True"),
+        ('"epochs": 5', '"epochs": 0', "epochs must be at least 1"),
+        ('"num_trials": 50', '"num_trials": -1', "num_trials must be at least 1"),
+        ('"output_dir": "', '"output_dir": 3, "x": "', "output_dir cannot be 3"),
+        ('"seed"', '"from_the_future"', "from_the_future is unknown: a newer version"),
+        ('"name": "s"', '"name": "t"', "name is 't'"),
+        ('"name": "s"', '"name": 3', "name cannot be 3"),
+        ('"s"', '"s", "name": []', "name cannot be"),
+        ("{", "[]", "line 2: not JSON"),
+        ("{", "\udcff", "can't decode byte"),
+        ("{", "[" * 9999, "recursion"),
+    ],
+)
+def test_damaged_options_are_named_with_their_line(tmp_path, before, after, says):
+    argv = saved(tmp_path)
+    file = tmp_path / "s" / "sweep.json"
+    text = json.dumps(json.loads(file.read_text()), indent=1)
+    line = 1 + text[: text.index(before)].count("\n")
+    text = text.replace(before, after, 1) if before else ""
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    here = Location(name="s", output_dir=tmp_path)
+    for use in (lambda: parse(options(), argv), lambda: saved_options(here), lambda: here.uri):
+        with pytest.raises(UserError) as refused:
+            use()
+        assert str(file) in str(refused.value) and says in str(refused.value)
+        assert "restore the file" in str(refused.value)
+        assert f", line {line}: " in str(refused.value) or "not JSON" in says
+
+
+def test_a_sweep_whose_options_are_gone(tmp_path):
+    argv = saved(tmp_path)
+    (tmp_path / "s" / "optuna.journal").touch()
+    (tmp_path / "s" / "sweep.json").unlink()
+    for use in (
+        lambda: parse(options(), argv),
+        lambda: saved_options(Location(name="s", output_dir=tmp_path)),
+    ):
+        with pytest.raises(UserError, match=r"sweep\.json is missing: restore it"):
+            use()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -85,8 +86,9 @@ def logged(monkeypatch):
     return records
 
 
-def started(experiment, epochs=3, **config):
-    context = TrialContext(experiment, TrackingContext("", "", "s", "", VAL_ERROR), 9, 2, 1.0)
+def started(experiment, epochs=3, data="data 1", data_dir=None, **config):
+    to = TrackingContext("", "", "s", "", VAL_ERROR)
+    context = TrialContext(experiment, to, 9, 2, 1.0, data, data_dir)
     trial = SweepTrial.__new__(SweepTrial)
     trial.__dict__.update(_trial_info=None, _storage=None, _last_result={})
     trial.setup(Config(epochs=epochs, **config).to_dict(), context)
@@ -222,3 +224,18 @@ def test_a_restore_waits_for_the_bucket_and_for_nothing_else(logged, monkeypatch
     with pytest.raises(FileNotFoundError):
         started(Counting()).restore("checkpoint")
     assert not errors
+
+
+def test_other_data_than_the_sweeps_ends_the_trial(logged):
+    """Files changed since the sweep began, or a machine has others."""
+    ending = Ending.from_result(started(Counting(), data="data 0").step())
+    assert ending.state is EndState.FAILED and "fingerprint data 1, not data 0" in ending.reason
+    assert logged == []
+
+
+def test_a_trial_drawn_before_the_data_was_moved_finds_it(logged):
+    """A resume may change --data-dir, but not the configurations that are in the journal."""
+    trial = started(Counting(), data_dir="/now")
+    for _ in range(2):
+        assert trial._experiment_config.data_dir == Path("/now")
+        assert trial.reset_config(Config(data_dir=Path("/before")).to_dict())
