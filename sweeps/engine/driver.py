@@ -32,6 +32,7 @@ from sweeps.engine.traces import read_begun, refuse_lost_trials, refuse_other_da
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.access import without_password
 from sweeps.engine.tracking.client import MLFLOW_ENVIRONMENT, connect, experiment_id
+from sweeps.engine.tracking.moved import follow_move
 from sweeps.engine.tracking.schema import DRIVER_SECONDS, KIND_TRIAL, SLOT_USE, TrackingContext
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def launch(sweep: Sweep, options: Options) -> int:
             client = connecting.result()
         known = runs.restore_sweep(client, options.name) if options.resume else None
         experiment = known or experiment_id(client, options.output_dir)
+        follow_move(client, experiment, options.output_dir)
         refuse_other_sweep(options, objective, runs.find_sweep(client, experiment, options.name))
         logged = runs.find_runs(client, experiment, sweep=options.name, kind=KIND_TRIAL)
         refuse_lost_trials(begun, options, storage, logged)

@@ -21,6 +21,7 @@ from sweeps.engine.options import JOURNAL, Location
 from sweeps.engine.results import results
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import connect
+from sweeps.engine.tracking.moved import follow_move
 from sweeps.engine.tracking.schema import PARENT, TrackingContext
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def train_best(options: FinalOptions) -> int:
     options.storage.check()
     client = connect(uri, existing=True)
     experiment = runs.experiment_of(client, options.name)
+    follow_move(client, experiment, options.output_dir)
     trial = best_run(options, client, experiment)
     config = Config.from_dict(runs.config_of(trial))
     data_dir = options.data_dir and options.data_dir.resolve()

@@ -238,7 +238,16 @@ def read_options(folder: Path) -> dict[str, Any]:
         option = re.match(r"--([\w-]+) (.*)", str(error))
         name, problem = option.groups() if option else ("", str(error))
         raise damaged(name.replace("-", "_"), problem) from error
-    return plain
+    return plain | _moved(plain, folder.parent.resolve())
+
+
+def _moved(plain: dict[str, Any], output_dir: Path) -> dict[str, Any]:
+    """The saved options that name places in the output folder, where that is now."""
+    before = re.compile(re.escape(str(plain.get("output_dir"))) + "(?=/|$)")
+    if not str(plain.get("output_dir")).startswith("/"):  # of an earlier version
+        return {}
+    places = {key: plain.get(key) for key in ("tracking_uri", "storage_path", "data_dir")}
+    return {key: before.sub(str(output_dir), where) for key, where in places.items() if where}
 
 
 def _damaged(file: Path, line: int, what: str) -> UserError:

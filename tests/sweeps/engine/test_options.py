@@ -127,6 +127,18 @@ def test_a_resume_from_another_folder_means_the_same_places(tmp_path, monkeypatc
     assert resumed.uri == f"sqlite:///{tmp_path}/my.db"
 
 
+def test_places_in_an_output_folder_move_with_it(tmp_path):
+    before, after = tmp_path / "runs", tmp_path / "moved"
+    uri = f"sqlite:///{before}/mlflow.db"
+    started = options(output_dir=before, tracking_uri=uri, data_dir=tmp_path / "runs2")
+    started.folder.mkdir(parents=True)
+    started.save()
+    before.rename(after)
+    resumed = parse(options(), ["--name", "s", "--output-dir", str(after), "--resume"])
+    assert resumed.uri == f"sqlite:///{after}/mlflow.db"
+    assert resumed.data_dir == tmp_path / "runs2"
+
+
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
