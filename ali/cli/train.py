@@ -33,6 +33,7 @@ PROGRESS_METRICS = {
     SAMPLE_DISTANCE: ".4f",
 }
 CONFIG, LOG = "config.json", "metrics.jsonl"  # in the output folder
+DATA = "data_fingerprint.txt"  # there, too
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,10 @@ def _train(options: Train, folder: Path, config: Config) -> None:
     else:  # a new run, or one that was stopped in its first epoch
         state = State.create(config, dataset.train, device())
         make_folder(folder)
+    _refuse_other_data(folder / DATA, dataset.fingerprint, state.epoch)
+    places = {"data_dir": config.data_dir and config.data_dir.resolve()}  # for any working folder
     with atomic_write(folder / CONFIG) as path:
-        path.write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+        path.write_text(json.dumps(config.replace(**places).to_dict(), indent=1) + "\n")
     _cut_log(folder / LOG, state.epoch)
     if state.epoch >= config.epochs:
         print(f"all {state.epoch} epochs are done: ask for more with --epochs")
@@ -124,6 +127,18 @@ def _train(options: Train, folder: Path, config: Config) -> None:
                 f"stopped: training diverged ({error}); try a smaller --lr-d and --lr-g. "
                 f"{checkpoint} is from the epoch before"
             ) from error
+
+
+def _refuse_other_data(path: Path, fingerprint: str, epoch: int) -> None:
+    """Raises UserError if the epochs so far were trained on other data; else keeps what it is."""
+    before = path.read_text(errors="replace").strip() if path.exists() and epoch else fingerprint
+    if before != fingerprint:
+        raise UserError(
+            f"the data is not that of the run so far ({path}: {before}, now {fingerprint}): put "
+            "the files back as they were, give their --data-dir, or choose another --output-dir"
+        )
+    with atomic_write(path) as partial:
+        partial.write_text(fingerprint + "\n")
 
 
 def _cut_log(path: Path, epoch: int) -> None:

@@ -1,6 +1,7 @@
 """`python -m ali train` across real processes: what a user meets, mistakes included."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from ali.config import Config
 from ali.environment import cache_dir
 from ali.errors import UserError
 from ali.training.checkpoint import read_manifest
-from tests.ali.cli.commands import TINY, ali, epochs, here, mistake
+from tests.ali.cli.commands import TINY, ali, contents, epochs, here, mistake
 
 
 def test_train_writes_a_run(trained):
@@ -43,6 +44,16 @@ def test_resumed_run_equals_an_uninterrupted_one(trained, tmp_path, data):
         return json.loads((folder / "checkpoint/state.json").read_text())["files"]
 
     assert weights(part) == weights(whole)  # names and checksums of weights and moments
+
+
+def test_a_resume_on_other_data_is_refused(trained, tmp_path):
+    part = tmp_path / "part"
+    shutil.copytree(trained[0], part)
+    (part / "data_fingerprint.txt").write_text("0123")
+    before = contents(part)
+    with pytest.raises(UserError, match=r"not that of the run .*0123, now .*--data-dir"):
+        here("train", "--output-dir", part, "--resume", "--epochs", 3)
+    assert contents(part) == before
 
 
 def test_settings_from_a_file_and_options_on_top(trained, tmp_path):
