@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -87,6 +88,7 @@ def make_folder(path: Path, shared: bool = False) -> Path:
     Raises UserError if they cannot, or if another user has put a link in it, whose name we may be
     about to use, or in its place. `shared`: others keep files of their own there.
     """
+    refuse_address(path, "--output-dir", "choose a local folder")
     try:
         refuse_foreign_links(path)
         path.mkdir(parents=True, exist_ok=True)
@@ -96,6 +98,20 @@ def make_folder(path: Path, shared: bool = False) -> Path:
     except OSError as error:
         raise _cannot_write(path, error, "choose another --output-dir", "write to") from error
     return path
+
+
+def existing_part(path: Path) -> Path:
+    """The folder that has to be writable for `path` to be made: itself, or a parent."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+
+
+def refuse_address(path: Path | str, option: str, otherwise: str) -> None:
+    """Raises UserError if a path is an address such as s3://bucket/folder.
+
+    As a path it would be a local folder of that name. `otherwise`: what to give instead.
+    """
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
+        raise UserError(f"{option} {path} is an address and not a local path: {otherwise}")
 
 
 def refuse_foreign_links(*paths: Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from ali.config import Config, DataName
 from ali.data import celeba, cifar10, folder, house_numbers, mixture, svhn, tiny_imagenet
 from ali.data.batches import batches, to_unit
-from ali.data.labelled import check_draw, draw_labelled, labelled_draw, pixel_features
+from ali.data.labelled import check_draws, draw_labelled, labelled_draw, pixel_features
 from ali.data.splits import Dataset, Images, Splits, validation_size
 from ali.errors import UserError
 
@@ -69,7 +69,7 @@ def load(config: Config) -> Dataset:
     if size < config.batch_size:
         raise UserError(f"--batch-size {config.batch_size} is more than the {size} training images")
     if labelled.y is not None:
-        check_draw(labelled.y, config.labels, config.balanced, splits.classes)
+        check_draws(labelled.y, config, splits.classes)
     parts: tuple[object, ...] = (
         train.fingerprint,
         extra.fingerprint if extra else None,

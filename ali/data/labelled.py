@@ -11,6 +11,7 @@ from ali.errors import UserError
 # Labelled draw number i is the same in every trial, whatever the trial's seed: all trials are
 # compared on the same labels, so the choice of labels adds nothing to the difference of two errors.
 DRAWS_SEED = 160600704
+TEST_DRAWS = 100  # behind a test error (§4.4)
 
 
 def labelled_draw(dataset: Dataset, config: Config, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,6 +57,22 @@ def check_draw(y: np.ndarray, n: int, balanced: bool, classes: int) -> None:
             f"--labels {n}: a balanced draw takes {-(-n // classes)} of each class, but the pool "
             f"has {counts.min()} of class {counts.argmin()}; ask for fewer, or use --no-balanced"
         )
+
+
+def check_draws(y: np.ndarray, config: Config, classes: int) -> None:
+    """Raises UserError if a labelled draw from the pool's labels `y` (N,) serves no classifier."""
+    check_draw(y, config.labels, config.balanced, classes)
+    balanced = config.balanced and min(config.labels, classes) > 1
+    if balanced or config.labels > np.bincount(y).max():  # two classes at least
+        return
+    for number in range(max(config.draws, TEST_DRAWS)):
+        rng = np.random.default_rng([DRAWS_SEED, number])
+        drawn = y[draw_labelled(y, config.labels, rng, config.balanced, classes)]
+        if drawn.min() == drawn.max():
+            raise UserError(
+                f"--labels {config.labels}: labelled draw {number} has class {drawn[0]} alone, "
+                "which teaches no classifier; ask for more, or add images of other classes"
+            )
 
 
 def pixel_features(x: np.ndarray) -> np.ndarray:

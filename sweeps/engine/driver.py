@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ali import environment
 from ali.config import Config
 from ali.errors import UserError
-from ali.files import make_folder
+from ali.files import existing_part, make_folder
 from ali.output import lossy_output
 from sweeps.engine.cluster import allocate_resources, check_ray, start_ray
 from sweeps.engine.endings import Ending, EndState
@@ -107,13 +108,14 @@ def launch(sweep: Sweep, options: Options) -> int:
         )
         points = first_points(sweep, options, space, base)
         check_ray()
-        make_folder(options.output_dir, shared=True)
+        make_folder(existing_part(options.output_dir), shared=True)
         quiet_libraries()
         began = time.monotonic()
-        with ThreadPoolExecutor(1) as beside:  # a new database and Ray both take seconds to start
-            connecting = beside.submit(connect, uri)
+        with ThreadPoolExecutor(1) as beside:  # MLflow's import and Ray's start both take seconds
+            beside.submit(import_module, "mlflow")
             resources = allocate_resources(options, start_ray())
-            client = connecting.result()
+        make_folder(options.output_dir, shared=True)
+        client = connect(uri)
         known = runs.restore_sweep(client, options.name) if options.resume else None
         experiment = known or experiment_id(client, options.output_dir)
         follow_move(client, experiment, options.output_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -12,11 +13,13 @@ from ali import environment
 from ali.cli import parse_args
 from ali.config import Common, Config, problems
 from ali.errors import UserError
-from ali.files import atomic_write
+from ali.files import atomic_write, refuse_address
 from sweeps.engine.storage import Storage
 from sweeps.engine.tracking.access import without_password
 from sweeps.engine.tracking.client import OUTAGE_SECONDS, default_uri
 
+NOT_IN_NAMES = "'`:\\"  # MLflow's registry has no names with ":", its queries none with the others
+MAX_NAME = 200  # bytes; longer ones, with what we add, exceed what MLflow's tables hold
 JOURNAL, OPTIONS = "optuna.journal", "sweep.json"  # files in a sweep's folder
 
 
@@ -37,10 +40,16 @@ class Location:
     else the file mlflow.db in --output-dir."""
 
     def __post_init__(self) -> None:
-        if not self.name or Path(self.name).name != self.name or not self.name.isprintable():
-            raise UserError(f"--name must be a plain file name, not {self.name!r}")
-        if "'" in self.name or "`" in self.name:
-            raise UserError(f"--name must not contain quotes: {self.name!r}")
+        name = self.name
+        if not name or Path(name).name != name or name == ".." or not name.isprintable():
+            raise UserError(f"--name must be a plain file name, not {name!r}")
+        if found := [character for character in NOT_IN_NAMES if character in name]:
+            raise UserError(f"--name must not contain {found[0]}, which MLflow refuses: {name!r}")
+        if name.startswith(("-", "mlflow.db")) or name == "artifacts":
+            raise UserError(f"--name {name!r} has another meaning: choose another")
+        if len(os.fsencode(name)) > MAX_NAME:
+            raise UserError(f"--name is longer than {MAX_NAME} bytes: {name[:20]}…")
+        refuse_address(self.output_dir, "--output-dir", "a bucket is named by --storage-path")
         if self.tracking_uri and without_password(self.tracking_uri) != self.tracking_uri:
             raise UserError(
                 "--tracking-uri must not hold a password, which would be logged: "

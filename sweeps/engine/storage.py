@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pyarrow import ArrowInvalid, fs
 
 from ali.errors import UserError
-from ali.files import atomic_write
+from ali.files import atomic_write, refuse_address
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Storage:
         Raises UserError for an invalid address, or one that holds a secret.
         """
         if "://" not in str(address):
+            refuse_address(address, "--storage-path", "a bucket is s3://BUCKET/FOLDER or gs://…")
             return cls(fs.LocalFileSystem(), str(Path(address).resolve()), name, remote=False)
         if urlsplit(str(address)).netloc.rpartition("@")[0] not in ("", "anonymous"):
             raise UserError(

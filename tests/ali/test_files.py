@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +91,19 @@ def test_a_full_disk_leaves_no_half_line_and_no_half_file(small_disk):
         partial.write_text("new" * 3000)
     assert log.read_text() == "a" * 3000 + "\n" and file.read_text() == "old"
     assert sorted(path.name for path in folder.iterdir()) == ["file", "log"]
+
+
+def test_an_address_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for address in ("s3://bucket/x", "gs:/x", "file:///x"):
+        with pytest.raises(UserError, match="is an address"):
+            files.make_folder(Path(address))
+    assert list(tmp_path.iterdir()) == []
+    assert files.make_folder(Path("a:b")).is_dir()
+
+
+def test_the_part_of_a_path_that_exists(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert files.existing_part(tmp_path / "a" / "b") == tmp_path
+    assert files.existing_part(Path("a")) == tmp_path
+    assert files.existing_part(tmp_path) == tmp_path

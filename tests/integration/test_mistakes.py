@@ -43,6 +43,9 @@ def work(tmp_path, monkeypatch):
             ["--output-dir", "/proc/runs", "--data", "house-numbers", "--train-size", "1500"],
             "/proc",
         ),
+        (["--data", "house-numbers", "--train-size", "1500", "--cpus-per-trial", "999"], "--cpus"),
+        (["--output-dir", "s3://bucket/runs"], "--storage-path"),
+        (["--name", ".."], "--name"),
     ],
 )
 def test_mistakes(work, options, says):

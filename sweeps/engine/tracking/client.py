@@ -37,7 +37,15 @@ OUTAGE_SECONDS = 600.0  # how long a trial keeps trying to deliver its log recor
 
 
 def default_uri(output_dir: Path) -> str:
-    """The sqlite database of a sweep that was given no tracking server."""
+    """The sqlite database of a sweep that was given no tracking server.
+
+    Raises UserError if it would be another file: SQLAlchemy takes ? and % for more than names.
+    """
+    if {"?", "%"} & set(str(output_dir.resolve())):
+        raise UserError(
+            f"MLflow's database cannot be in {output_dir.resolve()}, a name with ? or %: choose "
+            "another --output-dir, or give --tracking-uri"
+        )
     return f"sqlite:///{output_dir.resolve() / 'mlflow.db'}"
 
 

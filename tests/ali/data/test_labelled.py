@@ -6,7 +6,7 @@ import torch
 
 from ali import data
 from ali.config import Config
-from ali.data.labelled import DRAWS_SEED
+from ali.data.labelled import DRAWS_SEED, check_draws
 from ali.errors import UserError
 from tests.ali.data.conftest import svhn_config, write_mat
 
@@ -55,6 +55,27 @@ def test_balanced_draw_of_200_classes_says_which_lacks():
     )
     with pytest.raises(UserError, match=message):
         data.draw_labelled(y, 1000, np.random.default_rng(0), classes=200)
+
+
+@pytest.mark.parametrize(
+    ("y", "settings"),
+    [
+        ([0] * 300, {"labels": 20}),
+        ([0] * 300, {"labels": 20, "balanced": False}),
+        ([0] * 290 + [1] * 10, {"labels": 5, "balanced": False}),  # chance, in some draw
+        ([0, 1] * 150, {"labels": 1}),
+    ],
+)
+def test_a_draw_of_one_class_is_noticed_before_anything_is_trained(y, settings):
+    with pytest.raises(UserError, match=r"--labels .* has class \d alone"):
+        check_draws(np.array(y), Config(**settings), max(y) + 1)
+
+
+def test_draws_of_several_classes_pass():
+    y = np.array([0] * 290 + [1] * 10)
+    check_draws(y, Config(labels=20), 2)
+    check_draws(y, Config(labels=291, balanced=False), 2)
+    check_draws(np.arange(300) % 10, Config(labels=20, balanced=False), 10)
 
 
 def test_labelled_draws_are_those_of_their_number_for_every_seed():

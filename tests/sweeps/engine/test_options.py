@@ -113,6 +113,46 @@ def test_a_missing_sweep_names_those_that_there_are(tmp_path):
         saved_options(Location(name="other", output_dir=tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("..", "plain file name"),
+        (".", "plain file name"),
+        ("a/b", "plain file name"),
+        ("a\nb", "plain file name"),
+        ("a:b", "must not contain :"),
+        ("a\\", r"must not contain \\"),
+        ("a'b", "must not contain '"),
+        ("artifacts", "another meaning"),
+        ("mlflow.db", "another meaning"),
+        ("-x", "another meaning"),
+        ("é" * 101, "longer than 200 bytes"),
+    ],
+)
+def test_names_that_lead_elsewhere_or_that_mlflow_refuses(name, says):
+    with pytest.raises(UserError, match=f"--name .*{says}"):
+        Location(name=name)
+
+
+@pytest.mark.parametrize("name", ["a b", "lr=1e-3,x", "été", "..a", "x" * 200, '"[x]#$&(){}*;!|~"'])
+def test_other_names_are_taken(name):
+    assert Location(name=name).folder.name == name
+
+
+def test_addresses_are_no_folders():
+    """As paths they would be local folders called s3: or gs:."""
+    with pytest.raises(UserError, match=r"--output-dir s3:/.* --storage-path"):
+        Location(name="s", output_dir=Path("s3://bucket/runs"))
+    with pytest.raises(UserError, match="--storage-path s3:/bucket is an address"):
+        assert Location(name="s", storage_path="s3:/bucket").storage
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b"])
+def test_a_folder_whose_database_would_be_elsewhere(tmp_path, name):
+    with pytest.raises(UserError, match=r"with \? or %"):
+        assert Location(name="s", output_dir=tmp_path / name).uri
+
+
 def test_a_resume_from_another_folder_means_the_same_places(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
