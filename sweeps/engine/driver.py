@@ -97,15 +97,16 @@ def launch(sweep: Sweep, options: Options) -> int:
         base = options.config()
         begun = read_begun(options)
         refuse_lost_trials(begun, options, storage)
-        dataset = sweep.experiment.load_data(base)  # bad data is found here, not in trials
+        space = with_optional(
+            sweep.space, base, options.bn_with_z, options.vary_weight_std, options.vary_batch_size
+        )
+        largest = base.replace(batch_size=max(space.batch_sizes, default=base.batch_size))
+        dataset = sweep.experiment.load_data(largest)  # bad data is found here, not in trials
         fingerprint = sweep.experiment.fingerprint(dataset)
         refuse_other_data(begun, options, fingerprint)
         if not options.resume:
             sweep.experiment.check_test_data(base)  # nor by best.py, when the sweep is over
         objective = sweep.experiment.objective(base, dataset)
-        space = with_optional(
-            sweep.space, base, options.bn_with_z, options.vary_weight_std, options.vary_batch_size
-        )
         points = first_points(sweep, options, space, base)
         check_ray()
         make_folder(existing_part(options.output_dir), shared=True)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pyarrow import ArrowInvalid, fs
 
 from ali.errors import UserError
-from ali.files import atomic_write, refuse_address
+from ali.files import atomic_write, existing_part, make_folder, refuse_address
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ class Storage:
         return f"{self.root}/{self.name}"
 
     def check(self) -> None:
-        """Raises UserError if a bucket cannot be written to."""
+        """Raises UserError if nothing can be written there."""
         if not self.remote:
+            make_folder(existing_part(Path(self.root)))
             return
         probe = f"{self.root}/.probe-{self.name}"
         with as_user_error(f"cannot write to --storage-path {self.root}"):

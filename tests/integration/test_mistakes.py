@@ -44,7 +44,12 @@ def work(tmp_path, monkeypatch):
             "/proc",
         ),
         (["--data", "house-numbers", "--train-size", "1500", "--cpus-per-trial", "999"], "--cpus"),
+        (
+            ["--data=house-numbers", "--train-size=1500", "--batch-size=1000", "--vary-batch-size"],
+            "--batch-size 2000",
+        ),
         (["--output-dir", "s3://bucket/runs"], "--storage-path"),
+        (["--data", "house-numbers", "--storage-path", "/proc/kept"], "/proc"),
         (["--name", ".."], "--name"),
     ],
 )
@@ -104,7 +109,7 @@ def test_a_truncated_data_file(work, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_name_in_use_and_two_drivers_at_once(toy):
+def test_a_name_in_use_two_drivers_at_once_and_what_a_resume_lacks(toy, monkeypatch):
     toy.env["TOY_SECONDS"] = "1"
     first = toy.start("--num-trials", "2")
     while not (toy.runs / "toy" / "optuna.journal").exists():
@@ -116,6 +121,20 @@ def test_a_name_in_use_and_two_drivers_at_once(toy):
     says = toy.refused()
     assert "--resume" in says and "another --name" in says
     assert "cannot change --epochs" in toy.refused("--resume", "--epochs", "9")
+    monkeypatch.setenv("TOY_DATA", "changed")
+    assert "(fingerprint toy, now changed)" in toy.refused("--resume")
+    monkeypatch.delenv("TOY_DATA")
+    journal = toy.runs / "toy" / "optuna.journal"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole.replace(b"\n", b"\ngarbage\n", 1))
+    assert f"{journal}, line 2: not JSON" in toy.refused("--resume")
+    journal.unlink()
+    assert f"{journal} lacks 00000, 00001" in toy.refused("--resume")
+    assert f"{journal} lacks 00000, 00001" in toy.refused(), "nor without --resume"
+    for folder in (toy.runs / "toy").glob("0000?"):
+        shutil.rmtree(folder)
+    assert f"{journal} lacks 00000, 00001" in toy.refused("--resume"), "MLflow knows them"
+    assert not journal.exists()
     # The folder of the sweep is gone, and its runs are not.
     (toy.runs / "toy").rename(toy.runs / "moved")
     assert "has a sweep 'toy' already" in toy.refused()

@@ -2,7 +2,8 @@
 
 val_error falls with epochs towards a floor that depends on lr_d and dropout_x. The driver's
 environment says what goes wrong, and when (TOY, a JSON object: {"<trial number>":
-"<fault>@<epoch>"}), how long an epoch takes (TOY_SECONDS) and where each epoch leaves a line
+"<fault>@<epoch>"}), how long an epoch takes (TOY_SECONDS), what the data's fingerprint is
+(TOY_DATA) and where each epoch leaves a line
 (TOY_LOG: seed, epoch, process, time of its end; each start of a trial leaves one in the same file
 with .starts: seed, epochs in its checkpoint, process). Trials have that from the driver: on a
 cluster their environment is another.
@@ -47,7 +48,7 @@ class ToyExperiment(Experiment):
         fault, when = _fault(self.told, config)
         if when == 0 and ray.is_initialized():  # in a trial, before its first epoch
             _break(fault, when, Path(f"{self.told['TOY_LOG']}.0"))
-        return "toy"
+        return self.told.get("TOY_DATA", "toy")
 
     def objective(self, config, dataset):
         return "val_error"

@@ -1,6 +1,7 @@
 """What is read of a sweep: the order, and that reading leaves it alone."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.options import JOURNAL, Location
 from sweeps.engine.results import results
 from sweeps.engine.study import Study
+from sweeps.engine.tracking import runs
 
 
 def test_results_are_ranked_as_the_study_defines_best(tmp_path, point):
@@ -33,3 +35,14 @@ def test_results_are_ranked_as_the_study_defines_best(tmp_path, point):
     assert (here.folder / JOURNAL).read_bytes() == before
     with pytest.raises(UserError, match="no sweep 'other'"):
         results(replace(here, name="other"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1", "3", '"x"', "null"])
+def test_damaged_tags_in_mlflow_are_named_with_their_run(text):
+    run = SimpleNamespace(
+        data=SimpleNamespace(tags={"config": text, "best_trials": text}),
+        info=SimpleNamespace(run_id="0123"),
+    )
+    for read, tag in ((runs.config_of, "config"), (runs.best_trials, "best_trials")):
+        with pytest.raises(UserError, match=f"tag '{tag}' of run 0123 is damaged"):
+            read(run)
