@@ -142,7 +142,7 @@ def problems(kind: type, plain: Any) -> Iterator[tuple[str, str]]:
     known = get_type_hints(kind)
     for name, value in plain.items():
         if name not in known:
-            yield name, "is unknown: a newer version of this program wrote it, update it"
+            yield name, "is unknown: it is misspelt, or of a newer version of this program"
         elif not _fits(value, known[name]):
             yield name, f"cannot be {value!r}"
 

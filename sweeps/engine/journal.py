@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from optuna.distributions import json_to_distribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import create_trial
 
 from ali.config import Config
 from ali.errors import UserError
@@ -36,7 +38,7 @@ _FIELDS: dict[int, dict[str, type | tuple[type, ...]]] = {
     9: {"system_attr": dict},
     10: {},
 }
-_CREATE_TRIAL, _OF_TRIALS = 4, range(5, 10)
+_CREATE_TRIAL, _SET_PARAMETER, _OF_TRIALS = 4, 5, range(5, 10)
 _ATTRIBUTES = {END_REASON: str, CONFIRMS: int, RETRIES: int, CONTROL: bool, PAPER_VALUES: list}
 _ATTRIBUTES |= {DATA: str}
 
@@ -100,6 +102,10 @@ def _check(log: Any, trials: int) -> None:
             raise ValueError(f"{name} has no value of its type")
     if operation in _OF_TRIALS and not 0 <= log["trial_id"] < trials:
         raise ValueError(f"trial {log['trial_id']} was never created, so lines are missing")
+    if operation == _SET_PARAMETER:  # a value outside its distribution would be noticed too late
+        distribution = json_to_distribution(log["distribution"])
+        value = distribution.to_external_repr(log["param_value_internal"])
+        create_trial(value=0, params={"": value}, distributions={"": distribution})
     values = log.get("values")
     if values is not None and [type(value) in _NUMBER for value in values] != [True]:
         raise ValueError("values are not one number")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 
 import pytest
@@ -112,6 +113,13 @@ def test_values_of_a_wrong_type(here, operation):
 def test_attributes_that_are_none_of_ours(here, key, value):
     line, log = first(here, lambda log: log["op_code"] == ATTRIBUTE)
     change(here, line, json.dumps({**log, "user_attr": {key: value}}).encode())
+    check_refused(here, f"line {line}: ")
+
+
+@pytest.mark.parametrize("value", [7, -1.5, math.inf])
+def test_a_parameter_outside_its_distribution(here, value):
+    line, log = first(here, lambda log: log["op_code"] == PARAMETER)
+    change(here, line, json.dumps({**log, "param_value_internal": value}).encode())
     check_refused(here, f"line {line}: ")
 
 
