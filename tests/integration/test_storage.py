@@ -62,11 +62,14 @@ def write(storage, path, text):
 
 
 def test_a_bucket_and_a_folder_are_alike(storage, tmp_path):
-    assert storage.checkpoints("00000") == []
+    assert storage.checkpoints("00000") == [] and storage.trials() == set()
     for number in (1, 0, 2):
         write(storage, f"00000/checkpoint_00000{number}/state/a", b"12345")
         write(storage, f"00000/checkpoint_00000{number}/b", b"67")
     write(storage, "00000/other", b"")
+    write(storage, "best-00000/checkpoint", b"")
+    write(storage, "00001", b"")
+    assert storage.trials() == {"00000", "00001"}
     found = storage.checkpoints("00000")
     assert [Path(folder).name for folder in found] == [f"checkpoint_00000{n}" for n in range(3)]
     assert storage.size(found[0]) == 7

@@ -145,7 +145,8 @@ def config_of(run: Run) -> dict[str, Any]:
 
 def best_trials(run: Run) -> list[str]:
     """Ids of a sweep's best trials, best first, as its driver has written them to its run."""
-    return _read_tag(run, BEST_TRIALS, [])
+    empty: list[Any] = []
+    return [str(one) for one in _read_tag(run, BEST_TRIALS, empty)]
 
 
 def _read_tag(run: Run, name: str, empty: T) -> T:
