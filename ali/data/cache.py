@@ -22,6 +22,7 @@ import numpy as np
 from ali import environment
 from ali.data.splits import Images, Split
 from ali.errors import UserError
+from ali.files import refuse_address
 
 READ_BLOCK = 4096  # 32×32 images that readers pass to a sink at once: 12 MiB
 
@@ -38,6 +39,7 @@ def cached(name: str, build: Build) -> Split:
     name taken and uses the other's. Raises UserError if the cache is damaged or not writable.
     """
     root = environment.cache_dir()
+    refuse_address(root, "ALI_CACHE", "set it to a folder of this machine")
     folder = root / name
     try:
         if not folder.exists():

@@ -168,6 +168,7 @@ class Options(Common, Location):
         common = {f.name: getattr(self, f.name) for f in fields(Common)}
         data_dir = self.data_dir
         if data_dir is None and (root := environment.data_dir()):
+            refuse_address(root, "ALI_DATA_DIR", "set it to a folder that all nodes have")
             folder = root / self.data  # where a cluster keeps its data sets
             data_dir = folder if folder.is_dir() else None
         if data_dir is not None:  # trials, and best.py, run in folders of their own

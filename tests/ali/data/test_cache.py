@@ -191,3 +191,11 @@ def test_a_disk_that_becomes_full_leaves_no_part_of_a_split(small_disk, monkeypa
         built(n=40_000)
     assert list((folder / "cache").iterdir()) == []
     assert len(built().images) == 3
+
+
+def test_an_address_is_no_cache(few, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALI_CACHE", "s3://bucket/cache")
+    with pytest.raises(UserError, match="ALI_CACHE s3:/bucket/cache is an address"):
+        data.load(few)
+    assert list(tmp_path.iterdir()) == []

@@ -139,12 +139,15 @@ def test_other_names_are_taken(name):
     assert Location(name=name).folder.name == name
 
 
-def test_addresses_are_no_folders():
+def test_addresses_are_no_folders(monkeypatch):
     """As paths they would be local folders called s3: or gs:."""
     with pytest.raises(UserError, match=r"--output-dir s3:/.* --storage-path"):
         Location(name="s", output_dir=Path("s3://bucket/runs"))
     with pytest.raises(UserError, match="--storage-path s3:/bucket is an address"):
         assert Location(name="s", storage_path="s3:/bucket").storage
+    monkeypatch.setenv("ALI_DATA_DIR", "s3://bucket/data")
+    with pytest.raises(UserError, match="ALI_DATA_DIR s3:/bucket/data is an address"):
+        options().config()
 
 
 @pytest.mark.parametrize("name", ["a?b", "a%20b"])
