@@ -102,6 +102,8 @@ def launch(sweep: Sweep, options: Options) -> int:
         )
         largest = base.replace(batch_size=max(space.batch_sizes, default=base.batch_size))
         dataset = sweep.experiment.load_data(largest)  # bad data is found here, not in trials
+        for note in sweep.experiment.notes(dataset):
+            print(f"note: {note}", flush=True)
         fingerprint = sweep.experiment.fingerprint(dataset)
         refuse_other_data(begun, options, fingerprint)
         if not options.resume:

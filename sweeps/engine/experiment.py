@@ -61,6 +61,13 @@ class Experiment(ABC):
     def fingerprint(self, dataset: Any) -> str:
         """A hash of the data's contents, logged with every trial."""
 
+    def notes(self, dataset: Any) -> tuple[str, ...]:
+        """What a user should know about the data, one line each; a sweep prints it. Default: none.
+
+        For example that they are not the official files, or which files were left out.
+        """
+        return ()
+
     @abstractmethod
     def run(self, config: Config, dataset: Any, state: Any | None) -> Iterator[tuple[Any, Metrics]]:
         """Trains from `state` (None: from the start) to config.epochs, yielding after each epoch.
@@ -114,6 +121,9 @@ class AliExperiment(Experiment):
 
     def fingerprint(self, dataset: Dataset) -> str:
         return dataset.fingerprint
+
+    def notes(self, dataset: Dataset) -> tuple[str, ...]:
+        return dataset.notes
 
     def run(
         self, config: Config, dataset: Dataset, state: State | None

@@ -157,7 +157,7 @@ def finish(trained: Sequence[tuple[FullTraining, Outcome | NonFiniteError]]) -> 
     training, best = min(tested, key=lambda pair: pair[1].found[objective])
     if training.context.fresh_seed:
         training.register(best)
-    print(result_table(best.found, best.config, best.epoch, bool(training.dataset.notes)))
+    print(result_table(best.found, best.config, best.epoch, bool(training.notes)))
     if training.context.fresh_seed:
         print(seeds_table([(t.config.seed, found) for t, found in trained], objective))
         client = connect(training.to.uri)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,7 +114,7 @@ class FullTraining:
         Raises what training raises (NonFiniteError, KeyboardInterrupt); MLflow is told of it.
         """
         self.check_resumable()
-        for note in self.dataset.notes:
+        for note in self.notes:
             print(f"note: {note}")
         self.log = self.open_log()
         try:
@@ -141,6 +141,12 @@ class FullTraining:
             del params[changing]
         tags = {BEST_OF: self.context.trial.info.run_id, CONFIG: json.dumps(self.config.to_dict())}
         return TrialRun(self.to, self.name, params, kind=KIND_BEST, create=True, tags=tags)
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What is to know about the data, the test files included."""
+        about_test = data.load_splits(self.config, ("test",)).notes
+        return tuple(dict.fromkeys((*self.dataset.notes, *about_test)))
 
     @property
     def fingerprint(self) -> str:

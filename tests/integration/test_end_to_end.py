@@ -249,6 +249,8 @@ def test_images_of_ones_own_without_labels_are_swept(folder):
     options = "--name mine --data-dir images --width 0.1 --batch-size 30 --epochs 1 --num-trials 2"
     out = python(ROOT / "sweeps" / "folder.py", *options.split(), cwd=folder)
     assert "minimizing sample_distance" in out and "diversity" in out
+    held_out = "note: folder: 12 of 120 images, chosen by a hash of their names, are held out"
+    assert out.count(held_out) == 1
     client, trials = runs(folder, "trial")
     assert [run.data.tags["objective"] for run in trials] == ["sample_distance"] * 2
     for run in trials:
@@ -259,6 +261,7 @@ def test_images_of_ones_own_without_labels_are_swept(folder):
         client.log_metric(run.info.run_id, "sample_diversity", 0.05, step=2)
     out = python(ROOT / "sweeps" / "best.py", "--name", "mine", "--threads", "1", cwd=folder)
     assert "samples have collapsed" in out and "test_sample_distance" in out
+    assert out.count(held_out) == 1
     assert "collapsed" in python(ROOT / "sweeps" / "report.py", "--name", "mine", cwd=folder)
     _, (run,) = runs(folder, "best")
     assert run.info.status == "FINISHED" and run.data.metrics["test_sample_distance"] > 0

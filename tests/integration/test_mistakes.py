@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.ali.data.conftest import write_mat
 from tests.ali.data.test_cifar10 import write_batches
@@ -83,6 +84,21 @@ def test_data_that_only_best_py_needs(work, tmp_path, data, missing):
         (folder / "test_batch").unlink()
     script = SWEEPS / f"{data}.py"
     assert missing in refused(script, "--data-dir", folder, *options, "--num-trials", "1")
+
+
+def test_what_is_said_about_the_data_is_said_before_a_mistake(work, tmp_path, capsys):
+    """`ali train` and sweeps/best.py say it, too."""
+    for i in range(30):
+        path = tmp_path / "images" / f"{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (i, 0, 0)).save(path)
+    (tmp_path / "images" / "list.csv").write_text("")
+    options = ["--labels", "4", "--batch-size", "4", "--warm-start", "nowhere"]
+    said = refused(SWEEPS / "folder.py", "--data-dir", tmp_path / "images", *options)
+    assert "--warm-start nowhere" in said
+    told = capsys.readouterr().out
+    assert "note: folder: 1 entries of" in told and "are ignored: list.csv\n" in told
+    assert "note: folder: 3 of 30 images, chosen by a hash of their names, are held out" in told
 
 
 def test_a_cluster_that_is_gone(work, tmp_path, monkeypatch):
