@@ -7,8 +7,9 @@
 `parse` makes Options from the command line, `results` reads what a sweep has found.
 """
 
-from sweeps.engine.driver import Sweep, launch
+from sweeps.engine.driver import Sweep
 from sweeps.engine.experiment import Experiment
+from sweeps.engine.launch import launch
 from sweeps.engine.options import Location, Options, parse
 from sweeps.engine.results import TrialResult, results
 from sweeps.engine.space import InitialPoint, Space, paper_defaults, short_budget

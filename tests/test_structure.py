@@ -39,6 +39,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("sweeps.mixture", "sweeps.folder", "sweeps.best", "sweeps.report", "sweeps.status"),
         ),
         ("sweeps",),  # the public API
+        ("sweeps.engine.launch",),
         ("sweeps.engine.driver", "sweeps.engine.final"),
         ("sweeps.engine.full_training", "sweeps.engine.status", "sweeps.engine.watchdog"),
         (

@@ -79,9 +79,10 @@ def answers(address: str) -> bool:
 def joined_address() -> str | None:
     """The address of the cluster that this process has joined; None: by Ray Client, from afar."""
     import ray
-    from ray.util.client import ray as client
 
-    return None if client.is_connected() else ray.get_runtime_context().gcs_address
+    if "://" in (environment.ray_address() or ""):
+        return None
+    return ray.get_runtime_context().gcs_address
 
 
 def own_temp_folder() -> Path:

@@ -1,5 +1,8 @@
+import shutil
+
 import pytest
 
+from sweeps.engine import tracking
 from tests.integration.harness import Toy, new_database
 
 
@@ -11,3 +14,14 @@ def database(tmp_path_factory):
 @pytest.fixture
 def toy(tmp_path, database):
     return Toy(tmp_path, database=database)
+
+
+@pytest.fixture
+def local(tmp_path, database):
+    """(client, destination) on a local database, with the parent run open."""
+    shutil.copy(database, tmp_path)
+    uri = tracking.default_uri(tmp_path)
+    client = tracking.connect(uri)
+    experiment = tracking.experiment_id(client, tmp_path)
+    parent = tracking.start_sweep(client, experiment, "s", "val_error", {"epochs": 3})
+    return client, tracking.TrackingContext(uri, experiment, "s", parent, "val_error")

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import IO
 from urllib.request import urlopen
 
+import numpy as np
 import optuna
 from mlflow import MlflowClient
 
+from sweeps.engine import tracking
 from sweeps.engine.tracking.client import connect, default_uri
 from tests import audit
 from tests.paths import CLUSTER
@@ -263,3 +265,12 @@ def error_line(code: object, err: str) -> str:
     lines = [line for line in err.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("error: "), err
     return lines[0]
+
+
+def image():
+    return {"samples": np.zeros((8, 8, 3), np.uint8)}
+
+
+def logged_steps(client, to, trial_id):
+    run = tracking.find_trial(client, to, trial_id)
+    return [m.step for m in client.get_metric_history(run.info.run_id, "val_error")]

@@ -1,7 +1,6 @@
 """MLflow as a real server that goes away, and what is found in it afterwards."""
 
 import ast
-import dataclasses
 import json
 import os
 import shutil
@@ -12,16 +11,13 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
 import pytest
 from mlflow import MlflowClient
 
 from ali.errors import UserError
 from sweeps.engine import tracking
 from sweeps.engine.endings import Ending, EndState
-from sweeps.engine.options import Location
-from sweeps.engine.status import show_status
-from tests.integration.harness import EPOCHS, Server, free_port
+from tests.integration.harness import EPOCHS, Server, free_port, image, logged_steps
 
 pytestmark = pytest.mark.versions
 
@@ -36,17 +32,6 @@ def server(tmp_path):
 
 PASSWORD = "s3cret/pass@word"
 DONE = Ending(EndState.COMPLETED, "done")
-
-
-@pytest.fixture
-def local(tmp_path, database):
-    """(client, destination) on a local database, with the parent run open."""
-    shutil.copy(database, tmp_path)
-    uri = tracking.default_uri(tmp_path)
-    client = tracking.connect(uri)
-    experiment = tracking.experiment_id(client, tmp_path)
-    parent = tracking.start_sweep(client, experiment, "s", "val_error", {"epochs": 3})
-    return client, tracking.TrackingContext(uri, experiment, "s", parent, "val_error")
 
 
 FIRST = """
@@ -111,15 +96,6 @@ def test_nobody_else_is_asked(tmp_path, database, monkeypatch):
     assert done.stdout == "[]\n", done.stdout + done.stderr
 
 
-def image():
-    return {"samples": np.zeros((8, 8, 3), np.uint8)}
-
-
-def logged_steps(client, to, trial_id):
-    run = tracking.find_trial(client, to, trial_id)
-    return [m.step for m in client.get_metric_history(run.info.run_id, "val_error")]
-
-
 def test_a_trial_that_starts_again_goes_on_in_its_run(local):
     # The bare stack's callback opens a second run and leaves the first one RUNNING.
     client, to = local
@@ -135,72 +111,6 @@ def test_a_trial_that_starts_again_goes_on_in_its_run(local):
     assert logged_steps(client, to, "00000") == [1, 2, 3, 4]
     images = client.list_artifacts(runs[0].info.run_id, "images")
     assert len([a for a in images if a.path.endswith(".png")]) == 4, "a picture an epoch"
-
-
-def delete(client, to, what):
-    run = tracking.find_trial(client, to, "00000")
-    if what == "experiment":
-        client.delete_experiment(to.experiment)
-    else:
-        client.delete_run(run.info.run_id if what == "trial" else to.parent_run_id)
-
-
-@pytest.mark.parametrize("what", ["sweep", "trial", "experiment"])
-def test_what_is_deleted_meanwhile_is_restored_and_nothing_is_lost(local, what):
-    client, to = local
-    tracking.open_trial(client, to, "00000")
-    run = tracking.TrialRun(to, "00000", {}, outage_seconds=5)
-    run.epoch({"epoch": 1, "val_error": 0.5}, image())
-    assert run.queue.flush(60)
-    delete(client, to, what)
-    run.epoch({"epoch": 2, "val_error": 0.4}, image())
-    run.queue.close()
-    assert run.queue.lost == 0
-    delete(client, to, what)
-    tracking.end_trial(client, to, "00000", DONE)
-    assert logged_steps(client, to, "00000") == [1, 2]
-    delete(client, to, what)
-    tracking.set_best_trials(client, to, ["00000"])
-    assert tracking.restore_sweep(client, "s") == to.experiment
-    tracking.open_trial(client, to, "00000")  # as by a resume
-    assert len(tracking.find_runs(client, to.experiment, kind="trial")) == 1
-    parent = tracking.start_sweep(client, to.experiment, "s", "val_error", {})
-    assert parent == to.parent_run_id
-    assert len(client.search_experiments()) == 2, "the one that MLflow has, and ours"
-
-
-def test_a_reader_finds_a_renamed_experiment_and_creates_none(local, tmp_path):
-    client, to = local
-    client.rename_experiment(to.experiment, "archive")
-    assert tracking.experiment_of(client, "s") == to.experiment
-    assert tracking.restore_sweep(client, "s") == to.experiment
-    with pytest.raises(UserError, match="no sweep 'other': it has s"):
-        tracking.experiment_of(client, "other")
-    for what, way in (("sweep", "mlflow runs restore --run-id"), ("experiment", "experiments")):
-        tracking.open_trial(client, to, "00000")
-        delete(client, to, what)
-        with pytest.raises(UserError, match=way):
-            show_status(Location(name="s", output_dir=tmp_path))
-    assert [found.name for found in client.search_experiments()] == ["Default"]
-    with pytest.raises(UserError, match="there is no MLflow database"):
-        show_status(Location(name="s", output_dir=tmp_path / "elsewhere"))
-    assert not (tmp_path / "elsewhere").exists()
-
-
-def test_what_an_earlier_sweep_of_the_same_name_left_in_the_trash_stays_there(local):
-    client, to = local
-    old = tracking.open_trial(client, to, "00000").info.run_id
-    client.delete_run(old)
-    client.delete_run(to.parent_run_id)
-    time.sleep(0.01)  # it is older by a millisecond at least
-    parent = tracking.start_sweep(client, to.experiment, "s", "val_error", {})
-    to = dataclasses.replace(to, parent_run_id=parent)
-    assert tracking.open_trial(client, to, "00000").info.run_id != old
-    assert client.get_run(old).info.lifecycle_stage == "deleted"
-    client.delete_run(parent)
-    tracking.restore_sweep(client, "s")
-    (found,) = tracking.find_runs(client, to.experiment, kind="sweep")
-    assert found.info.run_id == parent
 
 
 def test_an_epoch_is_one_request_and_the_trial_does_not_wait_for_it(local, monkeypatch):

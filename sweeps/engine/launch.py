@@ -1,0 +1,154 @@
+"""Starts a sweep, or resumes one: what is checked before anything is written, and then set up."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ali import environment
+from ali.config import Config
+from ali.errors import UserError
+from ali.files import existing_part, make_folder
+from ali.output import lossy_output
+from sweeps.engine.cluster import allocate_resources, check_ray, start_ray
+from sweeps.engine.driver import Driver, Sweep
+from sweeps.engine.lock import driver_lock
+from sweeps.engine.mirror import JournalMirror
+from sweeps.engine.options import JOURNAL, OPTIONS, Options
+from sweeps.engine.space import InitialPoint, Space, paper_defaults, with_optional
+from sweeps.engine.storage import Storage
+from sweeps.engine.traces import read_begun, refuse_lost_trials, refuse_other_data
+from sweeps.engine.tracking import runs
+from sweeps.engine.tracking.access import without_password
+from sweeps.engine.tracking.client import MLFLOW_ENVIRONMENT, connect, experiment_id
+from sweeps.engine.tracking.moved import follow_move
+from sweeps.engine.tracking.schema import KIND_TRIAL
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+@lossy_output()
+def launch(sweep: Sweep, options: Options) -> int:
+    """Runs a sweep to its end, or resumes one; returns the exit code.
+
+    Raises UserError before anything is written if the name is taken, the data, the tracking server
+    or the Ray cluster cannot be reached, or the output folder cannot be written.
+    """
+    if "runtime_resources" in options.folder.parts:
+        raise UserError(
+            f"--output-dir {options.output_dir} lies in the copy of --working-dir that Ray deletes "
+            "with the job: name a folder that all nodes share, or set ALI_OUTPUT_DIR"
+        )
+    storage = options.storage
+    storage.check()
+    if not options.resume and ((options.folder / JOURNAL).exists() or storage.has(JOURNAL)):
+        raise UserError(
+            f"a sweep {options.name!r} exists in {options.storage_path or options.output_dir}: "
+            "add --resume to resume it, or choose another --name"
+        )
+    with contextlib.ExitStack() as held:
+        mirror = None
+        if options.resume:  # another driver is noticed at once, and not after Ray's start
+            mirror = held.enter_context(acquire_sweep(options, storage))
+        uri = options.uri
+        if not uri.startswith("sqlite:"):
+            connect(uri)  # before minutes are spent on data
+        base = options.config()
+        begun = read_begun(options)
+        refuse_lost_trials(begun, options, storage)
+        space = with_optional(
+            sweep.space, base, options.bn_with_z, options.vary_weight_std, options.vary_batch_size
+        )
+        largest = base.replace(batch_size=max(space.batch_sizes, default=base.batch_size))
+        dataset = sweep.experiment.load_data(largest)  # bad data is found here, not in trials
+        for note in sweep.experiment.notes(dataset):
+            print(f"note: {note}", flush=True)
+        fingerprint = sweep.experiment.fingerprint(dataset)
+        refuse_other_data(begun, options, fingerprint)
+        if not options.resume:
+            sweep.experiment.check_test_data(base)  # nor by best.py, when the sweep is over
+        objective = sweep.experiment.objective(base, dataset)
+        points = first_points(sweep, options, space, base)
+        check_ray()
+        make_folder(existing_part(options.output_dir), shared=True)
+        quiet_libraries()
+        began = time.monotonic()
+        with ThreadPoolExecutor(1) as beside:  # MLflow's import and Ray's start both take seconds
+            beside.submit(import_module, "mlflow")
+            resources = allocate_resources(options, start_ray())
+        make_folder(options.output_dir, shared=True)
+        client = connect(uri)
+        known = runs.restore_sweep(client, options.name) if options.resume else None
+        experiment = known or experiment_id(client, options.output_dir)
+        follow_move(client, experiment, options.output_dir)
+        refuse_other_sweep(options, objective, runs.find_sweep(client, experiment, options.name))
+        logged = runs.find_runs(client, experiment, sweep=options.name, kind=KIND_TRIAL)
+        refuse_lost_trials(begun, options, storage, logged)
+        refuse_other_data(begun, options, fingerprint, logged)
+        if mirror is None:
+            mirror = held.enter_context(acquire_sweep(options, storage))
+        driver = Driver(
+            replace(sweep, space=space), options, base, dataset, objective, resources, client,
+            mirror, began, points,
+        )  # fmt: skip
+        return driver.run(experiment)
+
+
+def first_points(
+    sweep: Sweep, options: Options, space: Space, base: Config
+) -> list[tuple[InitialPoint, bool]]:
+    """The points to try before the search draws any, and whether each is the paper's own."""
+    from sweeps.engine.warm_start import warm_points
+
+    own = [(make(base), make is paper_defaults) for make in sweep.points_to_evaluate]
+    warm: list[InitialPoint] = []
+    with contextlib.suppress(*[UserError] * options.resume):  # by now the earlier one may be gone
+        warm = warm_points(options, space, base, [point for point, _ in own])
+    return [*own, *((point, False) for point in warm)][: options.num_trials]
+
+
+@contextlib.contextmanager
+def acquire_sweep(options: Options, storage: Storage) -> Iterator[JournalMirror]:
+    """Within, this is the sweep's only driver. Raises UserError if there is another."""
+    folder, what = options.folder, f"sweep {options.name!r}"
+    make_folder(folder)
+    with (
+        driver_lock(folder, what),
+        JournalMirror(
+            storage, what, folder / JOURNAL, folder / OPTIONS, outage_seconds=options.outage_seconds
+        ) as mirror,
+    ):
+        yield mirror
+
+
+def refuse_other_sweep(options: Options, objective: str, known: Run | None) -> None:
+    """Raises UserError if the run that MLflow has of this name is not this sweep's."""
+    if known and not options.resume:
+        raise UserError(
+            f"MLflow at {without_password(options.uri)} has a sweep {options.name!r} already: "
+            "choose another --name"
+        )
+    if known and (before := runs.objective_of(known)) != objective:
+        raise UserError(
+            f"sweep {options.name!r} minimizes {before}, but on this data a sweep minimizes "
+            f"{objective}: resume it with the --data-dir it was started with"
+        )
+
+
+def quiet_libraries() -> None:
+    """Stops libraries from printing over the progress, calling home, or changing the folder."""
+    import optuna
+
+    from sweeps.engine import ray_compat
+
+    environment.set_defaults(**ray_compat.ENVIRONMENT, **MLFLOW_ENVIRONMENT)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    ray_compat.quiet()
