@@ -145,15 +145,16 @@ class AwayOnce:
 
 
 def test_a_trial_waits_for_the_bucket_that_has_its_checkpoints(study, point, tmp_path, monkeypatch):
-    (tmp_path / "checkpoint_000002").mkdir()
-    (tmp_path / "checkpoint_000002" / "state").touch()
+    folder = tmp_path / "00000"
+    (folder / "checkpoint_000002").mkdir(parents=True)
+    (folder / "checkpoint_000002" / "state").touch()
     bucket, adopted = AwayOnce(), []
     monkeypatch.setattr(ray_compat, "create_trial", lambda *_: SimpleNamespace())
-    monkeypatch.setattr(ray_compat, "trial_folder", lambda trial: (bucket, str(tmp_path)))
+    monkeypatch.setattr(ray_compat, "trial_folder", lambda trial: (bucket, str(folder)))
     monkeypatch.setattr(
         ray_compat, "adopt_checkpoint", lambda trial, folder, result: adopted.append(folder)
     )
     search = search_over(study, point, ask_storage=Retry("the bucket", 60))
     search.add_configurations([SimpleNamespace()])
     search.make_trial(study.ask(point))
-    assert adopted == [f"{tmp_path}/checkpoint_000002"] and bucket.questions == 2
+    assert adopted == [f"{folder}/checkpoint_000002"] and bucket.questions == 2
