@@ -31,7 +31,7 @@ def follow_move(client: MlflowClient, experiment: str, output_dir: Path) -> None
     if before == now or (before.parent.exists() and before.parent.samefile(now.parent)):
         return
     beside = database.parent == now.parent
-    if before.exists() if not beside else (before.exists() and not now.exists()):
+    if before.exists() and not (beside and now.exists()):
         return  # several output folders have one database, or its artifacts are elsewhere by intent
     if not beside and not now.exists():
         raise UserError(
