@@ -6,22 +6,78 @@ import hashlib
 import os
 import tempfile
 import urllib.request
+from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 
 from ali.config import Config
 from ali.errors import UserError
 
+# What systems and archivers leave beside a user's files, in lower case
+LITTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle"}
+LITTER |= {"$recycle.bin", "system volume information", "lost+found", "__pycache__"}
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
-def data_folder(config: Config, inner: str = "") -> Path:
-    """--data-dir, or ./data/<name>; its subfolder `inner` if it has one.
+
+def data_folder(config: Config, *inner: str) -> Path:
+    """--data-dir, or ./data/<name>; the first of the subfolders `inner` that it has.
 
     Raises UserError if --data-dir is not a folder.
     """
     folder = config.data_dir or Path("data") / config.data
-    if config.data_dir is not None and not folder.is_dir():
-        raise UserError(f"--data-dir {folder} is not a folder")
-    return folder / inner if (folder / inner).is_dir() else folder
+    if config.data_dir is not None and not os.path.isdir(folder):
+        unpack = os.path.isfile(folder) and folder.name.lower().endswith(ARCHIVES)
+        otherwise = ": unpack it, and give the folder" if unpack else ""
+        raise UserError(f"--data-dir {folder} is not a folder{otherwise}")
+    found = next((folder / name for name in inner if os.path.isdir(folder / name)), folder)
+    return undouble(found)
+
+
+def undouble(folder: Path) -> Path:
+    """The folder of the same name that is all that `folder` holds, as archives of Kaggle's have it.
+
+    `folder` itself if there is none.
+    """
+    inner = folder / folder.absolute().name
+    alone = os.path.isdir(inner) and [entry.name for entry in entries(folder)] == [inner.name]
+    return inner if alone else folder
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is directly in a folder, by name, without hidden files and LITTER.
+
+    Raises UserError if it cannot be read.
+    """
+    try:
+        found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
+    return [e for e in found if not e.name.startswith(".") and e.name.lower() not in LITTER]
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a link that leads nowhere is not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def unpack_hint(folder: Path) -> str:
+    """What to add to a message that `folder` lacks files: the archives in it; "" without any."""
+    inside = entries(folder) if os.path.isdir(folder) else []
+    packed = [entry.name for entry in inside if entry.name.lower().endswith(ARCHIVES)]
+    return f"; unpack {listed(packed, 3)} there first" if packed else ""
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """The first `most` names in one line."""
+    return printable(", ".join(names[:most]) + (", …" if len(names) > most else ""))
+
+
+def printable(text: str) -> str:
+    """`text` in one line that any terminal can print: file names may hold any byte."""
+    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def refuse_data_dir(config: Config) -> None:
@@ -72,9 +128,10 @@ def identity(version: str, paths: list[Path], expected: str) -> str:
             with open(path, "rb") as file:
                 stat = os.fstat(file.fileno())
         except OSError as error:
-            raise UserError(f"cannot read {path} ({error.strerror}): {expected}") from error
+            hint = f"{expected}{unpack_hint(path.parent)}"
+            raise UserError(f"cannot read {path} ({error.strerror}): {hint}") from error
         identity.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
-    return hashlib.blake2b(" ".join(identity).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(os.fsencode(" ".join(identity)), digest_size=8).hexdigest()
 
 
 def md5_of(path: Path) -> str:
@@ -92,9 +149,14 @@ def read_lines(path: Path) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
+def columns(line: str) -> list[str]:
+    """The fields of a line of a text table, whose separators are spaces or, in Kaggle's, commas."""
+    return line.replace(",", " ").split()
+
+
 def read_pairs(path: Path) -> dict[str, str]:
     """Second column of a text file by the first. Raises UserError if a line has only one."""
-    rows = [line.split() for line in read_lines(path)]
+    rows = [columns(line) for line in read_lines(path)]
     if any(len(row) < 2 for row in rows):
         raise UserError(f"{path} has lines with fewer than two columns: download it again")
     return {row[0]: row[1] for row in rows}

@@ -83,7 +83,7 @@ def _find_images(root: Path) -> tuple[Labels, tuple[str, ...]]:
     for label, below in classes.items():
         found |= {f"{label}/{name}": label for name in below.images}
     if not found:
-        raise UserError(f"{root} holds no images ({', '.join(sorted(image_files.SUFFIXES))})")
+        raise UserError(f"{root} holds no images ({image_files.COMMON})")
     others = top.others + [f"{name}/" for name in inside if name not in classes]
     others += [f"{label}/{name}" for label, below in classes.items() for name in below.others]
     shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
 import os
-from collections.abc import Callable, Sequence
+import stat
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
+from ali.data import files
 from ali.data.cache import Sink, cached
 from ali.data.splits import Split
 from ali.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+# What Pillow identifies but does not decode, or (EPS) has another program decode.
+NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+COMMON = ".bmp, .gif, .jpg, .png, .tif, .webp and others that Pillow reads"  # for messages
 DECODE_BLOCK = 1024  # images decoded before they are written: 12 MiB of 64×64
 
 Prepare = Callable[[Image.Image], Image.Image]  # an RGB image → the one to train on
@@ -24,7 +33,7 @@ Prepare = Callable[[Image.Image], Image.Image]  # an RGB image → the one to tr
 
 @dataclass(frozen=True)
 class Listing:
-    """Names of what a folder contains, sorted, without hidden files."""
+    """Names of what a folder contains, sorted, without hidden files and litter."""
 
     images: list[str]
     folders: list[str]
@@ -34,19 +43,65 @@ class Listing:
 def list_folder(folder: Path) -> Listing:
     """What is directly in a folder. Raises UserError if it cannot be read."""
     found = Listing([], [], [])
-    try:
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                found.folders.append(entry.name)
-            elif Path(entry.name).suffix.lower() in SUFFIXES:
-                found.images.append(entry.name)
-            else:
-                found.others.append(entry.name)
-    except OSError as error:
-        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
+    for entry in files.entries(folder):
+        if files.is_folder(entry):
+            found.folders.append(entry.name)
+        elif Path(entry.name).suffix.lower() in suffixes():
+            found.images.append(entry.name)
+        else:
+            found.others.append(entry.name)
     return found
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The formats that Pillow decodes on this machine, by its names."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in NOT_DECODED)
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """How the names of files in these formats end, in lower case."""
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, name in known.items() if name in formats())
+
+
+class UnreadableImagesError(UserError):
+    """Images under `root` that cannot be read, each with the reason, of `total` that were tried."""
+
+    def __init__(self, root: Path, bad: Sequence[tuple[str, str]], total: int) -> None:
+        self.bad, self.total = sorted(bad), total
+        if len(bad) == 1:
+            ((path, reason),) = bad
+            said = f"the image {root / path}: {reason}; repair or remove it"
+        else:
+            shown = files.listed([f"{path} ({reason})" for path, reason in self.bad])
+            said = f"{len(bad):,} of {total:,} images in {root}: {shown}; repair or remove them"
+        super().__init__(f"cannot read {said}")
+
+
+def cached_splits(
+    name: str,
+    root: Path,
+    parts: Mapping[str, tuple[Sequence[str], Sequence[int] | None]],
+    prepare: Prepare,
+) -> dict[str, Split]:
+    """A split of each part: paths and classes as for `cached_split`; `name` is in all cache keys.
+
+    Raises UserError for the images of all parts that cannot be read.
+    """
+    splits: dict[str, Split] = {}
+    bad: list[UnreadableImagesError] = []
+    for part, (paths, y) in parts.items():
+        try:
+            splits[part] = cached_split(f"{name}-{part}", root, paths, y, prepare)
+        except UnreadableImagesError as error:
+            bad.append(error)
+    if bad:
+        all_bad = [one for error in bad for one in error.bad]
+        raise UnreadableImagesError(root, all_bad, sum(error.total for error in bad))
+    return splits
 
 
 def cached_split(
@@ -60,44 +115,133 @@ def cached_split(
     """
     if not paths:
         raise UserError(f"{root} has too few images: none is left for {name}")
-    identity = hashlib.blake2b(f"v1 {root.resolve()}\n{y}\n".encode(), digest_size=8)
+    identity = hashlib.blake2b(os.fsencode(f"v1 {root.resolve()}\n{y}\n"), digest_size=8)
     for path in paths:
         try:
-            stat = os.stat(root / path)
-        except OSError as error:
-            raise UserError(f"cannot read {root / path}: {error.strerror}") from error
-        identity.update(os.fsencode(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
+            found = os.stat(root / path)
+        except OSError:  # as for any that cannot be read, `build` raises; nothing is cached
+            continue
+        identity.update(os.fsencode(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0"))
 
     def build(sink: Sink) -> tuple[np.ndarray | None, tuple[str, ...]]:
-        with ThreadPoolExecutor() as pool:  # PIL releases the GIL while it decodes and resizes
-            for start in range(0, len(paths), DECODE_BLOCK):
-                block = (root / path for path in paths[start : start + DECODE_BLOCK])
-                sink(np.stack(list(pool.map(lambda path: decode(path, prepare), block))))
+        for block in decode_all(root, paths, prepare):
+            sink(block)
         return None if y is None else np.array(y), ()
 
     return cached(f"{name}-{identity.hexdigest()}", build)
 
 
+def decode_all(root: Path, paths: Sequence[str], prepare: Prepare) -> Iterator[np.ndarray]:
+    """The images at `paths` (relative to `root`), uint8 (B, H, W, 3) block by block.
+
+    Raises UserError, after all were tried, if any cannot be read: how many, the first ten and why.
+    """
+    bad: list[tuple[str, str]] = []
+    # PIL releases the GIL while it decodes and resizes. It warns of metadata, file by file.
+    with ThreadPoolExecutor() as pool, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        for start in range(0, len(paths), DECODE_BLOCK):
+            names = paths[start : start + DECODE_BLOCK]
+            found = list(pool.map(lambda name: _try_to_decode(root / name, prepare), names))
+            images = [image for image in found if not isinstance(image, str)]
+            reasons = zip(names, found, strict=True)
+            bad += [(name, reason) for name, reason in reasons if isinstance(reason, str)]
+            if not bad:
+                yield np.stack(images)
+    if bad:
+        raise UnreadableImagesError(root, bad, len(paths))
+
+
 def decode(path: Path, prepare: Prepare) -> np.ndarray:
     """One image file as uint8 (H, W, 3): EXIF orientation applied, transparency on white.
 
-    Raises UserError if it is damaged, of unknown format, has more than 8 bits a channel, or if
-    `prepare` raises ValueError.
+    Of an animation the first picture. Metadata may be broken. Raises UserError if the picture is
+    damaged, of unknown format, has more than 8 bits a channel, or if `prepare`
+    raises ValueError.
     """
+    found = _try_to_decode(path, prepare)
+    if isinstance(found, str):
+        raise UnreadableImagesError(path.parent, [(path.name, found)], 1)
+    return found
+
+
+def _try_to_decode(path: Path, prepare: Prepare) -> np.ndarray | str:
+    """As `decode`, or why that is impossible."""
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith(("I", "F")):
-                raise ValueError("its pixels have more than 8 bits")
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(prepare(image.convert("RGB")))
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its writer
+            return "it is no file"
+        if not found.st_size:
+            return "it is empty"
+        try:
+            return _decode(path, prepare)
+        except Exception:
+            stripped = _strip_png(path)
+            if stripped is None:
+                raise
+            return _decode(stripped, prepare)
+    except Image.UnidentifiedImageError:
+        return "its format is unknown"
     except Exception as error:  # PIL raises many types on a damaged file
-        unknown = isinstance(error, Image.UnidentifiedImageError)
-        reason = "its format is unknown" if unknown else getattr(error, "strerror", None) or error
-        line = " ".join(f"cannot read the image {path}: {reason}; repair or remove it".split("\n"))
-        raise UserError(line) from error
+        return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _decode(source: Path | io.BytesIO, prepare: Prepare) -> np.ndarray:
+    with Image.open(source, formats=formats()) as file:
+        image = _turn(file)
+        if image.mode.startswith(("I", "F")):
+            raise ValueError("its pixels have more than 8 bits, convert them to 8")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(prepare(image.convert("RGB")))
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _turn(file: Image.Image) -> Image.Image:
+    """The picture upright, as a camera's EXIF says.
+
+    PIL's exif_transpose writes the other EXIF data anew, and fails where these are broken.
+    """
+    file.load()  # a TIFF file is turned here
+    try:
+        turn = _TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # PIL raises many types on broken EXIF data
+        turn = None
+    return file if turn is None else file.transpose(turn)
+
+
+def _strip_png(path: Path) -> io.BytesIO | None:
+    """A PNG file without its texts and the like, the breaks of which PIL holds against the picture.
+
+    None if it is no PNG file.
+    """
+    with open(path, "rb") as file:
+        head = file.read(8)
+        if head != b"\x89PNG\r\n\x1a\n":
+            return None
+        raw = head + file.read()
+    kept, start = io.BytesIO(), 8
+    kept.write(head)
+    while start + 12 <= len(raw):
+        size, kind = struct.unpack_from(">I4s", raw, start)
+        end = start + 12 + size
+        intact = raw[end - 4 : end] == struct.pack(">I", zlib.crc32(raw[start + 4 : end - 4]))
+        if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and intact):
+            kept.write(raw[start:end])
+        start = end
+    kept.seek(0)
+    return kept
 
 
 def crop_square(size: int) -> Prepare:
@@ -164,6 +308,6 @@ def _read_npz(path: Path) -> np.ndarray:
 def _read_folder(path: Path, size: int) -> tuple[np.ndarray, list[str]]:
     names = list_folder(path).images
     if not names:
-        raise UserError(f"--input {path} has no image files ({', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"--input {path} has no image files ({COMMON}){files.unpack_hint(path)}")
     prepare = require_size(size)
-    return np.stack([decode(path / name, prepare) for name in names]), names
+    return np.concatenate(list(decode_all(path, names, prepare))), names

@@ -1,4 +1,7 @@
-"""ali.data.image_files: decoding, orientation, transparency, cropping."""
+"""ali.data.image_files: formats, decoding, orientation, transparency, cropping, bad files."""
+
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -7,7 +10,14 @@ from PIL import Image
 from ali import data
 from ali.data import image_files
 from ali.errors import UserError
-from tests.ali.data.conftest import config, red_values, write_folder, write_image
+from tests.ali.data.conftest import (
+    config,
+    red_values,
+    write_folder,
+    write_image,
+)
+
+WHOLE = image_files.require_size(64)
 
 
 def test_middle_square(tmp_path):
@@ -58,6 +68,96 @@ def test_cameras_orientation(tmp_path):
     Image.fromarray(picture).save(tmp_path / "picture.png", exif=exif)
     x = image_files.decode(tmp_path / "picture.png", image_files.require_size(64))
     assert (x[:32] == 255).all() and (x[32:] == 0).all()
+
+
+def test_all_that_pillow_decodes_is_read(tmp_path):
+    """Whatever the case of its suffix; what Pillow only identifies is ignored, with a note."""
+    Image.init()
+    names = ["x.JFIF", "x.jpe", "x.pnm", "x.Tga", "x.ico", "x.pcx", "x.qoi", "x.WEBP", "x.dib"]
+    names += ["x.avif", "x.jp2"]
+    formats = Image.registered_extensions() | {".jfif": "JPEG"}
+    names = [name for name in names if formats.get(name[1:].lower()) in Image.SAVE]
+    write_folder(tmp_path / "own", ["a", "b"], 2)
+    for name in names:
+        path = tmp_path / "own" / "a" / name
+        Image.new("RGB", (64, 64), (80, 0, 0)).save(path, formats[path.suffix.lower()])
+    for name in ("features.h5", "page.eps", "clip.mpg", "photo.heic"):
+        (tmp_path / "own" / "a" / name).write_bytes(b"no image")
+    listing = image_files.list_folder(tmp_path / "own" / "a")
+    assert listing.images == sorted([*names, "0.png", "2.png"]) and len(listing.others) == 4
+    for name in names:
+        x = image_files.decode(tmp_path / "own" / "a" / name, WHOLE)
+        assert abs(x.astype(int) - (80, 0, 0)).max() <= 3, name
+    note, *_ = data.load(config("folder", tmp_path / "own", batch_size=2, labels=2)).notes
+    assert "4 entries of" in note and "not images" in note
+
+
+def test_no_program_is_run_to_decode(tmp_path):
+    """Pillow starts Ghostscript for EPS, which a name that ends in .png does not show."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "x.png", "EPS")
+    check_unreadable(tmp_path / "x.png", "its format is unknown")
+
+
+def check_unreadable(path, message):
+    with pytest.raises(UserError, match=message) as caught:
+        image_files.decode(path, WHOLE)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_the_first_picture_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (64, 64), (red, 0, 0)) for red in (80, 160)]
+    for name in ("x.gif", "x.png", "x.webp", "x.tif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], quality=100)
+        x = image_files.decode(tmp_path / name, WHOLE)
+        assert abs(x.astype(int) - (80, 0, 0)).max() <= 3, name
+
+
+def chunk(kind, contents, intact=True):
+    """A chunk of a PNG file, with a wrong checksum if it is not intact."""
+    checksum = zlib.crc32(kind + contents) ^ (not intact)
+    return struct.pack(">I", len(contents)) + kind + contents + struct.pack(">I", checksum)
+
+
+EXIF = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # orientation 6
+BROKEN_CHUNKS = {
+    "text with a wrong checksum": (chunk(b"tEXt", b"Comment\0hi", intact=False), True),
+    "a text of three megabytes": (chunk(b"zTXt", b"C\0\0" + zlib.compress(bytes(3 << 20))), True),
+    "half a resolution": (chunk(b"pHYs", b"\0\0"), True),
+    "a profile that is none": (chunk(b"iCCP", b"p\0\0no profile"), True),
+    "unknown, with a wrong checksum": (chunk(b"prVt", b"?", intact=False), True),
+    "orientation that is none": (chunk(b"eXIf", b"no EXIF"), False),
+    "orientation with a wrong checksum": (chunk(b"eXIf", EXIF, intact=False), False),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_CHUNKS)
+def test_broken_metadata_of_a_good_png(tmp_path, broken):
+    """It is no worse for the picture, whose transparency and intact orientation still count."""
+    rgba = np.zeros((64, 64, 4), np.uint8)
+    rgba[:, :32] = (80, 0, 0, 255)
+    path = tmp_path / "x.png"
+    Image.fromarray(rgba).save(path)
+    raw = path.read_bytes()
+    contents, turned = BROKEN_CHUNKS[broken]
+    path.write_bytes(raw[:33] + contents + (chunk(b"eXIf", EXIF) if turned else b"") + raw[33:])
+    x = image_files.decode(path, WHOLE)
+    x = x.transpose(1, 0, 2) if turned else x
+    assert (x[:, :32] == (80, 0, 0)).all() and (x[:, 32:] == 255).all()
+    path.write_bytes(path.read_bytes()[:-30])
+    check_unreadable(path, "truncated")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "png"])
+@pytest.mark.parametrize(
+    "exif", [b"no EXIF", EXIF[:12], EXIF[:8] + b"\xff" * 9, EXIF.replace(b"\x06", b"\x63")]
+)
+def test_broken_exif_of_a_good_picture(tmp_path, suffix, exif):
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:, :32] = 255
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(picture).save(path, exif=b"Exif\0\0" + exif, quality=100)
+    x = image_files.decode(path, WHOLE).astype(int)
+    assert abs(x[:, 4:28] - 255).max() <= 8 and x[:, 36:].max() <= 8
 
 
 def test_sixteen_bits_are_refused(tmp_path):
