@@ -9,11 +9,12 @@ reads `test`.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 
 from ali.config import Config, DataName
-from ali.data import celeba, cifar10, folder, house_numbers, mixture, svhn, tiny_imagenet
+from ali.data import celeba, cifar10, files, folder, house_numbers, mixture, svhn, tiny_imagenet
 from ali.data.batches import batches, to_unit
 from ali.data.labelled import check_draws, draw_labelled, labelled_draw, pixel_features
 from ali.data.splits import Dataset, Images, Splits, validation_size
@@ -69,7 +70,7 @@ def load(config: Config) -> Dataset:
     if size < config.batch_size:
         raise UserError(f"--batch-size {config.batch_size} is more than the {size} training images")
     if labelled.y is not None:
-        check_draws(labelled.y, config, splits.classes)
+        check_draws(labelled.y, config, splits.classes, splits.class_names)
     parts: tuple[object, ...] = (
         train.fingerprint,
         extra.fingerprint if extra else None,
@@ -85,6 +86,7 @@ def load(config: Config) -> Dataset:
         classes=splits.classes,
         fingerprint=hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest(),
         notes=splits.notes,
+        class_names=splits.class_names,
     )
 
 
@@ -101,4 +103,5 @@ def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
 
     Raises UserError if files are missing or damaged.
     """
-    return DATASETS[config.data](config, wanted)
+    splits = DATASETS[config.data](config, wanted)
+    return dataclasses.replace(splits, notes=tuple(map(files.printable, splits.notes)))

@@ -17,6 +17,8 @@ from ali.errors import UserError
 FOLDER = "cifar-10-batches-py"
 FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
 
 def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
     """Images and labels of train and test; 5,000 of the 50,000 train images are for validation.
@@ -31,7 +33,7 @@ def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
     folder = files.data_folder(config, FOLDER)
     splits = {name: _cached_split(folder, name) for name in wanted if name in FILES}
     notes = tuple(note for split in splits.values() for note in split.notes)
-    return Splits(splits, 10, notes, large_valid=5_000)
+    return Splits(splits, 10, notes, large_valid=5_000, class_names=NAMES)
 
 
 def _official() -> tuple[str, dict[str, str]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ali.config import Config
+from ali.data import files
 from ali.data.splits import Dataset
 from ali.errors import UserError
 
@@ -26,19 +29,25 @@ def labelled_draw(dataset: Dataset, config: Config, number: int) -> tuple[np.nda
     pool = dataset.labelled
     assert pool.y is not None
     rng = np.random.default_rng([DRAWS_SEED, number])
-    rows = draw_labelled(pool.y, config.labels, rng, config.balanced, dataset.classes)
+    classes, names = dataset.classes, dataset.class_names
+    rows = draw_labelled(pool.y, config.labels, rng, config.balanced, classes, names)
     return pool.x[rows], pool.y[rows]
 
 
 def draw_labelled(
-    y: np.ndarray, n: int, rng: np.random.Generator, balanced: bool = True, classes: int = 10
+    y: np.ndarray,
+    n: int,
+    rng: np.random.Generator,
+    balanced: bool = True,
+    classes: int = 10,
+    names: Sequence[str] = (),
 ) -> np.ndarray:
     """Indices int64 (n,) of n labelled images, distinct and in random order (§4.4).
 
     Balanced: ⌊n / classes⌋ of each class, and the remainder one each from random classes;
-    otherwise uniformly at random. Raises UserError if `y` has too few.
+    otherwise uniformly at random. Raises UserError if `y` has too few, with the classes' `names`.
     """
-    check_draw(y, n, balanced, classes)
+    check_draw(y, n, balanced, classes, names)
     if not balanced:
         return rng.permutation(len(y))[:n]
     counts = np.full(classes, n // classes)
@@ -47,21 +56,25 @@ def draw_labelled(
     return rng.permutation(np.concatenate(chosen))
 
 
-def check_draw(y: np.ndarray, n: int, balanced: bool, classes: int) -> None:
+def check_draw(
+    y: np.ndarray, n: int, balanced: bool, classes: int, names: Sequence[str] = ()
+) -> None:
     """Raises UserError if a draw of `n` from labels `y` (N,) is impossible."""
     if n > len(y):
         raise UserError(f"--labels {n}: the labelled pool has {len(y)} images")
-    counts = np.bincount(y, minlength=classes)
-    if balanced and counts.min() < -(-n // classes):
+    counts, each = np.bincount(y, minlength=classes), -(-n // classes)
+    if balanced and counts.min() < each:
+        lacking = np.flatnonzero(counts < each).tolist()
+        few = [f"{counts[c]} of class {names[c] if names else c}" for c in lacking]
         raise UserError(
-            f"--labels {n}: a balanced draw takes {-(-n // classes)} of each class, but the pool "
-            f"has {counts.min()} of class {counts.argmin()}; ask for fewer, or use --no-balanced"
+            f"--labels {n}: a balanced draw takes {each} of each class, but the pool has "
+            f"{files.listed(few)}; ask for fewer, or use --no-balanced"
         )
 
 
-def check_draws(y: np.ndarray, config: Config, classes: int) -> None:
+def check_draws(y: np.ndarray, config: Config, classes: int, names: Sequence[str] = ()) -> None:
     """Raises UserError if a labelled draw from the pool's labels `y` (N,) serves no classifier."""
-    check_draw(y, config.labels, config.balanced, classes)
+    check_draw(y, config.labels, config.balanced, classes, names)
     balanced = config.balanced and min(config.labels, classes) > 1
     if balanced or config.labels > np.bincount(y).max():  # two classes at least
         return
@@ -69,8 +82,9 @@ def check_draws(y: np.ndarray, config: Config, classes: int) -> None:
         rng = np.random.default_rng([DRAWS_SEED, number])
         drawn = y[draw_labelled(y, config.labels, rng, config.balanced, classes)]
         if drawn.min() == drawn.max():
+            alone = names[drawn[0]] if names else drawn[0]
             raise UserError(
-                f"--labels {config.labels}: labelled draw {number} has class {drawn[0]} alone, "
+                f"--labels {config.labels}: labelled draw {number} has class {alone} alone, "
                 "which teaches no classifier; ask for more, or add images of other classes"
             )
 

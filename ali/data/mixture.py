@@ -31,7 +31,8 @@ def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
             contents = hashlib.blake2b(points.tobytes() + y.tobytes(), digest_size=16)
             images = Images(points.reshape(n, 1, 1, 2), y)
             splits[name] = Split(images, contents.hexdigest(), ())
-    return Splits(splits, config.modes)
+    names = tuple(f"({x:g}, {y:g})" for x, y in centres(config.modes))
+    return Splits(splits, config.modes, class_names=names)
 
 
 def centres(modes: int) -> np.ndarray:

@@ -56,12 +56,14 @@ class Splits:
         classes: number of classes; 0 without labels.
         notes: what the user should know, one line each.
         large_valid: validation images to cut from a train split of LARGE_TRAIN or more.
+        class_names: of class 0, 1, …; empty if they have no other names than their numbers.
     """
 
     by_name: dict[str, Split]
     classes: int
     notes: tuple[str, ...] = ()
     large_valid: int = 10_000
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Dataset:
         classes: number of classes; 0 without labels.
         fingerprint: 16 hex digits, a hash of the contents of the three.
         notes: what the user should know about the data, one line each.
+        class_names: as in Splits.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Dataset:
     classes: int
     fingerprint: str
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
 
 def validation_size(train: int, large_valid: int) -> int:

@@ -23,7 +23,7 @@ def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
     if not (root / "wnids.txt").exists():
         raise UserError(
             f"no {root / 'wnids.txt'}: give --data-dir the folder {FOLDER}, unpacked from "
-            f"cs231n.stanford.edu/{FOLDER}.zip"
+            f"cs231n.stanford.edu/{FOLDER}.zip{files.unpack_hint(root)}"
         )
     wnids = [line.split()[0] for line in files.read_lines(root / "wnids.txt")]
     if not wnids:
@@ -43,7 +43,15 @@ def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
                 f"tiny-imagenet: {len(found):,} images of {len(wnids)} classes for {name}, "
                 f"not the official {OFFICIAL_SIZES[name]:,} of 200",
             )
-    return Splits(splits, len(wnids), notes)
+    return Splits(splits, len(wnids), notes, class_names=_names(root, wnids))
+
+
+def _names(root: Path, wnids: list[str]) -> tuple[str, ...]:
+    """The classes' names: each wnid, with its first word if words.txt is there."""
+    path = root / "words.txt"
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    words = {line.partition("\t")[0]: line.partition("\t")[2].split(",")[0] for line in lines}
+    return tuple(f"{wnid} ({words[wnid]})" if wnid in words else wnid for wnid in wnids)
 
 
 def _find_train(root: Path, wnids: list[str]) -> dict[str, str]:

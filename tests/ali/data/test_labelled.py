@@ -8,7 +8,7 @@ from ali import data
 from ali.config import Config
 from ali.data.labelled import DRAWS_SEED, check_draws
 from ali.errors import UserError
-from tests.ali.data.conftest import svhn_config, write_mat
+from tests.ali.data.conftest import check_refused, svhn_config, write_mat
 
 
 def test_balanced_draws():
@@ -76,6 +76,37 @@ def test_draws_of_several_classes_pass():
     check_draws(y, Config(labels=20), 2)
     check_draws(y, Config(labels=291, balanced=False), 2)
     check_draws(np.arange(300) % 10, Config(labels=20, balanced=False), 10)
+
+
+def test_classes_that_lack_images_are_named():
+    y = np.repeat([0, 1, 2], [9, 2, 3])
+    pool = data.Images(np.zeros((14, 4, 4, 3), np.uint8), y)
+    names = ("cats", "dogs", "owls")
+    dataset = data.Dataset("folder", pool, pool, pool, 3, "", class_names=names)
+    message = "the pool has 2 of class dogs, 3 of class owls; ask for fewer"
+    with pytest.raises(UserError, match=message):
+        data.labelled_draw(dataset, Config(labels=12), 0)
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("cifar10", "the pool has 0 of class cat; ask"),
+        ("mixture", r"the pool has \d+ of class \(-?[02], -?[02]\), \d+ of class \("),
+    ],
+)
+def test_classes_have_the_names_that_their_data_set_gives_them(tmp_path, name, shown):
+    from tests.ali.data.test_cifar10 import batch, write_batch
+
+    one = batch(100)
+    one["labels"] = [label for label in range(10) if label != 3] * 11 + [0]
+    write_batch(tmp_path / "files", "data_batch_1", one)
+    settings = Config(data=name, labels=20, batch_size=4)
+    if name == "cifar10":
+        settings = settings.replace(data_dir=tmp_path / "files")
+    else:
+        settings = settings.replace(labels=100_000)
+    check_refused(shown, settings)
 
 
 def test_labelled_draws_are_those_of_their_number_for_every_seed():

@@ -73,6 +73,13 @@ def test_val_sorted_into_classes_by_the_usual_scripts(tmp_path, folder, left):
     assert (red_values(test) // 50 == test.y).all()
 
 
+def test_classes_have_the_words_of_words_txt(tmp_path):
+    root = write_tiny(tmp_path / "tiny-imagenet-200", n=5)
+    (root / "words.txt").write_text("n01\tgoldfish, Carassius auratus\nn99\tentity\nn02\ttench\n")
+    settings = config("tiny-imagenet", root, labels=3)
+    assert data.load(settings).class_names == ("n03", "n01 (goldfish)", "n02 (tench)")
+
+
 def test_bad_tiny_imagenet(tmp_path, cache):
     check_refused("no .*wnids.txt.*--data-dir", config("tiny-imagenet", tmp_path))
     root = write_tiny(tmp_path / "tiny-imagenet-200")
