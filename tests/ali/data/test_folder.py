@@ -62,15 +62,116 @@ def test_own_folder_with_train_and_test(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "train, valid, test",
+    [
+        ("train", "val", "test"),
+        ("Training", "Validation", "Testing"),
+        ("training_set/training_set", "dev", "test_set/test_set"),  # doubled, as Kaggle's are
+        ("own/train", "own/valid", "own/test"),
+        ("TRAIN", "VAL", None),
+    ],
+)
+def test_own_folder_with_a_validation_partition(tmp_path, train, valid, test):
+    """Without test images, a tenth of the training images is held out for testing."""
+    given = [name for name in (train, valid, test) if name]
+    reds = write_folder(tmp_path / "own", [f"{name}/{label}" for name in given for label in "ab"])
+    dataset = data.load(config("folder", tmp_path / "own"))
+    tested = data.load_test(config("folder", tmp_path / "own"))
+    sizes = [len(part) for part in (dataset.train, dataset.labelled, dataset.valid, tested)]
+    assert sizes == ([40, 40, 40, 40] if test else [36, 36, 40, 4])
+    parts = ((dataset.train, train), (dataset.valid, valid), (tested, test or train))
+    for part, name in parts:
+        assert [f"{name}/{'ab'[y]}" for y in part.y] == [reds[c] for c in red_values(part)]
+    assert len(dataset.notes) == (0 if test else 1) and dataset.class_names == ("a", "b")
+    assert all("4 of 40 images" in note and "testing" in note for note in dataset.notes)
+    before = dataset.fingerprint  # which is of the validation images, too
+    next((tmp_path / "own" / valid).glob("*/*.png")).unlink()
+    assert data.load(config("folder", tmp_path / "own")).fingerprint != before
+
+
+def test_notes_of_what_is_beside_the_partitions_and_of_classes_that_one_lacks(tmp_path):
+    write_folder(tmp_path / "own", ["train/a", "train/b", "test/a", "unlabelled"])
+    (tmp_path / "own" / "readme.txt").write_text("")
+    (tmp_path / "own" / "test" / "b").mkdir()
+    beside, empty, lacking = data.load(config("folder", tmp_path / "own")).notes
+    assert "2 entries of" in beside and "not in train, test and are ignored" in beside
+    assert beside.endswith("unlabelled/, readme.txt")
+    assert empty.endswith("test are not images and are ignored: b/")
+    assert lacking.endswith("test has no images of b")
+
+
+LITTER = [
+    "__MACOSX/a/._0.png",
+    "._0.png",
+    ".DS_Store",
+    "Thumbs.db",
+    "desktop.ini",
+    "@eaDir/x/0.jpg",
+]
+LITTER += ["$RECYCLE.BIN/S-1-5/0.png", "lost+found/x/y", ".ipynb_checkpoints/0-checkpoint.png"]
+
+
+@pytest.mark.parametrize("where", ["", "a", "train", "train/a"])
+def test_what_systems_and_archivers_leave_is_no_data(tmp_path, where):
+    """Beside the classes, in one of them, beside the partitions, in one of them."""
+    names = ["a", "b"]
+    if where.startswith("train"):
+        names = [f"{part}/{name}" for part in ("train", "test") for name in names]
+    write_folder(tmp_path / "own", names)
+    before = data.load(config("folder", tmp_path / "own"))
+    for name in LITTER:
+        path = tmp_path / "own" / where / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"no image")
+    after = data.load(config("folder", tmp_path / "own"))
+    assert (after.fingerprint, after.notes) == (before.fingerprint, before.notes)
+
+
+@pytest.mark.parametrize("name", ["own.zip", "train.tar.gz", "OWN.7Z"])
+def test_archives_are_to_be_unpacked(tmp_path, name):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / name).write_bytes(b"PK")
+    folder = tmp_path / "own"
+    check_refused(f"own holds no images .*; unpack {name} there first", config("folder", folder))
+    check_refused(f"{name} is not a folder: unpack it", config("folder", folder / name))
+    for other, says in (("celeba", "0 images"), ("cifar10", "data_batch_1"), ("svhn", "SVHN has")):
+        check_refused(f"{says}.*; unpack {name} there first", config(other, folder))
+    check_refused(f"wnids.*; unpack {name} there first", config("tiny-imagenet", folder))
+
+
+def test_classes_behind_links_and_names_that_no_terminal_prints(tmp_path):
+    write_folder(tmp_path / "elsewhere", ["a", "b"])
+    odd = os.fsdecode(b"\xff\x1b[2J")
+    (tmp_path / odd).mkdir()
+    for name in ("a", "b"):
+        (tmp_path / odd / name).symlink_to(tmp_path / "elsewhere" / name)
+    (tmp_path / "elsewhere" / "a" / f"{odd}.txt").write_text("")
+    dataset = data.load(config("folder", tmp_path / odd))
+    assert len(dataset.train) + len(dataset.valid) == 36
+    assert any(note.endswith("are ignored: a/��[2J.txt") for note in dataset.notes)
+    assert all(note.isprintable() for note in dataset.notes)
+
+
+def test_a_class_with_too_few_images_is_named(tmp_path):
+    write_folder(tmp_path / "own", ["cats", "owls"], 30)
+    for path in sorted((tmp_path / "own" / "owls").iterdir())[2:]:
+        path.unlink()
+    check_refused("pool has . of class owls; ask", config("folder", tmp_path / "own", labels=20))
+
+
+@pytest.mark.parametrize(
     "layout, message",
     [
         ([".", "a"], "images and subfolders of images"),
         (["a"], "one class only, a"),
         (["a/deep", "b"], "own/a holds folders"),
-        (["train/a", "train/b", "val/a"], "train holds folders.*both train and test"),
+        (["train/a", "train/b", "other/a"], "other, train holds folders.*both train and test"),
         (["train/a", "train/b", "test"], "test has images without a class"),
         (["train", "test/a", "test/b"], "test has the class"),
         (["train/a", "train/b", "test/c"], "test has the class c"),
+        (["train/a", "train/b", "val/c", "val/d"], "val has the classes c, d, which .*train does"),
+        (["train/a", "train/b", "val", "test/a"], "val has images without a class.* move one away"),
+        (["train/a", "train/b", "val/a", "valid/a"], "own holds both val and valid: keep one"),
         (["train/a", "test/a"], "one class only"),
     ],
 )

@@ -1,5 +1,6 @@
 """ali.data.image_files: formats, decoding, orientation, transparency, cropping, bad files."""
 
+import os
 import struct
 import zlib
 
@@ -11,7 +12,9 @@ from ali import data
 from ali.data import image_files
 from ali.errors import UserError
 from tests.ali.data.conftest import (
+    check_refused,
     config,
+    nothing_cached,
     red_values,
     write_folder,
     write_image,
@@ -158,6 +161,51 @@ def test_broken_exif_of_a_good_picture(tmp_path, suffix, exif):
     Image.fromarray(picture).save(path, exif=b"Exif\0\0" + exif, quality=100)
     x = image_files.decode(path, WHOLE).astype(int)
     assert abs(x[:, 4:28] - 255).max() <= 8 and x[:, 36:].max() <= 8
+
+
+def write_bad_files(folder, n):
+    """n files that are no images, each for another reason."""
+    good = Image.effect_noise((64, 64), 50).convert("RGB")
+    for i in range(n):
+        path = folder / f"bad{i:02}.jpg"
+        path.unlink(missing_ok=True)
+        if i % 5 == 0:
+            path.write_bytes(b"")
+        elif i % 5 == 1:
+            path.write_bytes(b"no image")
+        elif i % 5 == 2:
+            good.save(path)
+            path.write_bytes(path.read_bytes()[:-400])
+        elif i % 5 == 3:
+            path.symlink_to("nowhere")
+        else:
+            os.mkfifo(path)
+
+
+def test_all_bad_files_are_told_at_once(tmp_path, cache):
+    write_folder(tmp_path / "own", ["train/a", "train/b", "val/a", "val/b", "test/a"])
+    settings = config("folder", tmp_path / "own")
+    for part, n in (("train/a", 3), ("val/b", 2)):
+        write_bad_files(tmp_path / "own" / part, n)
+    check_refused(
+        r"cannot read 5 of 85 images in .*own: train/a/bad00.jpg \(it is empty\), .*bad01.jpg "
+        r"\(its format is unknown\), .*bad02.jpg \(image file is truncated.*\), val/b/bad00.jpg "
+        r"\(it is empty\), val/b/bad01.jpg .*; repair or remove them$",
+        settings,
+    )
+    write_bad_files(tmp_path / "own" / "train" / "a", 12)
+    with pytest.raises(UserError, match="cannot read 14 of 94 images") as caught:
+        data.load(settings)
+    told = str(caught.value)
+    assert told.count(".jpg (") == 10 and told.endswith(", …; repair or remove them")
+    assert "bad03.jpg (No such file" in told and "bad04.jpg (it is no file)" in told
+    assert nothing_cached(cache)
+    (tmp_path / "own" / "test" / "a" / "zero.png").write_bytes(b"")
+    check_refused(
+        "cannot read the image .*own/test/a/zero.png: it is empty; repair or remove it$",
+        settings,
+        data.load_test,
+    )
 
 
 def test_sixteen_bits_are_refused(tmp_path):
