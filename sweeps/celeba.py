@@ -6,12 +6,12 @@
     python sweeps/best.py --name celeba --epochs 123
 
 Data: ./data/celeba/img_align_celeba/*.jpg and list_eval_partition.txt, as CelebA's authors publish
-them, or --data-dir. The table trains for 123 epochs of 100 images a step; trials train for 20 of
-them, about 32,000 steps, and the best one for all. Without labels the objective is sample_distance.
---attribute reads list_attr_celeba.txt and labels the faces 0 or 1 by one of its attributes; the
-objective is then val_error. It needs GPUs, and has not been run at this size yet. Table 4 tends to
-collapse: look at the images in MLflow, and at sample_diversity in the report. This file also runs
-as a lone copy where the project is installed.
+them, or as Kaggle does (.csv), or --data-dir. The table trains for 123 epochs of 100 images a step;
+trials train for 20 of them, about 32,000 steps, and the best one for all. Without labels the
+objective is sample_distance. --attribute reads list_attr_celeba.txt and labels the faces 0 or 1 by
+one of its attributes; the objective is then val_error. It needs GPUs, and has not been run at this
+size yet. Table 4 tends to collapse: look at the images in MLflow, and at sample_diversity in the
+report. This file also runs as a lone copy where the project is installed.
 """
 
 from ali.cli import main

@@ -1,6 +1,7 @@
 """ali.data.celeba: the partition, the crop, and an attribute as the class."""
 
 import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +46,78 @@ def test_celeba_splits_by_the_partition(tmp_path):
             assert numbers(images) == [i for i in range(40) if part[i] == which]
         assert dataset.classes == 0 and len(dataset.labelled) == len(dataset.train)
         assert dataset.notes == ("celeba: 40 of 202,599 images",)
+
+
+def to_csv(path, header):
+    """A table of the authors' as Kaggle has it: commas, a line of names, CR LF."""
+    rows = [line.split() for line in path.read_text().splitlines()]
+    rows = [row for row in rows if row and row[0].endswith(".jpg")]
+    lines = [",".join(row) for row in (header, *rows)]
+    path.with_suffix(".csv").write_bytes("\r\n".join([*lines, ""]).encode())
+    path.unlink()
+
+
+def official(folder):
+    """Faces as they are by default, with both tables."""
+    write_faces(folder)
+    write_attributes(folder)
+    lines = [f"{i + 1:06}.jpg {i // 3 % 3}\n" for i in range(40)]
+    (folder / "list_eval_partition.txt").write_text("".join(lines))
+    return folder
+
+
+def kaggle(folder):
+    official(folder / "inner")
+    (folder / "img_align_celeba").mkdir()
+    (folder / "inner" / "img_align_celeba").rename(folder / "img_align_celeba/img_align_celeba")
+    for name, header in (("eval_partition", ["partition"]), ("attr_celeba", NAMES)):
+        table = (folder / "inner" / f"list_{name}.txt").rename(folder / f"list_{name}.txt")
+        to_csv(table, ["image_id", *header])
+    return folder
+
+
+def authors(folder):
+    official(folder / "Img")
+    for inner, name in (("Eval", "list_eval_partition.txt"), ("Anno", "list_attr_celeba.txt")):
+        (folder / inner).mkdir()
+        (folder / "Img" / name).rename(folder / inner / name)
+    return folder
+
+
+@pytest.mark.parametrize("layout", [official, kaggle, authors])
+def test_celeba_as_kaggle_and_its_authors_lay_it_out(tmp_path, monkeypatch, layout):
+    folder = layout(tmp_path / "celeba")
+    inner = next(path.parent for path in folder.rglob("000001.jpg"))
+    monkeypatch.chdir(inner)
+    for given in (folder, inner, inner.parent, Path(".")):
+        if given == folder / "Img":
+            continue  # the authors' Img is given as the folder it is in, or as the faces' own
+        asked = config("celeba", given, attribute="Smiling")
+        dataset, test = data.load(asked), data.load_test(asked)
+        for which, images in enumerate((dataset.train, dataset.valid, test)):
+            assert numbers(images) == [i for i in range(40) if i // 3 % 3 == which], given
+            assert images.y.tolist() == [int(i % 3 == 0) for i in numbers(images)]
+        assert dataset.notes == ("celeba: 40 of 202,599 images",)
+        assert dataset.class_names == ("not Smiling", "Smiling")
+
+
+def test_bad_tables_of_kaggle(tmp_path):
+    folder = kaggle(tmp_path / "celeba")
+    asked = config("celeba", folder, attribute="Smiling")
+    check_refused("no attribute Laughing: it has Bald, Smil", asked.replace(attribute="Laughing"))
+    table, part = folder / "list_attr_celeba.csv", folder / "list_eval_partition.csv"
+    good = table.read_text()
+    for bad, message in [
+        (good[: good.index("000039.jpg")], "celeba.csv has no row for 000039.jpg, 000040.jpg$"),
+        (good.replace("000007.jpg,-1,", "000007.jpg,"), "39 values for 000007.jpg and 40"),
+        ("image_id,Smiling\n000040.jpg,1\n", "no row for 000001.jpg, .*000010.jpg, …$"),
+        ("", "begin with a count"),
+    ]:
+        assert bad != good
+        table.write_text(bad)
+        check_refused(message, asked)
+    part.write_text(part.read_text().replace("000003.jpg,", "3,").replace("000005.jpg,", "5,"))
+    check_refused("no partition .* for 000003.jpg, 000005.jpg$", asked)
 
 
 @pytest.mark.parametrize("partition", [None, "".join(f"{i + 1:06}.jpg 0\n" for i in range(40))])
@@ -108,7 +181,7 @@ def test_bad_attributes(tmp_path, cache):
         "no attribute Laughing: it has Bald, Smiling,", asked.replace(attribute="Laughing")
     )
     check_refused("no attribute smiling: it has", asked.replace(attribute="smiling"))
-    check_refused("--labels 10: a balanced draw .* class 1", asked.replace(attribute="Bald"))
+    check_refused("--labels 10: a balanced draw .* class Bald", asked.replace(attribute="Bald"))
     good = path.read_text()
     for bad, message in [
         (good[: good.index("000007.jpg")], "no row for 000007.jpg"),
