@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import pickletools
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -15,9 +17,9 @@ from ali.data.splits import Split, Splits
 from ali.errors import UserError
 
 FOLDER = "cifar-10-batches-py"
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 
-NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
@@ -71,10 +73,11 @@ def read_batch(path: Path, sink: Sink) -> np.ndarray:
     """
     try:
         with open(path, "rb") as file:
+            _check_memo(file)
             # Python 2 wrote the official files: their strings, the pixels too, are bytes.
             batch = _Unpickler(file, encoding="bytes").load()
         fields = {key.decode() if isinstance(key, bytes) else key: batch[key] for key in batch}
-        x, y = fields["data"].array(), np.array(fields["labels"])
+        x, y = fields["data"].array(), list(fields["labels"])
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a damaged pickle raises many types
@@ -83,14 +86,24 @@ def read_batch(path: Path, sink: Sink) -> np.ndarray:
         ) from error
     if x.ndim != 2 or x.shape[1] != 3 * 32 * 32 or len(x) < 1:
         raise UserError(f"{path}: data must be uint8 (N, 3072), not {x.shape}")
-    if y.shape != (len(x),):
-        raise UserError(f"{path} has {len(x)} images but {y.size} labels")
-    if not np.isin(y, np.arange(10)).all():
+    if len(y) != len(x):
+        raise UserError(f"{path} has {len(x)} images but {len(y)} labels")
+    # Before it is an array: a list that holds another one many times would become a huge one.
+    if not all(isinstance(label, int) and 0 <= label < 10 for label in y):
         raise UserError(f"{path}: labels must be 0 to 9")
     pixels = x.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     for start in range(0, len(x), READ_BLOCK):
         sink(pixels[start : start + READ_BLOCK])
-    return y.astype(np.int64)
+    return np.array(y, np.int64)
+
+
+def _check_memo(file: BinaryIO) -> None:
+    """Raises ValueError for a pickle whose memo is longer than itself: it would take gigabytes."""
+    size = os.fstat(file.fileno()).st_size
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name.endswith("PUT") and int(argument or 0) > size:
+            raise ValueError(f"object {argument} of its memo")
+    file.seek(0)
 
 
 class _Array:

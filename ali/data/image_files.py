@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import math
 import os
 import stat
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +30,9 @@ from ali.errors import UserError
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 COMMON = ".bmp, .gif, .jpg, .png, .tif, .webp and others that Pillow reads"  # for messages
 DECODE_BLOCK = 1024  # images decoded before they are written: 12 MiB of 64×64
+# Pixels of one image file, and of all that are decoded at the same time: 4 to 16 bytes each. From
+# here on Pillow warns of a decompression bomb.
+MAX_PIXELS = 89_478_485
 
 Prepare = Callable[[Image.Image], Image.Image]  # an RGB image → the one to train on
 
@@ -156,8 +162,8 @@ def decode(path: Path, prepare: Prepare) -> np.ndarray:
     """One image file as uint8 (H, W, 3): EXIF orientation applied, transparency on white.
 
     Of an animation the first picture. Metadata may be broken. Raises UserError if the picture is
-    damaged, of unknown format, has more than 8 bits a channel, or if `prepare`
-    raises ValueError.
+    damaged, of unknown format, has more than 8 bits a channel or more than MAX_PIXELS, or if
+    `prepare` raises ValueError.
     """
     found = _try_to_decode(path, prepare)
     if isinstance(found, str):
@@ -182,19 +188,29 @@ def _try_to_decode(path: Path, prepare: Prepare) -> np.ndarray | str:
             return _decode(stripped, prepare)
     except Image.UnidentifiedImageError:
         return "its format is unknown"
+    except Image.DecompressionBombError:
+        return _too_large()
     except Exception as error:  # PIL raises many types on a damaged file
         return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _decode(source: Path | io.BytesIO, prepare: Prepare) -> np.ndarray:
     with Image.open(source, formats=formats()) as file:
-        image = _turn(file)
-        if image.mode.startswith(("I", "F")):
-            raise ValueError("its pixels have more than 8 bits, convert them to 8")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(prepare(image.convert("RGB")))
+        pixels = file.width * file.height
+        if pixels > MAX_PIXELS:
+            raise ValueError(_too_large())
+        with _in_memory.taking(pixels):
+            image = _turn(file)
+            if image.mode.startswith(("I", "F")):
+                raise ValueError("its pixels have more than 8 bits, convert them to 8")
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.asarray(prepare(image if image.mode == "RGB" else image.convert("RGB")))
+
+
+def _too_large() -> str:
+    return f"it has more than {MAX_PIXELS / 1e6:.0f} megapixels, scale it down"
 
 
 _TURNS = {
@@ -244,6 +260,28 @@ def _strip_png(path: Path) -> io.BytesIO | None:
     return kept
 
 
+class _Budget:
+    """An amount that threads share: who asks for more than is left waits."""
+
+    def __init__(self, amount: int) -> None:
+        self.left, self.changed = amount, threading.Condition()
+
+    @contextmanager
+    def taking(self, amount: int) -> Iterator[None]:
+        with self.changed:
+            self.changed.wait_for(lambda: self.left >= amount)
+            self.left -= amount
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.left += amount
+                self.changed.notify_all()
+
+
+_in_memory = _Budget(MAX_PIXELS)  # pixels
+
+
 def crop_square(size: int) -> Prepare:
     """Crops the largest centred square and resizes it to `size` (Lanczos, antialiased)."""
     return lambda image: ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
@@ -262,11 +300,14 @@ def require_size(size: int) -> Prepare:
 
 # The input of `encode`
 
+MAX_BYTES = 4 << 30  # of an .npz or .mat, decoded
+
 
 def read_images(path: Path, size: int) -> tuple[np.ndarray, list[str] | None]:
     """Images uint8 (N, size, size, 3) of an .npz, a .mat or a folder, and a folder's file names.
 
-    Raises UserError if there are none, or if they are damaged or of another size or type.
+    Raises UserError if there are none, if they are damaged or of another size or type, or, before
+    they are decoded, if they take more than MAX_BYTES.
     """
     if not path.exists():
         raise UserError(f"--input {path} does not exist")
@@ -274,11 +315,9 @@ def read_images(path: Path, size: int) -> tuple[np.ndarray, list[str] | None]:
         return _read_folder(path, size)
     try:
         if path.suffix == ".npz":
-            x = _read_npz(path)
+            x = _read_npz(path, size)
         elif path.suffix == ".mat":
-            import scipy.io
-
-            x = scipy.io.loadmat(path, variable_names=["X"])["X"].transpose(3, 2, 0, 1)
+            x = _read_mat(path, size)
         else:
             raise UserError(f"--input {path} must be an .npz, a .mat or a folder of images")
     except UserError:
@@ -286,28 +325,45 @@ def read_images(path: Path, size: int) -> tuple[np.ndarray, list[str] | None]:
     except Exception as error:  # the readers raise many types on a damaged file
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"cannot read images from {path} ({reason}): is it damaged?") from error
-    if x.dtype != np.uint8 or x.ndim != 4 or len(x) == 0:
-        raise UserError(f"{path} holds {x.dtype} {x.shape}: images must be uint8, one at least")
-    if x.shape[1:] == (3, size, size):
-        x = x.transpose(0, 2, 3, 1)
-    if x.shape[1:] != (size, size, 3):
+    return np.ascontiguousarray(x if x.shape[3] == 3 else x.transpose(0, 2, 3, 1)), None
+
+
+def _check_array(path: Path, shape: tuple[int, ...], dtype: str, size: int) -> None:
+    """Raises UserError if an array with this header does not hold images of `size`."""
+    if dtype != "uint8" or len(shape) != 4 or shape[0] == 0:
+        raise UserError(f"{path} holds {dtype} {shape}: images must be uint8, one at least")
+    if shape[1:] not in ((3, size, size), (size, size, 3)):
         wanted = f"{size}×{size} RGB"
-        raise UserError(f"images in {path} are {x.shape[1:]}: they must be {wanted}, resize them")
-    return np.ascontiguousarray(x), None
+        raise UserError(f"images in {path} are {shape[1:]}: they must be {wanted}, resize them")
+    if (count := math.prod(shape)) > MAX_BYTES:
+        most = f"{MAX_BYTES / 1e9:.1f} GB at most, split them"
+        raise UserError(f"{path} holds {shape[0]:,} images, {count / 1e9:.1f} GB: {most}")
 
 
-def _read_npz(path: Path) -> np.ndarray:
+def _read_npz(path: Path, size: int) -> np.ndarray:
     with np.load(path, allow_pickle=False) as arrays:
         names = [n for n in ("x", "images", "X") if n in arrays.files] or arrays.files
         if len(names) != 1:
-            shown = ", ".join(arrays.files)
+            shown = files.listed(arrays.files)
             raise UserError(f"{path} holds {shown}: name the images x, or store only the images")
+        npy = np.lib.format
+        readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+        with arrays.zip.open(f"{names[0]}.npy") as member:
+            shape, _, dtype = readers[npy.read_magic(member)](member)
+        _check_array(path, shape, str(dtype), size)
         return arrays[names[0]]
+
+
+def _read_mat(path: Path, size: int) -> np.ndarray:
+    import scipy.io
+
+    shape, dtype = {name: header for name, *header in scipy.io.whosmat(path)}["X"]
+    _check_array(path, shape[3:] + shape[:3], dtype, size)
+    return scipy.io.loadmat(path, variable_names=["X"])["X"].transpose(3, 0, 1, 2)
 
 
 def _read_folder(path: Path, size: int) -> tuple[np.ndarray, list[str]]:
     names = list_folder(path).images
     if not names:
         raise UserError(f"--input {path} has no image files ({COMMON}){files.unpack_hint(path)}")
-    prepare = require_size(size)
-    return np.concatenate(list(decode_all(path, names, prepare))), names
+    return np.concatenate(list(decode_all(path, names, require_size(size)))), names

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ali.data.splits import Split, Splits
 from ali.errors import UserError
 
 FILES = {name: f"{name}_32x32.mat" for name in ("train", "test", "extra")}
+MAX_LABELS = 1_400_000  # as many images as the 4 GiB of a level-5 file's variable hold
 
 
 def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
@@ -87,9 +89,9 @@ def read_mat(path: Path, sink: Sink) -> np.ndarray:
     return y.astype(np.int64)
 
 
-def _check_shape(path: Path, shape: tuple[int, ...], dtype: Any) -> int:
+def _check_shape(path: Path, shape: tuple[int, ...], dtype: str) -> int:
     """Number of images in X. Raises UserError if X is not uint8 (32, 32, 3, N)."""
-    if len(shape) != 4 or shape[:3] != (32, 32, 3) or shape[3] < 1 or dtype != np.uint8:
+    if len(shape) != 4 or shape[:3] != (32, 32, 3) or shape[3] < 1 or dtype != "uint8":
         raise UserError(f"{path}: X must be uint8 (32, 32, 3, N), not {dtype} {shape}")
     return shape[3]
 
@@ -99,7 +101,14 @@ def _read_with_scipy(path: Path, sink: Sink) -> tuple[int | None, np.ndarray | N
     import scipy.io
 
     try:
+        for name, shape, dtype in scipy.io.whosmat(path):  # before anything is decoded
+            if name == "X":
+                _check_shape(path, shape, dtype)
+            elif name == "y" and math.prod(shape) > MAX_LABELS:
+                raise ValueError(f"y is {shape}")
         found = scipy.io.loadmat(path, variable_names=["X", "y"])
+    except UserError:
+        raise
     except NotImplementedError as error:
         raise UserError(f"{path} is a MATLAB 7.3 file: save it with -v7") from error
     except Exception as error:  # scipy raises many types on a damaged file
@@ -107,7 +116,7 @@ def _read_with_scipy(path: Path, sink: Sink) -> tuple[int | None, np.ndarray | N
     n, y = None, found.get("y")
     if "X" in found:
         x = found["X"]
-        n = _check_shape(path, x.shape, x.dtype)
+        n = _check_shape(path, x.shape, str(x.dtype))
         for start in range(0, n, READ_BLOCK):
             sink(x[..., start : start + READ_BLOCK].transpose(3, 0, 1, 2))
     return n, None if y is None else y.ravel()
@@ -118,7 +127,9 @@ def _read_with_scipy(path: Path, sink: Sink) -> tuple[int | None, np.ndarray | N
 # name and data, each padded to 8 bytes. Arrays are column-major, so image n of (H, W, C, N) is
 # contiguous, as (C, W, H).
 _MATRIX, _COMPRESSED, _UINT8 = 14, 15, 2
-_CLASS_UINT8, _COMPLEX = 9, 0x08
+_CLASSES = {6: "float64", 7: "float32", 8: "int8", 9: "uint8", 10: "int16", 11: "uint16"}
+_CLASSES |= {12: "int32", 13: "uint32", 14: "int64", 15: "uint64"}
+_COMPLEX = 0x08
 _NUMBERS = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8"}
 _NUMBERS |= {12: "<i8", 13: "<u8"}
 
@@ -187,11 +198,12 @@ def _stream_level_5(file: BinaryIO, sink: Sink, path: Path) -> tuple[int | None,
         source = _Inflated(file, size) if kind == _COMPRESSED else _Plain(file)
         if kind == _COMPRESSED:
             source.read(8)  # the tag of the matrix within
-        (_, flags), (_, shape), (_, name) = (_element(source) for _ in range(3))
+        (_, flags), (_, shape), (_, name) = (_element(source, 1024) for _ in range(3))
         if name == b"X":
-            if flags[0] != _CLASS_UINT8 or flags[1] & _COMPLEX:
+            if flags[1] & _COMPLEX:
                 raise _OtherLayoutError
-            n = _check_shape(path, tuple(np.frombuffer(shape, "<i4").tolist()), np.dtype(np.uint8))
+            dtype = _CLASSES.get(flags[0], "an array")
+            n = _check_shape(path, tuple(np.frombuffer(shape, "<i4").tolist()), dtype)
             stored, size, _ = _tag(source)
             if stored != _UINT8 or size != n * 32 * 32 * 3:
                 raise EOFError("X is not as long as its shape says")
@@ -201,7 +213,7 @@ def _stream_level_5(file: BinaryIO, sink: Sink, path: Path) -> tuple[int | None,
                 sink(pixels.transpose(0, 3, 2, 1))
             source.finish()
         elif name == b"y":
-            stored, data = _element(source)
+            stored, data = _element(source, 8 * MAX_LABELS)
             if stored not in _NUMBERS:
                 raise EOFError(f"y is of type {stored}")
             y = np.frombuffer(data, _NUMBERS[stored])
@@ -219,7 +231,9 @@ def _tag(source: _Plain | _Inflated) -> tuple[int, int, bytes | None]:
     return kind, size, None
 
 
-def _element(source: _Plain | _Inflated) -> tuple[int, bytes]:
-    """Type and data."""
+def _element(source: _Plain | _Inflated, most: int) -> tuple[int, bytes]:
+    """Type and data. Raises EOFError, before it reads them, if they have more than `most` bytes."""
     kind, size, data = _tag(source)
+    if size > most:
+        raise EOFError(f"an element of {size:,} bytes")
     return kind, source.read(size + -size % 8)[:size] if data is None else data

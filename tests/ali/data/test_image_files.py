@@ -2,6 +2,8 @@
 
 import os
 import struct
+import threading
+import time
 import zlib
 
 import numpy as np
@@ -206,6 +208,27 @@ def test_all_bad_files_are_told_at_once(tmp_path, cache):
         settings,
         data.load_test,
     )
+
+
+def test_pictures_wait_while_others_fill_the_memory(tmp_path, monkeypatch):
+    """At most MAX_PIXELS are decoded at the same time, however many cores there are."""
+    monkeypatch.setattr(image_files, "_in_memory", image_files._Budget(2 * 64 * 64))
+    for i in range(12):
+        write_image(tmp_path / f"{i:02}.png", (20 * i, 0, 0))
+    lock, now, most = threading.Lock(), [], []
+
+    def prepare(image):
+        with lock:
+            now.append(image)
+            most.append(len(now))
+        time.sleep(0.01)
+        with lock:
+            now.pop()
+        return image
+
+    names = image_files.list_folder(tmp_path).images
+    (x,) = image_files.decode_all(tmp_path, names, prepare)
+    assert x[:, 0, 0, 0].tolist() == [20 * i for i in range(12)] and max(most) == 2
 
 
 def test_sixteen_bits_are_refused(tmp_path):
