@@ -21,7 +21,6 @@ NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse"
 FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 
 
-
 def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
     """Images and labels of train and test; 5,000 of the 50,000 train images are for validation.
 

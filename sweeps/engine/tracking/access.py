@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import json
 import re
@@ -59,11 +60,18 @@ def _is_near(host: str) -> bool:
     head = (environment.ray_address() or "").rpartition("//")[2]
     if not set(".:") & set(host) or _host(f"//{head}") == host:
         return True
+    found = _resolved(host)
+    return bool(found) and all(
+        not ipaddress.ip_address(ip).is_global or _is_own(ip) for ip in found
+    )
+
+
+@functools.cache
+def _resolved(host: str) -> set[str]:
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
-    except OSError:  # often only the proxy knows the names outside
-        return False
-    return all(not ipaddress.ip_address(ip).is_global or _is_own(ip) for ip in map(str, found))
+        return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
+    except OSError:  # often only the proxy knows the names outside, and to ask takes seconds
+        return set()
 
 
 def _is_own(ip: str) -> bool:
