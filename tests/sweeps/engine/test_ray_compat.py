@@ -19,6 +19,8 @@ from ray.tune.execution.experiment_state import _ExperimentCheckpointManager
 from ray.tune.experiment import Experiment, Trial
 
 from sweeps.engine import ray_compat
+from sweeps.engine.endings import LOST
+from tests.sweeps.engine.test_search import search_over
 
 pytestmark = pytest.mark.versions
 
@@ -253,6 +255,23 @@ def test_adopt_checkpoint_continues_the_numbers(trial):
         ray_compat.adopt_checkpoint(trial, f"{folder}/checkpoint_{number:06d}", {"epoch": number})
     assert trial.checkpoint.path == f"{folder}/checkpoint_000004"
     assert trial.storage.current_checkpoint_index == 4
+
+
+def test_adopt_checkpoint_of_another_trial(experiment, study, point):
+    """As StudySearch does for another try of a trial that lost its workers."""
+    search_over(study, point)
+    study.report(study.ask(point).number, 5, 0.4)
+    study.tell(0, LOST, None)
+    search = search_over(study, point)
+    search.add_configurations([experiment])
+    first = search.next_trial()
+    filesystem, folder = ray_compat.trial_folder(first)
+    filesystem.create_dir(f"{folder}/checkpoint_000004")
+    filesystem.open_output_stream(f"{folder}/checkpoint_000004/state").close()
+    again = search.next_trial()
+    assert (first.trial_id, first.status) == ("00000", Trial.TERMINATED)
+    assert (again.trial_id, again.checkpoint.path) == ("00001", f"{folder}/checkpoint_000004")
+    assert again.storage.current_checkpoint_index == 4, "its own are numbered after it"
 
 
 def test_kill_worker_without_a_worker(trial):
