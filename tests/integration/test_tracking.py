@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -58,6 +59,21 @@ def test_several_processes_may_be_the_first_to_use_a_database(tmp_path):
     ended = [process.communicate(timeout=240) for process in several]
     assert [process.returncode for process in several] == [0, 0, 0], ended
     assert len({out for out, _ in ended}) == 1, "one experiment"
+
+
+def test_a_database_is_there_with_all_its_tables_or_not_at_all(tmp_path):
+    """Half of them, as a full disk or a kill leaves it, MLflow never completes."""
+    uri = tracking.default_uri(tmp_path)
+    (tmp_path / ".mlflow.db-killed").mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot create .*mlflow\.db: .*; free space, or"):
+            tracking.connect(uri)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
+    assert tracking.connect(uri).search_experiments()
 
 
 def test_a_run_that_two_threads_open_is_created_once(local):

@@ -7,6 +7,8 @@ import fcntl
 import glob
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,7 +119,26 @@ def _database_lock(uri: str) -> Iterator[None]:
                 f"the file system of {file.parent} has no locks ({error.strerror}), which SQLite "
                 "needs: give the --tracking-uri of a server, or sqlite:////LOCAL/DISK/mlflow.db"
             ) from error
+        if not (file.exists() and file.stat().st_size):
+            _create_database(file)
         yield
+
+
+def _create_database(file: Path) -> None:
+    """All or nothing, while its lock is held: MLflow makes the tables one by one, and with half of
+    them, after a kill or on a full disk, it never starts again. Raises UserError if that fails."""
+    prefix = f".{file.name}-"
+    for abandoned in file.parent.glob(f"{glob.escape(prefix)}*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=file.parent) as folder:
+            new = Path(folder, file.name)
+            open_client(f"sqlite:///{new}").search_experiments(max_results=1)
+            os.replace(new, file)
+    except Exception as error:
+        raise UserError(
+            f"cannot create {file}: {first_line(error)}; free space, or choose another --output-dir"
+        ) from error
 
 
 def experiment_id(client: MlflowClient, output_dir: Path) -> str:
