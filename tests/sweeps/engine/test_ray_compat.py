@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import time
@@ -186,43 +185,41 @@ def test_unreachable(local_ray):
 
 
 TOKEN = """
-import os, ray
-from sweeps.engine.ray_compat import enable_token_authentication
+import os, stat
+from pathlib import Path
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
-enable_token_authentication()
-print(is_token_auth_enabled(), os.environ.get("RAY_AUTH_TOKEN"))
+from sweeps.engine.ray_compat import enable_token_authentication
+file, seen = Path.home() / ".ray" / "auth_token", []
+for mode in (None, 0o644):  # the second as Ray itself leaves it
+    if mode and file.exists():
+        file.chmod(mode)
+    enable_token_authentication()
+    seen += [file.read_text(), oct(stat.S_IMODE(file.stat().st_mode))] if file.exists() else []
+print(is_token_auth_enabled(), len(os.environ.get("RAY_AUTH_TOKEN", "")), *seen)
 """
 
 
 def test_enable_token_authentication(tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    token = home / ".ray" / "auth_token"
-
     def enable(**variables):
+        """Whether it is on, how long the token of this process is, and the file afterwards."""
         unset = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
         env = {k: v for k, v in os.environ.items() if k not in unset}
         done = subprocess.run(
             [sys.executable, "-c", TOKEN],
-            env={**env, "HOME": str(home), **variables},
+            env={**env, "HOME": str(tmp_path), **variables},
             umask=0,
             capture_output=True,
             text=True,
             timeout=60,
         )
         assert done.returncode == 0, done.stderr
-        enabled, of_this_process = done.stdout.split()
-        return enabled == "True", of_this_process
+        return done.stdout.split()
 
-    assert enable() == (True, "None")
-    first = token.read_text()
-    assert len(first) == 64 and stat.S_IMODE(token.stat().st_mode) == 0o600
-    token.chmod(0o644)  # as Ray itself leaves it
-    assert enable() == (True, "None")
-    assert token.read_text() == first and stat.S_IMODE(token.stat().st_mode) == 0o600
-    enabled, of_this_process = enable(HOME="/proc")  # not a home to write to
-    assert enabled and len(of_this_process) == 64
-    assert enable(RAY_AUTH_MODE="disabled")[0] is False
+    on, of_process, first, mode, second, mode_again = enable()
+    assert (on, of_process, len(first), second) == ("True", "0", 64, first)
+    assert mode == mode_again == "0o600"
+    assert enable(HOME="/proc") == ["True", "64"], "where there is no home to write to"
+    assert enable(RAY_AUTH_MODE="disabled")[0] == "False"
 
 
 def test_cluster_config_is_the_file_that_ray_up_leaves_on_a_head(tmp_path, monkeypatch):
