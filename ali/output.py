@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import io
 import os
+import re
 import select
 import sys
 import unicodedata
@@ -20,6 +21,20 @@ PATIENCE = 10.0  # seconds that work waits for a reader that takes nothing (Ctrl
 # What ASCII and other narrow encodings lack, of the characters that this project prints.
 _SIMILAR = {"–": "-", "—": "-", "−": "-", "…": "...", "±": "+-", "×": "x", "·": ".", "█": "#"}
 _SIMILAR |= {"β": "b", "σ": "s", "§": "section ", "→": "->"}
+
+
+_SECRET = re.compile(r"([?&;](?:password|passwd|pwd|token|secret)=)[^&;\s]*", re.IGNORECASE)
+
+
+def without_password(text: str) -> str:
+    """An address, or a text with addresses in it, as it may be shown."""
+    return _SECRET.sub(r"\1…", re.sub(r"://(?!/)\S*@", "://…@", text))
+
+
+def first_line(error: object) -> str:
+    """An error as one line, without passwords."""
+    lines = str(error).strip().splitlines()
+    return without_password(lines[0][:200]) if lines else type(error).__name__
 
 
 def prepare_output() -> None:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from ali import environment
 from ali.config import Config
+from ali.output import first_line
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import AliExperiment, Experiment
 from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.options import JOURNAL, Options
-from sweeps.engine.retry import AwayError, Retry, first_line, is_temporary
+from sweeps.engine.retry import AwayError, Retry, is_temporary
 from sweeps.engine.scripts import running_command
 from sweeps.engine.space import InitialPoint, Space, paper_defaults, suggest
 from sweeps.engine.tracking import runs

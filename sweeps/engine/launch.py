@@ -15,7 +15,7 @@ from ali import environment
 from ali.config import Config
 from ali.errors import UserError
 from ali.files import existing_part, make_folder
-from ali.output import lossy_output
+from ali.output import lossy_output, without_password
 from sweeps.engine.cluster import allocate_resources, check_ray, start_ray
 from sweeps.engine.driver import Driver, Sweep
 from sweeps.engine.lock import driver_lock
@@ -25,7 +25,6 @@ from sweeps.engine.space import InitialPoint, Space, paper_defaults, with_option
 from sweeps.engine.storage import Storage
 from sweeps.engine.traces import read_begun, refuse_lost_trials, refuse_other_data
 from sweeps.engine.tracking import runs
-from sweeps.engine.tracking.access import without_password
 from sweeps.engine.tracking.client import MLFLOW_ENVIRONMENT, connect, experiment_id
 from sweeps.engine.tracking.moved import follow_move
 from sweeps.engine.tracking.schema import KIND_TRIAL

@@ -14,8 +14,8 @@ from ali.cli import parse_args
 from ali.config import Common, Config, problems
 from ali.errors import UserError
 from ali.files import atomic_write, refuse_address
+from ali.output import without_password
 from sweeps.engine.storage import Storage
-from sweeps.engine.tracking.access import without_password
 from sweeps.engine.tracking.client import OUTAGE_SECONDS, default_uri
 
 NOT_IN_NAMES = "'`:\\"  # MLflow's registry has no names with ":", its queries none with the others

@@ -14,6 +14,7 @@ from ray.tune.result import TIME_THIS_ITER_S
 
 from ali.errors import UserError
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND
+from ali.output import without_password
 from sweeps.engine.cluster import TrialResources
 from sweeps.engine.confirmation import is_new
 from sweeps.engine.endings import END_STATE, LOST, Ending, EndState, ending_of, first_try
@@ -23,7 +24,6 @@ from sweeps.engine.options import Options
 from sweeps.engine.retention import delete_checkpoints
 from sweeps.engine.study import CONFIG, Study, best_trials, confirms_of, trial_id
 from sweeps.engine.tracking import runs
-from sweeps.engine.tracking.access import without_password
 from sweeps.engine.tracking.client import connect
 from sweeps.engine.tracking.queue import AsyncLogQueue
 from sweeps.engine.tracking.schema import TrackingContext

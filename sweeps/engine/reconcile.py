@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ali.metrics import EPOCH
+from ali.output import first_line
 from sweeps.engine.endings import Ending, EndState, ending_of
-from sweeps.engine.retry import Retry, first_line, is_temporary
+from sweeps.engine.retry import Retry, is_temporary
 from sweeps.engine.study import CONFIG, Study, best_trials, confirms_of, trial_id
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.schema import (

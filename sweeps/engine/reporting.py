@@ -22,7 +22,7 @@ from ali.metrics import (
     UNTRAINED_BN_ERROR,
     UNTRAINED_ERROR,
 )
-from ali.output import console
+from ali.output import console, without_password
 from sweeps.engine.confirmation import (
     CONFIRMS,
     CONTROL,
@@ -40,7 +40,6 @@ from sweeps.engine.results import TrialResult, load_study, ranked
 from sweeps.engine.scripts import script_command, ui_command
 from sweeps.engine.study import trial_id
 from sweeps.engine.tracking import runs
-from sweeps.engine.tracking.access import without_password
 from sweeps.engine.tracking.client import connect, is_database
 from sweeps.engine.tracking.schema import (
     DRIVER_SECONDS,

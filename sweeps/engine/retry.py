@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ali.errors import UserError
+from ali.output import first_line
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -78,9 +79,3 @@ def is_temporary(error: Exception) -> bool:
         code = error.get_http_status_code()
         return code >= 500 or code == 429
     return isinstance(error, OSError)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, at most 200 characters of it."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

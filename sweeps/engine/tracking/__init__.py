@@ -1,6 +1,6 @@
 """Everything that is written to MLflow and read from it; `schema` has the names."""
 
-from sweeps.engine.tracking.access import without_password
+from ali.output import without_password
 from sweeps.engine.tracking.client import connect, default_uri, experiment_id
 from sweeps.engine.tracking.queue import AsyncLogQueue
 from sweeps.engine.tracking.runs import (

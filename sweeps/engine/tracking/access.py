@@ -6,7 +6,6 @@ import contextlib
 import functools
 import ipaddress
 import json
-import re
 import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 
 from ali import environment
 from ali.errors import UserError
+from ali.output import first_line, without_password
 from sweeps.engine.tracking.schema import experiment_name
 
 if TYPE_CHECKING:
@@ -22,18 +22,6 @@ if TYPE_CHECKING:
 LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
 SECONDS = 10.0  # that a server has for the first answer
 LOGIN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-_SECRET = re.compile(r"([?&;](?:password|passwd|pwd|token|secret)=)[^&;\s]*", re.IGNORECASE)
-
-
-def without_password(text: str) -> str:
-    """An address, or a text with addresses in it, as it may be shown."""
-    return _SECRET.sub(r"\1…", re.sub(r"://(?!/)\S*@", "://…@", text))
-
-
-def first_line(error: object) -> str:
-    """An error as one line, without passwords."""
-    lines = str(error).strip().splitlines()
-    return without_password(lines[0][:200]) if lines else type(error).__name__
 
 
 def bypass_proxies(uri: str) -> None:

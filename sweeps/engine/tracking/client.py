@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 from ali import environment
 from ali.errors import UserError
 from ali.files import open_regular, refuse_foreign_links
+from ali.output import first_line, without_password
 from sweeps.engine.tracking.access import (
     bypass_proxies,
     check_server,
-    first_line,
     refusals,
-    without_password,
 )
 from sweeps.engine.tracking.schema import experiment_name
 

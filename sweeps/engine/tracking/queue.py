@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable
 
-from sweeps.engine.tracking.access import first_line
+from ali.output import first_line
+from sweeps.engine.retry import Retry
 from sweeps.engine.tracking.client import OUTAGE_SECONDS
 
 log = logging.getLogger(__name__)
@@ -77,8 +77,7 @@ class _Lane(threading.Thread):
         super().__init__(name="mlflow", daemon=True)
         self.queue: queue.Queue[Record | None] = queue.Queue()
         self.lost = 0  # records given up
-        self._who, self._outage_seconds, self._then = who, outage_seconds, then
-        self._down_since: float | None = None
+        self._retry, self._then = Retry(f"{who}: MLflow", outage_seconds), then
         self.start()
 
     def run(self) -> None:
@@ -87,23 +86,8 @@ class _Lane(threading.Thread):
         self._then()
 
     def _deliver(self, record: Record) -> None:
-        wait = 0.5
-        while True:
-            try:
-                record()
-                self._down_since = None
-                return
-            except Exception as error:
-                now = time.monotonic()
-                self._down_since = self._down_since or now
-                if now + wait > self._down_since + self._outage_seconds:
-                    self.lost += 1
-                    log.error(
-                        "%s: a log record for MLflow was lost: %s", self._who, first_line(error)
-                    )
-                    return
-                log.warning(
-                    "%s: MLflow does not answer, retrying: %s", self._who, first_line(error)
-                )
-            time.sleep(wait)
-            wait = min(wait * 2, 10.0)
+        try:
+            self._retry(record)
+        except Exception as error:
+            self.lost += 1
+            log.error("a log record was lost: %s", first_line(error))

@@ -50,3 +50,8 @@ def test_a_stop_ends_the_waiting():
     with pytest.raises(AwayError):
         Retry("MLflow", 60, stopped=lambda: time.monotonic() - began > 0.1)(Away(9))
     assert time.monotonic() - began < 2
+
+
+def test_what_is_told_of_an_error_holds_no_password(caplog):
+    Retry("MLflow", 60)(Away(1, OSError("no route to http://me:hush@host/api")))
+    assert "hush" not in caplog.text and "host/api" in caplog.text
