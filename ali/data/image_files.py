@@ -1,40 +1,27 @@
-"""Image files: listed, decoded, resized, and cached as a split; `read_images` for `encode`."""
+"""Image files: listed, cropped, resized, and cached as a split; `read_images` for `encode`."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import io
 import math
 import os
-import stat
-import struct
-import threading
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from ali.data import files
 from ali.data.cache import Sink, cached
+from ali.data.decoding import Prepare, suffixes, try_to_decode
 from ali.data.splits import Split
 from ali.errors import UserError
 
-# What Pillow identifies but does not decode, or (EPS) has another program decode.
-NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 COMMON = ".bmp, .gif, .jpg, .png, .tif, .webp and others that Pillow reads"  # for messages
 DECODE_BLOCK = 1024  # images decoded before they are written: 12 MiB of 64×64
-# Pixels of one image file, and of all that are decoded at the same time: 4 to 16 bytes each. From
-# here on Pillow warns of a decompression bomb.
-MAX_PIXELS = 89_478_485
-
-Prepare = Callable[[Image.Image], Image.Image]  # an RGB image → the one to train on
 
 
 @dataclass(frozen=True)
@@ -57,20 +44,6 @@ def list_folder(folder: Path) -> Listing:
         else:
             found.others.append(entry.name)
     return found
-
-
-@functools.cache
-def formats() -> tuple[str, ...]:
-    """The formats that Pillow decodes on this machine, by its names."""
-    Image.init()
-    return tuple(name for name in Image.ID if name not in NOT_DECODED)
-
-
-@functools.cache
-def suffixes() -> frozenset[str]:
-    """How the names of files in these formats end, in lower case."""
-    known = Image.registered_extensions()
-    return frozenset(suffix for suffix, name in known.items() if name in formats())
 
 
 class UnreadableImagesError(UserError):
@@ -148,7 +121,7 @@ def decode_all(root: Path, paths: Sequence[str], prepare: Prepare) -> Iterator[n
         warnings.filterwarnings("ignore", module="PIL")
         for start in range(0, len(paths), DECODE_BLOCK):
             names = paths[start : start + DECODE_BLOCK]
-            found = list(pool.map(lambda name: _try_to_decode(root / name, prepare), names))
+            found = list(pool.map(lambda name: try_to_decode(root / name, prepare), names))
             images = [image for image in found if not isinstance(image, str)]
             reasons = zip(names, found, strict=True)
             bad += [(name, reason) for name, reason in reasons if isinstance(reason, str)]
@@ -165,121 +138,10 @@ def decode(path: Path, prepare: Prepare) -> np.ndarray:
     damaged, of unknown format, has more than 8 bits a channel or more than MAX_PIXELS, or if
     `prepare` raises ValueError.
     """
-    found = _try_to_decode(path, prepare)
+    found = try_to_decode(path, prepare)
     if isinstance(found, str):
         raise UnreadableImagesError(path.parent, [(path.name, found)], 1)
     return found
-
-
-def _try_to_decode(path: Path, prepare: Prepare) -> np.ndarray | str:
-    """As `decode`, or why that is impossible."""
-    try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its writer
-            return "it is no file"
-        if not found.st_size:
-            return "it is empty"
-        try:
-            return _decode(path, prepare)
-        except Exception:
-            stripped = _strip_png(path)
-            if stripped is None:
-                raise
-            return _decode(stripped, prepare)
-    except Image.UnidentifiedImageError:
-        return "its format is unknown"
-    except Image.DecompressionBombError:
-        return _too_large()
-    except Exception as error:  # PIL raises many types on a damaged file
-        return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def _decode(source: Path | io.BytesIO, prepare: Prepare) -> np.ndarray:
-    with Image.open(source, formats=formats()) as file:
-        pixels = file.width * file.height
-        if pixels > MAX_PIXELS:
-            raise ValueError(_too_large())
-        with _in_memory.taking(pixels):
-            image = _turn(file)
-            if image.mode.startswith(("I", "F")):
-                raise ValueError("its pixels have more than 8 bits, convert them to 8")
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(prepare(image if image.mode == "RGB" else image.convert("RGB")))
-
-
-def _too_large() -> str:
-    return f"it has more than {MAX_PIXELS / 1e6:.0f} megapixels, scale it down"
-
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _turn(file: Image.Image) -> Image.Image:
-    """The picture upright, as a camera's EXIF says.
-
-    PIL's exif_transpose writes the other EXIF data anew, and fails where these are broken.
-    """
-    file.load()  # a TIFF file is turned here
-    try:
-        turn = _TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # PIL raises many types on broken EXIF data
-        turn = None
-    return file if turn is None else file.transpose(turn)
-
-
-def _strip_png(path: Path) -> io.BytesIO | None:
-    """A PNG file without its texts and the like, the breaks of which PIL holds against the picture.
-
-    None if it is no PNG file.
-    """
-    with open(path, "rb") as file:
-        head = file.read(8)
-        if head != b"\x89PNG\r\n\x1a\n":
-            return None
-        raw = head + file.read()
-    kept, start = io.BytesIO(), 8
-    kept.write(head)
-    while start + 12 <= len(raw):
-        size, kind = struct.unpack_from(">I4s", raw, start)
-        end = start + 12 + size
-        intact = raw[end - 4 : end] == struct.pack(">I", zlib.crc32(raw[start + 4 : end - 4]))
-        if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and intact):
-            kept.write(raw[start:end])
-        start = end
-    kept.seek(0)
-    return kept
-
-
-class _Budget:
-    """An amount that threads share: who asks for more than is left waits."""
-
-    def __init__(self, amount: int) -> None:
-        self.left, self.changed = amount, threading.Condition()
-
-    @contextmanager
-    def taking(self, amount: int) -> Iterator[None]:
-        with self.changed:
-            self.changed.wait_for(lambda: self.left >= amount)
-            self.left -= amount
-        try:
-            yield
-        finally:
-            with self.changed:
-                self.left += amount
-                self.changed.notify_all()
-
-
-_in_memory = _Budget(MAX_PIXELS)  # pixels
 
 
 def crop_square(size: int) -> Prepare:

@@ -26,7 +26,7 @@ from pathlib import Path
 import scipy.io
 from ali import data
 from ali.config import Config
-from ali.data import cifar10, image_files, svhn
+from ali.data import cifar10, decoding, image_files, svhn
 from ali.errors import UserError
 
 def peak():
@@ -44,6 +44,8 @@ def told(name, read, path):
     print(name, peak() - before, why, sep="|")
 
 image_files.MAX_BYTES = 50_000_000
+decoding.MAX_PIXELS = 9_000_000
+decoding._in_memory = decoding._Budget(9_000_000)
 folder = Path(sys.argv[1])
 readers = {
     "npz": lambda path: image_files.read_images(path, 32),
@@ -67,13 +69,13 @@ def write_npz(path, shape, dtype="|u1", size=HUGE):
             file.write(BLOCK[: size - start])
 
 
-def write_png(path, side):
-    """A black square, a bit a pixel."""
+def write_png(path, side, more=b""):
+    """A black square, a bit a pixel; with `more` chunks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
     rows = zlib.compress(bytes(side * (1 + -(-side // 8))), 1)
     end = chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + end)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + more + chunk(b"IDAT", rows) + end)
 
 
 def nested(depth):
@@ -99,12 +101,16 @@ def test_what_is_decoded_is_bounded_before(tmp_path):
     labels = {"labels": nested(7), "data": np.zeros((1, 3072), np.uint8)}
     (folder / "labels.batch").write_bytes(pickle.dumps(labels, 2))
     for i in range(8):
-        write_png(folder / "pictures.own" / "ab"[i % 2] / f"{i}.png", 10_000)
+        write_png(folder / "huge.own" / "ab"[i % 2] / f"{i}.png", 5_000)
+        transparent = chunk(b"tRNS", bytes(2))
+        write_png(folder / "large.own" / "ab"[i % 2] / f"{i}.png", 3_000, transparent)
     done = subprocess.run(
         [sys.executable, "-c", READ, str(folder)], capture_output=True, text=True, timeout=300
     )
     told = {line.split("|")[0]: line.split("|")[1:] for line in done.stdout.splitlines()}
-    assert len(told) == 12, done.stdout + done.stderr
+    assert len(told) == 13, done.stdout + done.stderr
+    peak, why = told.pop("large.own")  # one at a time, with 16 bytes a pixel: 137 MiB
+    assert int(peak) < 300 and "too few for a validation set" in why, "all are read"
     for name, (peak, why) in told.items():
         # scipy inflates 128 KiB of a .mat, at most 0.13 GB, to read a header
         assert int(peak) < (300 if name.startswith("encode") else 60), (name, peak, why)
@@ -118,7 +124,7 @@ def test_what_is_decoded_is_bounded_before(tmp_path):
             "many.mat": "lacks y",
             "memo.batch": "not a readable CIFAR-10 batch",
             "labels.batch": "1 images but 10 labels",
-            "pictures.own": "has more than 89 megapixels, scale it down",
+            "huge.own": "has more than 9 megapixels, scale it down",
         }
         assert says.get(name, "") in why and why != "not refused", (name, why)
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ali import data
-from ali.data import image_files
+from ali.data import decoding, image_files
 from ali.errors import UserError
 from tests.ali.data.conftest import (
     check_refused,
@@ -212,7 +212,7 @@ def test_all_bad_files_are_told_at_once(tmp_path, cache):
 
 def test_pictures_wait_while_others_fill_the_memory(tmp_path, monkeypatch):
     """At most MAX_PIXELS are decoded at the same time, however many cores there are."""
-    monkeypatch.setattr(image_files, "_in_memory", image_files._Budget(2 * 64 * 64))
+    monkeypatch.setattr(decoding, "_in_memory", decoding._Budget(2 * 64 * 64))
     for i in range(12):
         write_image(tmp_path / f"{i:02}.png", (20 * i, 0, 0))
     lock, now, most = threading.Lock(), [], []
