@@ -82,9 +82,11 @@ class _CheckedFile(JournalFileBackend):
         size = self._path.stat().st_size
         try:
             super().append_logs(logs)
-        except OSError:
+        except OSError as error:
             os.truncate(self._path, size)  # this process alone writes to it
-            raise
+            raise UserError(
+                f"cannot write {self._path}: {error.strerror}; free space, then resume the sweep"
+            ) from error
 
 
 def _check(log: Any, trials: int) -> None:

@@ -9,6 +9,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from ali.errors import UserError
 from sweeps.engine.endings import Ending, EndState, ending_of
 from sweeps.engine.space import Space
 from sweeps.engine.study import CONFIG, Study, best_trials, read_study
@@ -96,7 +97,7 @@ def test_a_line_that_does_not_fit_on_the_disk_is_taken_back(study, tmp_path, poi
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limits[1]))  # half a line
     try:
-        with pytest.raises(OSError):
+        with pytest.raises(UserError, match=r"cannot write .*journal: .*; free space, then resume"):
             study.ask(point)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
