@@ -316,7 +316,7 @@ sys.addaudithook(note)
 
 @pytest.mark.slow
 def test_a_sweep_outlives_its_server_for_a_while(server, toy, monkeypatch):
-    """It asks nobody else: no telemetry, and no proxy, which knows nothing of this machine."""
+    """It asks nobody else: no telemetry of MLflow's, no cloud, as Ray would, and no proxy."""
     for name in ("CI", "PYTEST_CURRENT_TEST"):  # with which MLflow is silent
         monkeypatch.delenv(name, raising=False)
     log, hook = toy.folder / "connections", toy.folder / "hook"
@@ -372,10 +372,10 @@ def test_a_server_with_logins(tmp_path, toy, monkeypatch):
     toy.server = server.uri
     try:
         for password, code in (("wrong", 2), (PASSWORD, 0)):
-            login = f"admin:{quote(password)}@127.0.0.1"
+            login = f"admin:{quote(password, safe='')}@127.0.0.1"
             toy.env["MLFLOW_TRACKING_URI"] = server.uri.replace("127.0.0.1", login)
             out = toy.run("--num-trials", "2", expect=code)
-            assert password not in out and quote(password) not in out
+            assert password not in out and quote(password, safe="") not in out
         assert "access refused" not in out and f"open {server.uri}" in out
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
