@@ -138,6 +138,7 @@ def start_ray() -> dict[str, float]:
         modules = "sweeps.engine.trial,ali.experiment,mlflow"
         environment.set_defaults(**{ray_compat.PRELOADED_MODULES: modules})
     ray_compat.start_processes_in_own_session()
+    ray_compat.start_no_usage_reporter()
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(

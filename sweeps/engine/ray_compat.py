@@ -113,6 +113,23 @@ def disable_per_checkpoint_snapshots() -> None:
     _patch(_ExperimentCheckpointManager, "on_trial_checkpoint", make)
 
 
+def start_no_usage_reporter() -> None:
+    """Without a dashboard, has Ray start no process in its place, which would ask three clouds'
+    metadata services where it runs, even where usage reports are off."""
+    from ray._private.node import Node
+
+    def make(original: Callable[..., None]) -> Callable[..., None]:
+        def start(self: Node, **how: Any) -> None:
+            if how["include_dashboard"] is False:
+                self._webui_url = ""  # as Ray leaves it without a dashboard
+            else:
+                original(self, **how)
+
+        return start
+
+    _patch(Node, "start_api_server", make)
+
+
 def reuse_prestarted_workers() -> None:
     """Lets trials run in the worker processes that Ray has started in advance, one a core.
 

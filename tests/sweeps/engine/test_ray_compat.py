@@ -1,5 +1,6 @@
 """One contract test a function of ray_compat, against the real Ray: an upgrade shows what broke."""
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import ray
 from pyarrow import fs
 from ray import tune
+from ray._private.node import Node
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution.experiment_state import _ExperimentCheckpointManager
@@ -109,6 +111,18 @@ def test_disable_per_checkpoint_snapshots():
     manager._storage = SimpleNamespace(experiment_driver_staging_path="")
     manager.sync_up_experiment_state(lambda: saved.append(1))
     assert not saved
+
+
+def test_start_no_usage_reporter(monkeypatch):
+    original, started = Node.start_api_server, []
+    assert {"include_dashboard", "raise_on_failure"} <= set(inspect.signature(original).parameters)
+    monkeypatch.setattr(Node, "start_api_server", lambda self, **how: started.append(how))
+    ray_compat.start_no_usage_reporter()
+    node, options = Node.__new__(Node), {"raise_on_failure": False}
+    node.start_api_server(include_dashboard=False, **options)
+    assert not started and node.webui_url == ""
+    node.start_api_server(include_dashboard=None, **options)
+    assert started == [{"include_dashboard": None, **options}]
 
 
 def test_reuse_prestarted_workers_leaves_a_cluster_that_others_started_alone(monkeypatch):
