@@ -62,6 +62,7 @@ def quiet() -> None:
     """Silences the loggers whose messages `progress` prints as one line each."""
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.train._internal").setLevel(logging.CRITICAL)  # a bucket that is away
 
 
 # Patches ------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """One contract test a function of ray_compat, against the real Ray: an upgrade shows what broke."""
 
 import inspect
+import logging
 import os
 import shutil
 import subprocess
@@ -67,6 +68,13 @@ def experiment(tmp_path, local_ray):
 @pytest.fixture
 def trial(experiment):
     return ray_compat.create_trial(experiment, "00007", {"lr_d": 0.1}, {"lr_d": 0.1})
+
+
+def test_quiet_keeps_tracebacks_of_a_bucket_that_is_away_out_of_the_progress():
+    from ray.train._internal import storage, syncer
+
+    ray_compat.quiet()
+    assert not any(m.logger.isEnabledFor(logging.ERROR) for m in (storage, syncer))
 
 
 def test_a_patch_whose_target_is_gone_raises_at_once(monkeypatch):
