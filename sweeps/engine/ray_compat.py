@@ -60,9 +60,8 @@ class RayCompatError(RuntimeError):
 
 def quiet() -> None:
     """Silences the loggers whose messages `progress` prints as one line each."""
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.train._internal").setLevel(logging.CRITICAL)  # a bucket that is away
+    for name in ("ray._private.authentication", "ray.tune", "ray.train._internal"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 # Patches ------------------------------------------------------------------------------------
