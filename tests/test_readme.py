@@ -13,6 +13,7 @@ from tests.paths import ROOT
 from tests.test_structure import LAYERS
 
 README = ROOT / "README.md"
+FAULTS = ROOT / "docs" / "faults.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += [ROOT / "cluster" / "README.md", ROOT / "benchmarks" / "README.md"]
 FOLDERS = "ali|sweeps|cluster|benchmarks|tests|docs"
@@ -43,6 +44,20 @@ def test_files_that_are_named_exist(page):
     alone = set(re.findall(rf"(?<![\w/.<>-])[a-z][\w-]*\.(?:{ENDINGS})\b", text))
     made_by_commands = {"samples.png", "figure3.png"}
     assert alone - names() - made_by_commands == set()
+
+
+def test_tests_that_are_named_exist():
+    """In docs/faults.md; a name without a file is in the file named before it."""
+    found = 0
+    for named in re.findall(r"`([\w/]*(?:\.py)?(?:::\w+)?)`", FAULTS.read_text()):
+        file, _, name = named.partition("::")
+        if file.endswith(".py"):
+            tests = ROOT / file
+        elif not name:
+            continue
+        assert not name or f"def {name}(" in tests.read_text(), named
+        found += 1
+    assert found > 50
 
 
 def test_make_targets_exist():
