@@ -3,11 +3,15 @@
 import functools
 import http.server
 import os
+import signal
 import subprocess
 import sys
 import threading
 
 import pytest
+
+# Whoever runs the tests under nohup has this signal ignored, in all that they start, too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Under `python -O` pytest alone keeps asserts: in these, as in the tests themselves.
 pytest.register_assert_rewrite("tests.audit", "tests.integration.harness", "tests.ali.cli.commands")

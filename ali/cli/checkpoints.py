@@ -90,8 +90,8 @@ def validation_images(options: ImageOptions, networks: ALI, config: Config) -> n
             train_size=None,
         )
     # what training requires of the data's size and labels does not matter here
-    unlabelled = config.replace(batch_size=2, labels=1, balanced=False, attribute=None)
-    x = data.load(unlabelled).valid.x
+    unlabelled = config.replace(batch_size=2, attribute=None)
+    x = data.load(unlabelled, check_labels=False).valid.x
     if x.shape[1:3] != (height, width):
         raise UserError(
             f"{config.data} has images of {x.shape[1]}×{x.shape[2]}, but the checkpoint takes "

@@ -47,11 +47,11 @@ DATASETS: dict[DataName, Callable[[Config, tuple[str, ...]], Splits]] = {
 FEWEST = 2  # images to validate with or to test with, between which there is a distance
 
 
-def load(config: Config) -> Dataset:
+def load(config: Config, check_labels: bool = True) -> Dataset:
     """The data set that `config` names: training images, labelled pool, validation set.
 
     Raises UserError if files are missing or damaged, or if there are fewer images than `config`
-    asks for.
+    asks for. `check_labels`: whether labelled draws are to be taken from it.
     """
     splits = load_splits(config, ("train", "valid", "extra"))
     train = splits.by_name["train"]
@@ -69,7 +69,7 @@ def load(config: Config) -> Dataset:
         )
     if size < config.batch_size:
         raise UserError(f"--batch-size {config.batch_size} is more than the {size} training images")
-    if labelled.y is not None:
+    if labelled.y is not None and check_labels:
         check_draws(labelled.y, config, splits.classes, splits.class_names)
     parts: tuple[object, ...] = (
         train.fingerprint,

@@ -25,7 +25,7 @@ import sys
 sys.path.insert(0, {str(CLUSTER)!r})
 import exclusive
 exclusive.SETTLE_SECONDS = 0.2
-exclusive.mirror.MIRROR_SECONDS, exclusive.mirror.LEASE_SECONDS = 0.2, 3
+exclusive.mirror.MIRROR_SECONDS, exclusive.mirror.LEASE_SECONDS = 0.2, 6
 exclusive.main(exclusive.run)
 """
 
