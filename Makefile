@@ -45,15 +45,18 @@ lint: $(VENV)/installed-test  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two files at a time; one thread each, since several pools of threads on two cores slow all of them.
+# Two files at a time, in their order: the longest are not the last. One thread each, since several pools of threads on two
+# cores slow all of them.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
+
 test: lint  ## lint, types and the tests but test-long's (13 minutes on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "not long" $(ARGS)
 
 test-long: $(VENV)/installed-test  ## the rest: buckets, PostgreSQL, full training over two workers
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m long $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m long $(ARGS)
 
 test-fast: $(VENV)/installed-test  ## the tests for daily work: none that is slow or starts a sweep (2 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not integration" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "not slow and not integration" $(ARGS)
 
 test-versions: $(VENV)/installed-test  ## search, sweeps, storage, tracking at both ends of pyproject.toml's ranges (ARGS=lowest)
 	@$(BIN)/python tests/versions.py $(ARGS)
@@ -66,7 +69,7 @@ test-numerics: $(VENV)/installed-test  ## the tests where rounding matters, unde
 		fi; \
 		echo "numerics, $$kernels"; \
 		OPENBLAS_CORETYPE=$$kernels OMP_NUM_THREADS=1 \
-			$(BIN)/python -m pytest -n 2 --dist loadfile -m numerics $(ARGS) || exit 1; \
+			$(BIN)/python -m pytest $(TWO) -m numerics $(ARGS) || exit 1; \
 	done
 
 testbed: $(VENV)/installed-test  ## a sweep over three hosts played by this machine, as root (ARGS=--kill-host)

@@ -10,8 +10,9 @@ import threading
 
 import pytest
 
-# Whoever runs the tests under nohup has this signal ignored, in all that they start, too.
+# Under nohup, and in the background of a script, these are ignored, in all that tests start, too.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Under `python -O` pytest alone keeps asserts: in these, as in the tests themselves.
 pytest.register_assert_rewrite("tests.audit", "tests.integration.harness", "tests.ali.cli.commands")

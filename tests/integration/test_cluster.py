@@ -139,6 +139,7 @@ def test_gpu_yaml_makes_nodes_with_tags_on_aws(tmp_path, monkeypatch):
         assert open_to_all == [(22, 22)]
 
 
+@pytest.mark.long
 def test_a_host_is_another_machine():
     if why := testbed.missing():
         pytest.skip(why)

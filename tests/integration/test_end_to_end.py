@@ -238,7 +238,7 @@ def test_a_sweep_of_the_mixture_counts_modes(folder):
     assert f"modes_missed {best:.4f}" in out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_images_of_ones_own_without_labels_are_swept(folder):
     """The objective is the samples' distance from the data, and the best trial's is tested."""
     rng = np.random.default_rng(0)

@@ -33,7 +33,7 @@ def test_each_figure_on_a_checkpoint_of_its_data_set(tmp_path, monkeypatch, numb
     folder = saved(tmp_path / "checkpoint", Config(data=data, **TINY))
     asked = []
 
-    def load(config):
+    def load(config, check_labels):
         asked.append(config.data)
         return type("Loaded", (), {"valid": Images(noise(60, SIZES[data]), None)})
 
