@@ -166,7 +166,7 @@ class Testbed:
             _fill_home(host.folder / "home", key if name == DESK else None, key.with_suffix(".pub"))
             host.plug(switch)
         home = self.hosts[DESK].folder / "home"
-        leave_out = shutil.ignore_patterns(".*", "runs", "__pycache__", "*.egg-info")
+        leave_out = shutil.ignore_patterns(".*", "build", "runs", "__pycache__", "*.egg-info")
         shutil.copytree(PROJECT, home / "ali-sweeps", ignore=leave_out)
         self._edit(home / "ali-sweeps" / CLUSTER)
         for name in self._names:
