@@ -114,11 +114,11 @@ def disable_per_checkpoint_snapshots() -> None:
 
 
 def start_no_usage_reporter() -> None:
-    """Without a dashboard, has Ray start no process in its place, which would ask three clouds'
-    metadata services where it runs, even where usage reports are off."""
+    """Without a dashboard, has Ray start no process in its place: it asks clouds where it runs."""
     from ray._private.node import Node
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)  # its signature, too
         def start(self: Node, **how: Any) -> None:
             if how["include_dashboard"] is False:
                 self._webui_url = ""  # as Ray leaves it without a dashboard
