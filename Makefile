@@ -45,11 +45,10 @@ lint: $(VENV)/installed-test  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two files at a time, in their order: the longest are not the last. One thread each, since several pools of threads on two
-# cores slow all of them.
-TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# Two files at a time; one thread each, since several pools of threads on two cores slow all of them.
+TWO := -n 2 --dist loadfile
 
-test: lint  ## lint, types and the tests but test-long's (13 minutes on two cores)
+test: lint  ## lint, types and the tests but test-long's (15 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "not long" $(ARGS)
 
 test-long: $(VENV)/installed-test  ## the rest: buckets, PostgreSQL, full training over two workers
