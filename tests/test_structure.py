@@ -61,7 +61,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("sweeps.engine.confirmation", "sweeps.engine.pareto"),
             *("sweeps.engine.scripts", "sweeps.engine.lock", "sweeps.engine.ray_compat"),
         ),
-        ("sweeps.engine.endings", "sweeps.engine.retry", "sweeps.engine"),
+        ("sweeps.engine.endings", "sweeps.engine.retry", "sweeps.engine.beside", "sweeps.engine"),
     ),
 }
 MAY_READ_ENVIRONMENT = {"ali/environment.py"}

@@ -9,13 +9,14 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from ali.errors import UserError
 from ali.files import open_regular
 from ali.output import write_now
+from sweeps.engine.beside import beside
 
 LOCK = "driver.lock"
 TOUCH_SECONDS = 10.0  # how often its holder touches the file
@@ -46,8 +47,12 @@ def driver_lock(folder: Path, what: str) -> Iterator[None]:
         except OSError as error:
             lacking = error.strerror or str(error)
         if before[0] and (lacking or before[0].endswith(UNLOCKED)):
-            _refuse_if_alive(path, what, before)
-        mine = f"process {os.getpid()} on {socket.gethostname()}\n{secrets.token_hex(8)} "
+
+            def change() -> str | None:
+                return None if (now := _read(path)) == before else now[0]
+
+            refuse_if_alive(what, before[0], DEAD_SECONDS, TOUCH_SECONDS / 10, change)
+        mine = f"{this_process()}\n{secrets.token_hex(8)} "
         mine += UNLOCKED if lacking else "locked"
         try:
             file.truncate(0)
@@ -65,25 +70,26 @@ def driver_lock(folder: Path, what: str) -> Iterator[None]:
             time.sleep(SETTLE_SECONDS)
             if (now := _read(path)[0]) != mine:
                 raise _locked(what, now)
-        ended = threading.Event()
 
-        def touch() -> None:
+        def touch(ended: threading.Event) -> None:
             while not ended.wait(TOUCH_SECONDS):
                 with contextlib.suppress(OSError):
                     if (now := _read(path)[0]) != mine:
-                        end_taken_over(what, _holder(now))
+                        end_taken_over(what, holder_of(now))
                     os.utime(file.fileno())
 
-        thread = threading.Thread(target=touch, name="lock", daemon=True)
-        thread.start()
         try:
-            yield
+            with beside(touch):
+                yield
         finally:
-            ended.set()
-            thread.join()
             with contextlib.suppress(OSError):
                 if _read(path)[0] == mine:
                     file.truncate(0)
+
+
+def this_process() -> str:
+    """What a lock or a lease says of its holder."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def end_taken_over(what: str, holder: str) -> NoReturn:
@@ -92,26 +98,33 @@ def end_taken_over(what: str, holder: str) -> NoReturn:
     os._exit(1)  # the kernel ends what Ray has started here
 
 
-def _refuse_if_alive(path: Path, what: str, before: tuple[str, int]) -> None:
+def refuse_if_alive(
+    what: str, holder: str, seconds: float, poll_seconds: float, change: Callable[[], str | None]
+) -> None:
+    """Raises LockedError if a holder that did not give up its file shows a sign of life.
+
+    `change` is None while the file is as it was, "" if it has been given up, else its new content.
+    """
     print(
-        f"{what} was run by {_holder(before[0])}, which did not end properly: "
-        f"checking for {DEAD_SECONDS:g} s whether it is still alive",
+        f"{what} was run by {holder_of(holder)}, which did not end properly: "
+        f"checking for {seconds:g} s whether it is still alive",
         flush=True,
     )
-    until = time.monotonic() + DEAD_SECONDS
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
-        time.sleep(TOUCH_SECONDS / 10)
-        if (now := _read(path)) != before:
-            if now[0]:
-                raise _locked(what, now[0])
+        time.sleep(poll_seconds)
+        if (now := change()) is not None:
+            if now:
+                raise _locked(what, now)
             return  # it has just ended
 
 
 def _locked(what: str, content: str) -> LockedError:
-    return LockedError(f"{what} is being run by {_holder(content)}: wait for it, or stop it")
+    return LockedError(f"{what} is being run by {holder_of(content)}: wait for it, or stop it")
 
 
-def _holder(content: str) -> str:
+def holder_of(content: str) -> str:
+    """Who holds a lock or a lease with this content."""
     return content.partition("\n")[0] or "another process"
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
-import socket
 import threading
-import time
 from pathlib import Path
 
 from ali.errors import UserError
-from sweeps.engine.lock import end_taken_over
+from sweeps.engine.lock import end_taken_over, holder_of, refuse_if_alive, this_process
 from sweeps.engine.retry import AwayError, Retry
 from sweeps.engine.storage import Storage, as_user_error, one_line
 
@@ -34,17 +31,12 @@ class Lease:
     def take(self) -> None:
         """Raises UserError if another driver has it, or if it cannot be written."""
         if (lease := self._storage.read(LEASE)) is not None:
-            driver = _first_line(lease)
-            print(
-                f"{self._what} was run by {driver}, which did not end properly: "
-                f"checking for {LEASE_SECONDS:g} s whether it is still alive",
-                flush=True,
-            )
-            until = time.monotonic() + LEASE_SECONDS
-            while self._storage.read(LEASE) == lease and time.monotonic() < until:
-                time.sleep(MIRROR_SECONDS / 10)
-            if self._storage.read(LEASE) not in (lease, None):
-                raise UserError(f"{self._what} is being run by {driver}: wait for it, or stop it")
+
+            def change() -> str | None:
+                now = self._storage.read(LEASE)
+                return None if now == lease else _text(now or b"")
+
+            refuse_if_alive(self._what, _text(lease), LEASE_SECONDS, MIRROR_SECONDS / 10, change)
         with as_user_error(f"cannot write to {self._storage.folder}"):
             self._write()
 
@@ -52,7 +44,7 @@ class Lease:
         """Ends the process, like a kill, if another driver took it for dead."""
         lease = self._storage.read(LEASE)
         if lease is not None and self._token.encode() not in lease:
-            self.taken_over(self._what, _first_line(lease))
+            self.taken_over(self._what, holder_of(_text(lease)))
         self._write()
 
     def taken_over(self, what: str, holder: str) -> None:
@@ -63,8 +55,7 @@ class Lease:
 
     def _write(self) -> None:
         self._renewals += 1
-        driver = f"process {os.getpid()} on {socket.gethostname()}"
-        self._storage.write(LEASE, f"{driver}\n{self._token} {self._renewals}\n".encode())
+        self._storage.write(LEASE, f"{this_process()}\n{self._token} {self._renewals}\n".encode())
 
 
 class JournalMirror:
@@ -144,5 +135,5 @@ class JournalMirror:
                 self._sizes[file] = size
 
 
-def _first_line(content: bytes) -> str:
-    return content.decode(errors="replace").partition("\n")[0]
+def _text(content: bytes) -> str:
+    return content.decode(errors="replace")

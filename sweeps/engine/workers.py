@@ -8,10 +8,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ali.errors import UserError
 from ali.files import open_regular
+from sweeps.engine.beside import beside
 from sweeps.engine.cluster import NODE_CPU, check_ray, start_ray
 from sweeps.engine.storage import Storage
 
@@ -81,9 +82,8 @@ def train_on_workers(
 def _printed(log: Path) -> Iterator[None]:
     """Within, prints the lines that workers, on whatever machine, append to a file."""
     open_regular(log, "a").close()
-    ended = threading.Event()
 
-    def follow(file: TextIO) -> None:
+    def follow(ended: threading.Event) -> None:
         while True:
             last = ended.wait(0.5)
             if text := file.read():
@@ -93,10 +93,5 @@ def _printed(log: Path) -> Iterator[None]:
 
     with log.open(encoding="utf-8", errors="replace") as file:
         file.seek(0, os.SEEK_END)
-        thread = threading.Thread(target=follow, args=(file,), daemon=True)
-        thread.start()
-        try:
+        with beside(follow):
             yield
-        finally:
-            ended.set()
-            thread.join()
