@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ali import environment
 from ali.errors import UserError
+from ali.output import first_line
 from sweeps.engine.options import Options
 
 # What Ray appends to its folder, and the longest path of a socket.
@@ -149,8 +150,7 @@ def start_ray() -> dict[str, float]:
             logging_level=logging.WARNING,
         )
     except (ConnectionError, RayError) as error:
-        why = str(error).partition("\n")[0]
-        raise UserError(f"cannot join the Ray cluster at {address}: {why}") from error
+        raise UserError(f"cannot join the Ray cluster at {address}: {first_line(error)}") from error
     except Exception as error:
         if not ray_compat.start_timed_out(error):
             raise

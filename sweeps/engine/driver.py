@@ -124,8 +124,12 @@ class Driver:
                     study.enqueue(point, control)
         to = self.ask_mlflow(lambda: self._open(experiment))
         self.ask_mlflow(lambda: reconcile(self.client, to, study, BEST_NAMED))
-        done = self._train(study, to, shutdown)
+        done, trial_seconds = self._train(study, to, shutdown)
         to = self.ask_mlflow(self._open)
+        seconds = time.monotonic() - self.began
+        use = trial_seconds / (self.resources.concurrent * seconds)
+        for name, value in {SLOT_USE: use, DRIVER_SECONDS: seconds}.items():
+            self.ask_mlflow(partial(self.client.log_metric, to.parent_run_id, name, value))
         self.ask_mlflow(lambda: reconcile(self.client, to, study, BEST_NAMED))
         if done:
             self._complete(study, to)
@@ -147,8 +151,10 @@ class Driver:
         seed = self.options.seed + trial.number
         return Config.from_dict({**self.base.to_dict(), **point, "seed": seed}).to_dict()
 
-    def _train(self, study: Study, to: TrackingContext, shutdown: GracefulShutdown) -> bool:
-        """Runs trials until all have ended (True) or it is interrupted (False)."""
+    def _train(
+        self, study: Study, to: TrackingContext, shutdown: GracefulShutdown
+    ) -> tuple[bool, float]:
+        """Runs trials until all have ended (True) or it is interrupted (False); their seconds."""
         from sweeps.engine.confirmation import is_new, next_to_confirm
         from sweeps.engine.progress import Progress
         from sweeps.engine.scheduler import EarlyStopping
@@ -176,17 +182,12 @@ class Driver:
                 self._tune(study, search, scheduler, progress, to)
         finally:
             progress.close(STOP_SECONDS if shutdown.requested else None)
-        to = self.ask_mlflow(self._open)
-        seconds = time.monotonic() - self.began
-        use = progress.trial_seconds / (self.resources.concurrent * seconds)
-        for name, value in {SLOT_USE: use, DRIVER_SECONDS: seconds}.items():
-            self.ask_mlflow(partial(self.client.log_metric, to.parent_run_id, name, value))
         trials = study.trials()
         finished = [t for t in trials if t.state.is_finished() and is_new(t)]
         running = any(t.state.name == "RUNNING" for t in trials)
         ended = len(finished) >= options.num_trials and not running
         confirmed = next_to_confirm(trials, options.confirm, options.confirm_seeds) is None
-        return ended and confirmed and not shutdown.requested
+        return ended and confirmed and not shutdown.requested, progress.trial_seconds
 
     @property
     def _tenth(self) -> int:

@@ -257,9 +257,8 @@ def announcement(
     line += f" over {len(first.values)} fresh seed{'s' * (len(first.values) > 1)}"
     expected = known[first.number]
     line += f"; expect {expected.mean:.4f}"
-    if expected.freedom >= MIN_FREEDOM:
-        low, high = expected.interval
-        line += f" (95 % interval {low:.4f} to {high:.4f})"
+    if interval := _interval(expected):
+        line += f" (95 % interval {interval})"
     paper = next((c for c in others if c.number == control), None)
     rivals = [(paper, "the paper's point")] if paper else []
     second = next((c for c in others if c.number != control), None)
@@ -268,6 +267,11 @@ def announcement(
         assert rival is not None
         line += f"; better than {name}, with probability {expected.beats(known[rival.number]):.0%}"
     return line + ".\n"
+
+
+def _interval(expected: Estimate) -> str:
+    low, high = expected.interval
+    return f"{low:.4f} to {high:.4f}" if expected.freedom >= MIN_FREEDOM else ""
 
 
 def _confirmation(
@@ -279,7 +283,7 @@ def _confirmation(
     """Objective over fresh seeds, and expected; what cannot be told from the best is a tie."""
     table = Table(
         title="Confirmation, on fresh seeds",
-        caption="expected: of one more seed, from all runs, drawn towards the mean of all trials",
+        caption="expected: the mean over other seeds, from all runs and the mean of all trials",
         title_justify="left",
         caption_justify="left",
     )
@@ -297,7 +301,6 @@ def _confirmation(
         expected = known[one.number]
         behind = known[found[0].number].beats(expected)
         verdict = "worse" if behind >= SURE else "tie: cannot be told apart"
-        low, high = expected.interval
         table.add_row(
             _id(one) + (" (the paper's)" if one.number == control else ""),
             f"{one.mean:.4f}",
@@ -305,7 +308,7 @@ def _confirmation(
             f"{len(one.values)}" + (f", {one.diverged} diverged" if one.diverged else ""),
             f"{collapsed}",
             f"{expected.mean:.4f}",
-            f"{low:.4f} to {high:.4f}" if expected.freedom >= MIN_FREEDOM else MISSING,
+            _interval(expected) or MISSING,
             "" if one is found[0] else verdict,
         )
     return table

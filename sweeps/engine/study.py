@@ -122,19 +122,17 @@ class Study:
 
     def enqueue_again(self, number: int) -> None:
         """Has the configuration of a trial evaluated once more, with the next trial's seed."""
-        trial = self.trial(number)
-        attributes = {CONFIRMS: number, PAPER_VALUES: trial.user_attrs.get(PAPER_VALUES, [])}
-        self._study.enqueue_trial(trial.params, user_attrs=attributes)
+        self._enqueue_same(self.trial(number), {CONFIRMS: number})
 
     def retry(self, number: int) -> None:
         """Has a trial that lost its workers continued: the same point, seed and checkpoints."""
         trial = self.trial(number)
-        attributes = {
-            RETRIES: first_try(trial),
-            PAPER_VALUES: trial.user_attrs.get(PAPER_VALUES, []),
-        }
-        if CONFIRMS in trial.user_attrs:
-            attributes[CONFIRMS] = trial.user_attrs[CONFIRMS]
+        confirms = {k: v for k, v in trial.user_attrs.items() if k == CONFIRMS}
+        self._enqueue_same(trial, {RETRIES: first_try(trial), **confirms})
+
+    def _enqueue_same(self, trial: FrozenTrial, attributes: dict[str, Any]) -> None:
+        paper_values = trial.user_attrs.get(PAPER_VALUES, [])
+        attributes = {**attributes, PAPER_VALUES: paper_values}
         self._study.enqueue_trial(trial.params, user_attrs=attributes)
 
     def report(self, number: int, epoch: int, value: float) -> None:

@@ -257,6 +257,14 @@ def logged_epochs(client: MlflowClient, run: Run) -> set[int]:
     return {metric.step for metric in client.get_metric_history(run.info.run_id, EPOCH)}
 
 
+def _any_trial(
+    client: MlflowClient, to: TrackingContext, trial_id: str, config: Mapping[str, Any] | None
+) -> Run:
+    """The run of a trial: found, restored or created."""
+    found = find_trial(client, to, trial_id) or restore_trial(client, to, trial_id)
+    return found or create_trial(client, to, trial_id, config=config)
+
+
 def open_trial(
     client: MlflowClient,
     to: TrackingContext,
@@ -264,8 +272,7 @@ def open_trial(
     config: Mapping[str, Any] | None = None,
 ) -> Run:
     """Creates a trial's run, or marks the existing one as running. Only the driver calls this."""
-    run = find_trial(client, to, trial_id) or restore_trial(client, to, trial_id)
-    run = run or create_trial(client, to, trial_id, config=config)
+    run = _any_trial(client, to, trial_id, config)
     if run.info.status != "RUNNING":
         client.update_run(run.info.run_id, status="RUNNING")
     return run
@@ -287,8 +294,7 @@ def end_trial(
     """
     from mlflow.entities import Metric, RunTag
 
-    run = find_trial(client, to, trial_id) or restore_trial(client, to, trial_id)
-    run = run or create_trial(client, to, trial_id, config=config)
+    run = _any_trial(client, to, trial_id, config)
     if lacking := {k: v for k, v in (config or {}).items() if k not in run.data.params}:
         describe(client, run.info.run_id, lacking)
     if confirms is not None:
