@@ -21,7 +21,8 @@ Metrics = dict[str, float]
 
 LARGE_LOSS = 100.0  # nats, a mean over an epoch; up to some 15 has been seen to come back
 IDENTICAL = 0.05  # sample_diversity below which samples are the same image
-COLLAPSED_EPOCHS = 3  # evaluations in a row with such samples before a trial ends
+COLLAPSED_EPOCHS = 3  # evaluations in a row with such samples, after different ones: a collapse
+STILL_EPOCHS = 10  # the same if all have been such: samples are alike before training takes off
 
 
 class Experiment(ABC):
@@ -149,10 +150,13 @@ class AliExperiment(Experiment):
             if abs(last.get(name, 0.0)) > LARGE_LOSS:
                 reason = f"{name} {last[name]:.3g} nats, the mean of epoch {last[EPOCH]:.0f}"
                 return Ending(EndState.DIVERGED, reason)
-        seen = [m[SAMPLE_DIVERSITY] for m in history if SAMPLE_DIVERSITY in m][-COLLAPSED_EPOCHS:]
-        if len(seen) == COLLAPSED_EPOCHS and max(seen) < IDENTICAL:
-            shown = ", ".join(f"{value:.3f}" for value in seen)
-            return Ending(EndState.COLLAPSED, f"{SAMPLE_DIVERSITY} {shown}, the last {len(seen)}")
+        seen = [m[SAMPLE_DIVERSITY] for m in history if SAMPLE_DIVERSITY in m]
+        varied = max(seen, default=0.0) >= IDENTICAL
+        epochs = COLLAPSED_EPOCHS if varied else STILL_EPOCHS
+        if len(seen) >= epochs and max(seen[-epochs:]) < IDENTICAL:
+            shown = ", ".join(f"{value:.3f}" for value in seen[-COLLAPSED_EPOCHS:])
+            reason = f"{SAMPLE_DIVERSITY} {shown}, the last of {epochs} alike"
+            return Ending(EndState.COLLAPSED, reason)
         return None
 
     def baselines(self, config: Config, dataset: Dataset) -> Metrics:

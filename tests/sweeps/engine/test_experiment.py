@@ -70,11 +70,15 @@ def after(*epochs):
 
 def test_samples_that_stay_the_same_are_a_collapse_by_name():
     same, varied = {"sample_diversity": 0.02}, {"sample_diversity": 0.6}
-    assert after(same, same) is None, "early in training it may pass"
+    assert after(varied, same, same) is None, "it may pass"
+    assert after(*[same] * 9) is None, "training has not taken off yet"
+    assert after(*[same] * 10).state is EndState.COLLAPSED
     assert after(same, same, varied, same, same) is None
     assert after(same, {}, same, {}, {}) is None, "two evaluations"
     ending = after(varied, same, {}, same, {"sample_diversity": 0.049})
-    assert ending.state is EndState.COLLAPSED and "0.020, 0.020, 0.049" in ending.reason
+    assert ending.state is EndState.COLLAPSED and ending.reason == (
+        "sample_diversity 0.020, 0.020, 0.049, the last of 3 alike"
+    )
 
 
 def test_a_very_large_loss_is_a_divergence_by_name():
