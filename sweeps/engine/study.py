@@ -93,15 +93,24 @@ class Study:
 
     def ask(self, suggest: Suggest) -> FrozenTrial:
         """A new trial whose user attribute CONFIG holds what `suggest` returned."""
-        self._seed_sampler(len(self.trials()))
+        trials = self.trials()
+        waiting = (t.number for t in trials if t.state == TrialState.WAITING)
+        self._seed_sampler(next(waiting, len(trials)))  # Optuna takes the first that waits
         return self._configure(self._study.ask(), suggest)
 
     def complete_ask(self, trial: FrozenTrial, suggest: Suggest) -> FrozenTrial:
-        """Finishes an `ask` that a kill interrupted: parameters already drawn stay as they are."""
+        """Repeats an `ask` that a kill cut short: its point is the same, whatever of it was drawn.
+
+        All is drawn again, since a sampler's next draw depends on those before.
+        """
         if CONFIG in trial.user_attrs:
             return trial
         self._seed_sampler(trial.number)
-        return self._configure(optuna.Trial(self._study, trial._trial_id), suggest)
+        begun = optuna.Trial(self._study, trial._trial_id)
+        undrawn = copy.copy(begun._cached_frozen_trial)  # private: Optuna has no public way
+        undrawn.params, undrawn.distributions = {}, {}
+        begun._cached_frozen_trial = undrawn
+        return self._configure(begun, suggest)
 
     def _configure(self, trial: optuna.Trial, suggest: Suggest) -> FrozenTrial:
         config = suggest(trial)

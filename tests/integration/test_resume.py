@@ -86,6 +86,7 @@ def test_a_search_that_is_killed_three_times_goes_on_as_it_would_have(tmp_path, 
     for a, b in zip(straight.study().get_trials(), killed.study().get_trials(), strict=True):
         assert a.params == b.params
         assert (a.state, a.value) == (b.state, b.value)
+        assert a.intermediate_values == b.intermediate_values
     # Each kill costs at most the epoch in hand and the one not yet saved.
     assert sum(count - 1 for count in killed.epochs().values()) <= 3 * 2
 

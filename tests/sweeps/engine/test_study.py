@@ -5,14 +5,12 @@ import math
 import resource
 from collections import Counter
 
-import optuna
 import pytest
 from optuna.trial import TrialState
 
 from ali.errors import UserError
 from sweeps.engine.endings import Ending, EndState, ending_of
-from sweeps.engine.space import Space
-from sweeps.engine.study import CONFIG, Study, best_trials, read_study
+from sweeps.engine.study import Study, best_trials, read_study
 
 pytestmark = pytest.mark.versions
 
@@ -120,14 +118,22 @@ def test_a_point_depends_on_its_number_and_what_was_told_not_on_restarts(study, 
     assert search(tmp_path / "a", False) == search(tmp_path / "b", True)
 
 
-def test_a_draw_cut_short_is_finished_as_it_began(study, tmp_path, point):
-    asked = study.records.ask()
-    study.records.sampler = optuna.samplers.RandomSampler(seed=9)
-    asked.suggest_float("lr_d", *Space().lr, log=True)
-    reopened = again(study, tmp_path)
-    finished = reopened.complete_ask(reopened.trials()[0], point)
-    assert finished.params["lr_d"] == asked.params["lr_d"]
-    assert finished.user_attrs[CONFIG]["lr_d"] == asked.params["lr_d"]
+@pytest.mark.parametrize("told", [0, 5])
+def test_a_draw_cut_short_anywhere_comes_to_the_same_point(study, tmp_path, point, told):
+    """By chance (of 3 trials at the start) and by TPE."""
+    for _ in range(told):
+        trial = study.ask(point)
+        study.tell(trial.number, COMPLETED, abs(trial.params["dropout_x"] - 0.1))
+    journal = tmp_path / "journal"
+    before = len(journal.read_bytes().splitlines())
+    asked = study.ask(point)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for cut in range(before + 1, len(lines)):
+        journal.write_bytes(b"".join(lines[:cut]))
+        reopened = again(study, tmp_path)
+        finished = reopened.complete_ask(reopened.trials()[-1], point)
+        assert (finished.params, finished.user_attrs) == (asked.params, asked.user_attrs)
+        assert again(study, tmp_path).trial(told).params == asked.params
 
 
 def test_a_trial_by_its_number_is_the_one_in_the_list(study, point):
