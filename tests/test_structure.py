@@ -41,7 +41,10 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("sweeps",),  # the public API
         ("sweeps.engine.launch",),
         ("sweeps.engine.driver", "sweeps.engine.final"),
-        ("sweeps.engine.full_training", "sweeps.engine.status", "sweeps.engine.watchdog"),
+        (
+            *("sweeps.engine.full_training", "sweeps.engine.status", "sweeps.engine.watchdog"),
+            "sweeps.engine.overview",
+        ),
         (
             *("sweeps.engine.progress", "sweeps.engine.search", "sweeps.engine.trial"),
             *("sweeps.engine.reporting", "sweeps.engine.reconcile", "sweeps.engine.shutdown"),
@@ -60,6 +63,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             "sweeps.engine.importance",
             *("sweeps.engine.confirmation", "sweeps.engine.pareto"),
             *("sweeps.engine.scripts", "sweeps.engine.lock", "sweeps.engine.ray_compat"),
+            "sweeps.engine.live",
         ),
         ("sweeps.engine.endings", "sweeps.engine.retry", "sweeps.engine.beside", "sweeps.engine"),
     ),

@@ -15,6 +15,7 @@ from ali.config import Config
 from ali.output import first_line
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import AliExperiment, Experiment
+from sweeps.engine.live import LOG, LiveView
 from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.options import JOURNAL, Options
 from sweeps.engine.retry import AwayError, Retry, is_temporary
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from sweeps.engine.cluster import TrialResources
+    from sweeps.engine.overview import Overview
     from sweeps.engine.progress import Progress
     from sweeps.engine.scheduler import EarlyStopping
     from sweeps.engine.search import StudySearch
@@ -79,10 +81,15 @@ class Driver:
 
     def run(self, experiment: str) -> int:
         """To the end (0), until it is interrupted (130), or until Ray's processes end (1)."""
+        with LiveView(self.options.folder / LOG) as self.view:
+            return self._run(experiment)
+
+    def _run(self, experiment: str) -> int:
         from sweeps.engine.shutdown import GracefulShutdown
 
         again = running_command(*self.options.arguments(), "--resume")
-        with GracefulShutdown(again, lambda: self._interrupted(experiment, STOPPED)) as shutdown:
+        tell = partial(self._interrupted, experiment, STOPPED)
+        with GracefulShutdown(again, tell, self.view.urgent) as shutdown:
             self._wait_for_what_is_away(lambda: shutdown.requested)
             try:
                 if self._sweep(experiment, shutdown):
@@ -156,6 +163,7 @@ class Driver:
     ) -> tuple[bool, float]:
         """Runs trials until all have ended (True) or it is interrupted (False); their seconds."""
         from sweeps.engine.confirmation import is_new, next_to_confirm
+        from sweeps.engine.overview import Overview
         from sweeps.engine.progress import Progress
         from sweeps.engine.scheduler import EarlyStopping
         from sweeps.engine.search import StudySearch
@@ -164,13 +172,15 @@ class Driver:
         grace = options.grace_epochs or self._tenth
         scheduler = EarlyStopping(self.objective, options.epochs, grace, options.reduction_factor)
         progress = Progress(options, study, to, self.resources, self.mirror)
+        slots = self.resources.concurrent
+        overview = Overview(options, study, progress, self.objective, slots)
         with shutdown.postponed():
             search = StudySearch(
                 study,
                 self.suggest,
                 scheduler,
                 options.num_trials,
-                self.resources.concurrent,
+                slots,
                 options.epochs,
                 options.confirm,
                 options.confirm_seeds,
@@ -178,8 +188,8 @@ class Driver:
                 self.ask_storage,
             )
         try:
-            with shutdown.ends_tune():
-                self._tune(study, search, scheduler, progress, to)
+            with shutdown.ends_tune(), self.view.show(overview.lines):
+                self._tune(study, search, scheduler, (progress, overview), to)
         finally:
             progress.close(STOP_SECONDS if shutdown.requested else None)
         trials = study.trials()
@@ -198,7 +208,7 @@ class Driver:
         study: Study,
         search: StudySearch,
         scheduler: EarlyStopping,
-        progress: Progress,
+        followers: tuple[Progress, Overview],
         to: TrackingContext,
     ) -> None:
         """Hands the study's trials to Ray Tune, and returns when Tune ends."""
@@ -240,7 +250,7 @@ class Driver:
             verbose=0,
             callbacks=[
                 StudyRecorder(study, self.objective),  # first: nothing is printed but not recorded
-                progress,
+                *followers,
                 HangWatchdog(options.hang_seconds),
             ],
             failure_config=tune.FailureConfig(max_failures=options.max_failures),

@@ -55,7 +55,7 @@ class Progress(tune.Callback):
         self.trial_seconds = 0.0  # total time between results, of all trials
         finished = [trial for trial in study.trials() if trial.state.is_finished()]
         self._ended_count = sum(map(is_new, finished))
-        self._best: list[FrozenTrial] = best_trials(finished)[:BEST_NAMED]
+        self.best: list[FrozenTrial] = best_trials(finished)[:BEST_NAMED]  # so far, best first
         self._kept = finished  # ended trials that may have checkpoints
         self._announce(resources)
 
@@ -104,8 +104,8 @@ class Progress(tune.Callback):
             return
         value = result.get(self._to.objective)
         shown = f"{self._to.objective} {value:.4f}" if value is not None else "not evaluated"
-        if self._best:
-            shown += f" (best {self._best[0].value:.4f})"
+        if self.best:
+            shown += f" (best {self.best[0].value:.4f})"
         losses = f"d {result.get(D_LOSS, math.nan):.3f} g {result.get(G_LOSS, math.nan):.3f}"
         say(
             f"trial {trial.trial_id} epoch {result[EPOCH]}/{self._options.epochs}: {shown}, "
@@ -159,8 +159,8 @@ class Progress(tune.Callback):
         )
         ranked = best_trials(self._study.trials())
         best = ranked[:BEST_NAMED]
-        if best != self._best:
-            self._best, ids = best, [trial_id(t.number) for t in best]
+        if best != self.best:
+            self.best, ids = best, [trial_id(t.number) for t in best]
             self._log(lambda client: runs.set_best_trials(client, self._to, ids))
         keep = max(self._options.keep, self._options.confirm)
         self._kept.append(frozen)

@@ -28,14 +28,20 @@ class GracefulShutdown:
     Args:
         again: the command that resumes the sweep, to print.
         tell: says in MLflow that the sweep is interrupted.
+        say: prints a line from a signal's handler; `last`: the process ends right after it.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, ray_compat.STOP_SIGNAL)
 
-    def __init__(self, again: str, tell: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        again: str,
+        tell: Callable[[], None] = lambda: None,
+        say: Callable[..., None] = lambda text, last=False: write_now(1, f"{text}\n"),
+    ) -> None:
         self.requested = False
         self.without_ray = False
-        self._again, self._tell = again, tell
+        self._again, self._tell, self._say = again, tell, say
         self._tuning, self._writing = False, False
         self._first: tuple[int, float] = (0, 0.0)  # signal, and when it came
 
@@ -78,10 +84,10 @@ class GracefulShutdown:
         if self.requested:
             if self._is_same(number):
                 return
-            write_now(1, f"stopped at once; resume with: {self._again}\n")
+            self._say(f"stopped at once; resume with: {self._again}", last=True)
             os._exit(130)  # the kernel ends what Ray has started here, as after a kill -9
         self.requested, self._first = True, (number, time.monotonic())
-        write_now(1, "stopping; press Ctrl-C again to stop at once\n")
+        self._say("stopping; press Ctrl-C again to stop at once")
         tune = ray_compat.STOP_SIGNAL
         if self._tuning and signal.getsignal(tune) != self._before[tune]:
             signal.raise_signal(tune)
