@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args
 
 from ali.errors import UserError
+from ali.settings import problems
 
 Precision = Literal["auto", "fp32", "bf16"]
 Model = Literal["ali", "gan"]
@@ -132,32 +132,6 @@ class Config(Common):
         if values.get("bn_x") is not None:
             values["bn_x"] = tuple(values["bn_x"])
         return cls(**values)
-
-
-def problems(kind: type, plain: Any) -> Iterator[tuple[str, str]]:
-    """What keeps plain JSON from being the fields of a dataclass: names, and what is wrong."""
-    if not isinstance(plain, dict):
-        yield f"{plain!r}", "is not a table of settings"
-        return
-    known = get_type_hints(kind)
-    for name, value in plain.items():
-        if name not in known:
-            yield name, "is unknown: it is misspelt, or of a newer version of this program"
-        elif not _fits(value, known[name]):
-            yield name, f"cannot be {value!r}"
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is one of an annotated type."""
-    inner = get_args(hint)
-    if get_origin(hint) is Literal:
-        return value in inner
-    if get_origin(hint) is tuple:
-        return isinstance(value, (list, tuple)) and all(_fits(item, inner[0]) for item in value)
-    if inner:  # a union
-        return any(_fits(value, one) for one in inner)
-    kinds = {float: (int, float), Path: (str, Path)}.get(hint, (hint,))
-    return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
 
 
 def _check(config: Config) -> None:

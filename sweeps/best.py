@@ -11,8 +11,12 @@ error (mean ± std over 100 SVMs, §4.4) beside Table 1 and registers the model 
 With --seeds it prints the mean ± std over trainings, and registers the best one by validation.
 """
 
+from functools import partial
+
 from ali.cli import main, parse_args
 from sweeps.engine.final import FinalOptions, train_best
+from sweeps.engine.options import read_config
 
 if __name__ == "__main__":
-    main(lambda: train_best(parse_args(FinalOptions)))
+    read = partial(read_config, FinalOptions)  # --config
+    main(lambda: train_best(parse_args(FinalOptions, read=read)))

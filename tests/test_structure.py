@@ -30,7 +30,10 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("ali.distributed",),
         ("ali.data",),
         ("ali.config", "ali.cli"),  # ali.cli itself: what all command lines share
-        ("ali.metrics", "ali.files", "ali.environment", "ali.output"),
+        (
+            *("ali.metrics", "ali.files", "ali.environment", "ali.output"),
+            *("ali.arguments", "ali.settings"),
+        ),
         ("ali.errors", "ali"),
     ),
     "sweeps": (
@@ -63,7 +66,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             "sweeps.engine.importance",
             *("sweeps.engine.confirmation", "sweeps.engine.pareto"),
             *("sweeps.engine.scripts", "sweeps.engine.lock", "sweeps.engine.ray_compat"),
-            "sweeps.engine.live",
+            *("sweeps.engine.live", "sweeps.engine.option_groups"),
         ),
         ("sweeps.engine.endings", "sweeps.engine.retry", "sweeps.engine.beside", "sweeps.engine"),
     ),

@@ -6,24 +6,35 @@ SIGHUP; 1 anything else.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import functools
 import io
+import operator
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 import tyro
 
 from ali import environment
+from ali.arguments import Arguments, Option, values_of
 from ali.errors import UserError
 from ali.output import finish_output, prepare_output
 
-T = TypeVar("T")
+CONFIG = Option(
+    Path | None,
+    "File of options, YAML or TOML, read where this command runs; options given here override "
+    "it. A sweep writes its own: options.yaml in its folder.",
+    None,
+)
 # The options of a nested dataclass have no prefix: --epochs, not --experiment.epochs
 _MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
@@ -31,35 +42,68 @@ _MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 def parse_args(
     options: Any,
     argv: Sequence[str] | None = None,
-    default: T | None = None,
+    default: Any = None,
     prog: str | None = None,
+    read: Callable[[Path], dict[str, Any]] | None = None,
 ) -> Any:
     """Parses the command line into the dataclass `options`, or a union of them (subcommands).
 
     Args:
         argv: the arguments; None: those of the process.
         default: instance with the values of options that are not given.
-        prog: how the program is called, for --help; None: the script of the process.
+        prog: how the program is called, for --help; None: the script of the process, whose first
+            lines --help shows.
+        read: reads the values of options from a file that `--config` names; None: there is no such
+            option.
 
     Raises UserError, one line, if parsing fails. `--help` prints and exits.
     """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    values = {} if default is None else values_of(default)
+    if read and (file := _config_file(argv)):
+        values |= read(file)
+    made: dict[type, Arguments] = {}
+    asked: Any = ()
+    for member in get_args(options) or (options,):
+        kind, *how = get_args(member) if get_origin(member) is Annotated else (member,)
+        program = prog or f"python {sys.argv[0]}"
+        program += f" {kind.__name__.lower()}" if get_args(options) else ""
+        own = values if default is None or isinstance(default, kind) else {}
+        one = Arguments(kind, program, own, {"config": CONFIG} if read else {})
+        made[one.type] = one
+        asked += (Annotated[one.type, *how] if how else one.type,)
+    asked = functools.reduce(operator.or_, asked)
     arguments: dict[str, Any] = {"args": argv, "prog": prog, "config": _MARKERS}
-    if default is not None:
-        arguments["default"] = default
+    if prog is None:
+        about = (sys.modules["__main__"].__doc__ or "").strip().partition("\n\n")[0]
+        arguments["description"] = about or None
+    text = _Text(sys.stdout)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return tyro.cli(options, **arguments)
+        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(io.StringIO()):
+            parsed = tyro.cli(asked, **arguments)
+        return made[type(parsed)].build(parsed)
     except SystemExit as stop:
         if stop.code in (0, None):
+            print(_wrapped(text.getvalue()), end="")
             raise
     # tyro has printed its error in a box. Again, so wide that no line is wrapped, to extract it.
     box = io.StringIO()
     wide, quiet = environment.temporarily(COLUMNS="10000"), contextlib.redirect_stderr(box)
     with wide, quiet, contextlib.suppress(SystemExit):
-        tyro.cli(options, **arguments)
-    program = prog.split()[1:] if prog else sys.argv[:1]  # without "python"
+        tyro.cli(asked, **arguments)
+    called = prog.split()[1:] if prog else sys.argv[:1]  # without "python"
     sentence = _sentence(box.getvalue()).rstrip(".")
-    raise UserError(f"{sentence}; see {command(*program, '--help')}")
+    raise UserError(f"{sentence}; see {command(*called, '--help')}")
+
+
+def _config_file(argv: Sequence[str]) -> Path | None:
+    """The file that --config names: its values are there before the other options are parsed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    try:
+        return parser.parse_known_args(argv)[0].config
+    except argparse.ArgumentError:  # tyro says it
+        return None
 
 
 def main(function: Callable[[], int | None]) -> NoReturn:
@@ -149,9 +193,45 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+class _Text(io.StringIO):
+    """Takes what is for a stream, whose encoding and colours are asked for."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+
+def _wrapped(text: str) -> str:
+    """tyro's help: only its boxes fit into the terminal, not the lines above them."""
+    width, lines = shutil.get_terminal_size().columns, []
+    for line in text.split("\n"):
+        if len(_plain(line)) > width:
+            line = textwrap.fill(
+                line,
+                width,
+                subsequent_indent=" " * 7 * _plain(line).startswith("usage: "),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """A text without colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
 def _sentence(box: str) -> str:
     """The error message in a box that tyro has drawn, without the parts that repeat the help."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    plain = _plain(box)
     inside = "\n".join(line.strip("│ ") for line in plain.splitlines() if line[:1] == "│")
     sections = [" ".join(section.split()) for section in re.split(r"^─+$", inside, flags=re.M)]
     said = [s for s in sections if s and not s.startswith(("Argument helptext", "For full help"))]

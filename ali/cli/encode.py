@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import tyro
 
+from ali.arguments import Group
 from ali.cli.checkpoints import NetworkOptions, load_image_networks
 from ali.cli.common import check_suffix, set_threads
 from ali.files import atomic_write
@@ -18,6 +20,10 @@ class Encode(NetworkOptions):
 
     z is 64 for networks of CIFAR-10, 256 for all others.
     """
+
+    GROUPS: ClassVar[tuple[Group, ...]] = (
+        Group("common", "--checkpoint runs/one --input faces --output z.npz"),
+    )
 
     input: Path = tyro.MISSING
     """Images of the size trained on, 32×32 or 64×64: .npz (uint8, NHWC or NCHW), SVHN's .mat (X),

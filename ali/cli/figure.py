@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import tyro
 
+from ali.arguments import Group
 from ali.cli.checkpoints import ImageOptions, load_networks, validation_images
 from ali.cli.common import check_suffix, set_threads, write_png
 from ali.config import Config
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Figure(ImageOptions):
     """Draw a figure of the paper, in the paper's arrangement: a PNG."""
+
+    GROUPS: ClassVar[tuple[Group, ...]] = (
+        Group("common", "3 --checkpoint runs/one --output figure3.png"),
+    )
 
     number: tyro.conf.Positional[Literal[2, 3, 4, 5, 6, 7]] = tyro.MISSING
     """2 CIFAR-10, 3 SVHN, 4 CelebA, 5 Tiny ImageNet: samples and reconstructions; 6: interpolations

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from ali.arguments import Group
 from ali.cli.checkpoints import ImageOptions, load_image_networks, validation_images
 from ali.cli.common import check_at_least, check_suffix, set_threads, write_png
 
@@ -11,6 +13,10 @@ from ali.cli.common import check_at_least, check_suffix, set_threads, write_png
 @dataclass(frozen=True)
 class Interpolate(ImageOptions):
     """Draw a PNG grid of interpolations, one pair of validation images per row."""
+
+    GROUPS: ClassVar[tuple[Group, ...]] = (
+        Group("common", "--checkpoint runs/one --output between.png"),
+    )
 
     rows: int = 8
     """Pairs of images."""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from ali.arguments import Group
 from ali.cli.checkpoints import ImageOptions, load_image_networks, validation_images
 from ali.cli.common import check_at_least, check_suffix, set_threads, write_png
 
 
 @dataclass(frozen=True)
 class Reconstruct(ImageOptions):
-    """Draw a PNG grid of validation images (odd columns) and reconstructions (even columns)."""
+    """Draw a PNG grid: validation images (odd columns), reconstructions (even ones)."""
+
+    GROUPS: ClassVar[tuple[Group, ...]] = (
+        Group("common", "--checkpoint runs/one --output pairs.png"),
+    )
 
     count: int = 50
     """Images reconstructed."""

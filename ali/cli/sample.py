@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from ali.arguments import Group
 from ali.cli.checkpoints import NetworkOptions, load_image_networks
 from ali.cli.common import check_at_least, check_suffix, set_threads, write_png
 
@@ -11,6 +13,10 @@ from ali.cli.common import check_at_least, check_suffix, set_threads, write_png
 @dataclass(frozen=True)
 class Sample(NetworkOptions):
     """Draw a PNG grid of samples x̃ = G_x(z), z from the prior."""
+
+    GROUPS: ClassVar[tuple[Group, ...]] = (
+        Group("common", "--checkpoint runs/one --output samples.png"),
+    )
 
     count: int = 100
     """Samples."""

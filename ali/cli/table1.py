@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
+from ali.arguments import Group
 from ali.cli import terminable
 from ali.cli.common import check_at_least, check_suffix, set_threads
 from ali.config import Config, Model, Precision
@@ -32,10 +33,20 @@ MEASURED = "measured.json"  # in the output folder
 
 @dataclass(frozen=True, kw_only=True)
 class Table1:
-    """Print Table 1 as published, and what is measured on a data set by the same protocol.
+    """Print Table 1 as published, and as measured on a data set by the same protocol.
 
     Results are kept in --output-dir: run the same command again to resume it.
     """
+
+    GROUPS: ClassVar[tuple[Group, ...]] = (
+        Group(
+            "common",
+            "--data house-numbers --ali runs/one",
+            "data data_dir ali gan draws output output_dir threads",
+        ),
+        Group("data", "--labels 100 --unlabelled 0", "train_size labels balanced unlabelled"),
+        Group("training", "--epochs 10 --width 0.5"),
+    )
 
     data: Literal["svhn", "house-numbers", "cifar10"] = "svhn"
     """Data set: labelled, with a test split."""

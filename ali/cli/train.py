@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
+from ali.arguments import Group
 from ali.cli import command, terminable
 from ali.cli.common import check_at_least, set_threads, write_png
 from ali.config import Config
@@ -38,7 +40,27 @@ DATA = "data_fingerprint.txt"  # there, too
 
 @dataclass(frozen=True)
 class Train:
-    """Train one experiment: a checkpoint each epoch, metrics.jsonl, config.json and pictures."""
+    """Train one experiment: a checkpoint and metrics each epoch, pictures, config.json."""
+
+    GROUPS: ClassVar[tuple[Group, ...]] = (
+        Group(
+            "common",
+            "--output-dir runs/one --data svhn --epochs 30",
+            "output_dir data data_dir epochs width batch_size resume config image_every threads",
+        ),
+        Group(
+            "data",
+            "--output-dir runs/one --train-size 5000 --labels 100",
+            "image_size attribute modes train_size labels balanced draws eval_every",
+        ),
+        Group(
+            "network",
+            "--output-dir runs/one --model gan --dropout-x 0.1",
+            "model levels precision slope_encoder slope_decoder slope_discriminator "
+            "dropout_x dropout_z dropout_xz bn_x bn_z bn_xz weight_std",
+        ),
+        Group("optimiser", "--output-dir runs/one --lr-d 2e-4 --lr-g 2e-4"),
+    )
 
     output_dir: Path
     """Folder for all files of the run; must be new or empty, unless --resume is given."""

@@ -6,9 +6,10 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ali import data, distributed
+from ali.arguments import Group
 from ali.config import Config
 from ali.data import Images
 from ali.errors import NonFiniteError, UserError
@@ -32,6 +33,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class FinalOptions(Location):
     """Options of the full training; it goes to <output-dir>/<name>/best-<trial>."""
+
+    GROUPS: ClassVar[tuple[Group, ...]] = (
+        Group("common", "--name svhn --epochs 100 --seeds 4", "name epochs seeds svms"),
+        Group("resource", "--name svhn --workers 2", "workers threads"),
+        Group(
+            "storage",
+            "--name svhn --data-dir DIR --checkpoint-every 5",
+            "data_dir checkpoint_every output_dir storage_path tracking_uri",
+        ),
+    )
 
     epochs: int | None = None
     """Epochs in total, not fewer than it has already; default: the sweep's own full budget."""

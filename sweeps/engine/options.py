@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import yaml
 
 from ali import environment
 from ali.cli import parse_args
-from ali.config import Common, Config, problems
+from ali.config import Common, Config
 from ali.errors import UserError
 from ali.files import atomic_write, refuse_address
 from ali.output import without_password
+from ali.settings import missing_file, read_settings
+from sweeps.engine.option_groups import LOCATION_GROUPS, OPTION_GROUPS
+from sweeps.engine.scripts import here, running_command
 from sweeps.engine.storage import Storage
 from sweeps.engine.tracking.client import OUTAGE_SECONDS, default_uri
 
 NOT_IN_NAMES = "'`:\\"  # MLflow's registry has no names with ":", its queries none with the others
 MAX_NAME = 200  # bytes; longer ones, with what we add, exceed what MLflow's tables hold
-JOURNAL, OPTIONS = "optuna.journal", "sweep.json"  # files in a sweep's folder
+JOURNAL, OPTIONS = "optuna.journal", "options.yaml"  # files in a sweep's folder
+OLD_OPTIONS = "sweep.json"  # of a sweep that an earlier version has started
 
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
     """Where a sweep and its runs are: the options that all commands on a sweep share."""
+
+    GROUPS: ClassVar = LOCATION_GROUPS
 
     name: str
     """Name of the sweep: its folder in --output-dir, and the tag of its runs in MLflow."""
@@ -87,6 +96,8 @@ class Location:
 @dataclass(frozen=True, kw_only=True)
 class Options(Common, Location):
     """Options of a sweep."""
+
+    GROUPS: ClassVar = OPTION_GROUPS
 
     resume: bool = False
     """Resume the sweep of this name; its other options are remembered."""
@@ -180,12 +191,23 @@ class Options(Common, Location):
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
 
     def save(self) -> None:
-        """Writes them to the sweep's folder, where a resume finds them, all or nothing.
+        """Writes them to the sweep's folder, where a resume and --config find them, all or nothing.
 
         A resume from another working folder means the same places. Raises UserError if it fails.
         """
-        with atomic_write(self.folder / OPTIONS) as path:
-            path.write_text(json.dumps(self.absolute().to_dict(), indent=1))
+        file, plain = self.folder / OPTIONS, self.absolute().to_dict()
+        again = running_command("--config", here(file), "--name", "again")
+        text = (
+            f"# The options of sweep {self.name}; a resume reads them. To repeat it:\n# {again}\n"
+        )
+        for group in self.GROUPS:
+            known = {name: plain[name] for name in group.names.split() if name != "resume"}
+            shown = yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=10**6)
+            text += f"\n# {group.title} options\n{shown}"
+        with atomic_write(file) as path:
+            path.write_text(text, encoding="utf-8")
+        with contextlib.suppress(OSError):  # it is read no more
+            (self.folder / OLD_OPTIONS).unlink(missing_ok=True)
 
     def absolute(self) -> Options:
         """The same, with paths that do not depend on the working folder."""
@@ -205,8 +227,7 @@ class Options(Common, Location):
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Options:
         """Inverse of `to_dict`."""
-        paths = {k: Path(v) for k, v in plain.items() if k in ("data_dir", "output_dir") and v}
-        return cls(**{**plain, **paths})
+        return cls(**_with_paths(plain))
 
 
 # What a resume may change; anything else would make its trials incomparable.
@@ -217,38 +238,65 @@ RESUME_MAY_CHANGE = frozenset(
 )
 
 
+def options_file(folder: Path) -> Path:
+    """Where the options of a sweep are, or will be."""
+    old, new = folder / OLD_OPTIONS, folder / OPTIONS
+    return old if old.exists() and not new.exists() else new
+
+
 def read_options(folder: Path) -> dict[str, Any]:
     """The options saved in a sweep's folder, as plain JSON types; empty if there are none.
 
     Raises UserError, naming the line, if they are damaged or another sweep's.
     """
-    file = folder / OPTIONS
     try:
-        text = file.read_text()
-        plain = json.loads(text)
+        plain = _read(Options, options_file(folder), folder.name)
     except FileNotFoundError:
         return {}
-    except json.JSONDecodeError as error:
-        raise _damaged(file, error.lineno, f"not JSON ({error.msg})") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(file, 1, getattr(error, "strerror", None) or str(error)) from error
+    except UserError as error:
+        way_on = "restore the file from a copy, or start a sweep with another --name"
+        raise UserError(f"{error}; {way_on}") from error
+    return plain | _moved(plain, folder.parent.resolve())
 
-    def damaged(name: str, problem: str) -> UserError:
-        lines = enumerate(text.splitlines(), start=1)
-        line = next((number for number, line in lines if f'"{name}"' in line), 1)
-        return _damaged(file, line, f"{name} {problem}".strip())
 
-    for name, problem in problems(Options, plain):
-        raise damaged(name, problem)
-    if plain.get("name") != folder.name:
-        raise damaged("name", f"is {plain.get('name')!r}, and that of the folder is another")
+def read_config(kind: type[Location], file: Path) -> dict[str, Any]:
+    """The values of options in a file that a user gives (--config).
+
+    The file that a sweep has written means the places where they are now. Raises UserError, naming
+    the line, if they are not options of `kind`.
+    """
+    folder = file.absolute().parent
     try:
-        Options.from_dict(plain).config()
+        plain = _read(kind, file)
+    except FileNotFoundError:
+        raise missing_file(file) from None
+    if options_file(folder) == file.absolute() and plain.get("name") == folder.name:
+        plain |= _moved(plain, folder.parent.resolve()) | {"output_dir": str(folder.parent)}
+        plain.pop("resume", None)  # that it was resumed says nothing of another
+    return _with_paths(plain)
+
+
+def _read(kind: type[Location], file: Path, name: str | None = None) -> dict[str, Any]:
+    """The options in a file; `name`: of the sweep that they have to be of."""
+    found = read_settings(file)
+    found.check(kind)
+    plain: dict[str, Any] = found.values
+    if name is not None and plain.get("name") != name:
+        found.refuse("name", f"is {plain.get('name')!r}, and that of the folder is another")
+    try:
+        made = kind(**{"name": "any", **_with_paths(plain)})
+        if isinstance(made, Options):
+            made.config()
     except UserError as error:
         option = re.match(r"--([\w-]+) (.*)", str(error))
-        name, problem = option.groups() if option else ("", str(error))
-        raise damaged(name.replace("-", "_"), problem) from error
-    return plain | _moved(plain, folder.parent.resolve())
+        key, problem = option.groups() if option else ("", str(error))
+        found.refuse(key.replace("-", "_"), problem)
+    return plain
+
+
+def _with_paths(plain: dict[str, Any]) -> dict[str, Any]:
+    places = {key: Path(plain[key]) for key in ("data_dir", "output_dir") if plain.get(key)}
+    return {**plain, **places}
 
 
 def _moved(plain: dict[str, Any], output_dir: Path) -> dict[str, Any]:
@@ -260,11 +308,6 @@ def _moved(plain: dict[str, Any], output_dir: Path) -> dict[str, Any]:
     return {key: before.sub(str(output_dir), where) for key, where in places.items() if where}
 
 
-def _damaged(file: Path, line: int, what: str) -> UserError:
-    way_on = "restore the file from a copy, or start a sweep with another --name"
-    return UserError(f"{file}, line {line}: {what}; {way_on}")
-
-
 def saved_options(location: Location) -> Options:
     """The options that a sweep was started with, at this location.
 
@@ -272,7 +315,8 @@ def saved_options(location: Location) -> Options:
     """
     if not (saved := read_options(location.folder)):
         refuse_missing(location)
-        there = sorted(p.parent.name for p in location.output_dir.glob(f"*/{OPTIONS}"))
+        folders = location.output_dir.glob("*/")
+        there = sorted(folder.name for folder in folders if options_file(folder).exists())
         raise UserError(
             f"there is no sweep {location.name!r} in {location.output_dir}; "
             f"found: {', '.join(there) or 'none'}"
@@ -285,7 +329,7 @@ def saved_options(location: Location) -> Options:
 
 def refuse_missing(location: Location) -> None:
     """Raises UserError if a sweep lacks one of the files that it always has."""
-    journal, options = location.folder / JOURNAL, location.folder / OPTIONS
+    journal, options = location.folder / JOURNAL, options_file(location.folder)
     if journal.exists() != options.exists():
         missing = options if journal.exists() else journal
         raise UserError(
@@ -298,11 +342,13 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
 
     Raises UserError if a resume would make the sweep's trials incomparable.
     """
-    options = parse_args(Options, argv, default=defaults)
+    read = partial(read_config, Options)
+    options = parse_args(Options, argv, default=defaults, read=read)
     if not options.resume:
         return options
     if options.storage_path:  # it may have been resumed from another machine in the meantime
-        options.storage.fetch(options.folder / OPTIONS)
+        for name in (OLD_OPTIONS, OPTIONS):
+            options.storage.fetch(options.folder / name)
     if not (plain := read_options(options.folder)):
         refuse_missing(options)
         raise UserError(
@@ -310,7 +356,7 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
             f"leave --resume out to start it"
         )
     saved = replace(Options.from_dict(plain), output_dir=options.output_dir)
-    options = parse_args(Options, argv, default=saved)
+    options = parse_args(Options, argv, default=saved, read=read)
     changed = [
         f.name for f in fields(Options) if getattr(options, f.name) != getattr(saved, f.name)
     ]

@@ -29,6 +29,10 @@ def ui_command(uri: str | None) -> str:
     return f"{quiet} {serve} {store}"
 
 
+def here(path: Path) -> Path:
+    """A path as it is written in the working folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def _command(script: Path, *arguments: object) -> str:
-    here = Path.cwd()
-    return command(script.relative_to(here) if script.is_relative_to(here) else script, *arguments)
+    return command(here(script), *arguments)

@@ -9,7 +9,8 @@ import pytest
 
 from ali.config import Config
 from ali.errors import UserError
-from sweeps.engine.options import Location, Options, parse, saved_options
+from sweeps.engine.final import FinalOptions
+from sweeps.engine.options import Location, Options, parse, read_config, saved_options
 
 pytestmark = pytest.mark.versions
 
@@ -75,15 +76,15 @@ def test_a_full_disk_spares_the_options_that_are_saved(tmp_path):
     known = options(output_dir=tmp_path, num_trials=7)
     known.folder.mkdir()
     known.save()
-    saved = (known.folder / "sweep.json").read_bytes()
+    saved = (known.folder / "options.yaml").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"cannot write .*sweep\.json"):
+        with pytest.raises(UserError, match=r"cannot write .*options\.yaml"):
             replace(known, num_trials=8).save()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [(f.name, f.read_bytes()) for f in known.folder.iterdir()] == [("sweep.json", saved)]
+    assert [(f.name, f.read_bytes()) for f in known.folder.iterdir()] == [("options.yaml", saved)]
 
 
 def test_the_mlflow_address_is_the_same_in_every_command(tmp_path, monkeypatch):
@@ -225,5 +226,96 @@ def test_a_sweep_whose_options_are_gone(tmp_path):
         lambda: parse(options(), argv),
         lambda: saved_options(Location(name="s", output_dir=tmp_path)),
     ):
-        with pytest.raises(UserError, match=r"sweep\.json is missing: restore it"):
+        with pytest.raises(UserError, match=r"options\.yaml is missing: restore it"):
             use()
+
+
+# Files of options ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """A sweep that has written its options."""
+    made = options(output_dir=tmp_path / "runs", epochs=5, width=0.25, outage_seconds=1e-5)
+    made.folder.mkdir(parents=True)
+    made.save()
+    return made
+
+
+def test_what_a_sweep_has_written_repeats_it_under_another_name(swept):
+    argv = ["--config", str(swept.folder / "options.yaml"), "--name", "again"]
+    assert parse(options(), argv) == replace(swept, name="again")
+    assert parse(options(), [*argv, "--epochs", "7"]).epochs == 7, "the command line wins"
+    resumed = ["--name", "s", "--output-dir", str(swept.output_dir), "--resume"]
+    assert parse(options(), resumed) == replace(swept, resume=True)
+
+
+def test_a_folder_that_was_moved_repeats_where_it_is_now(swept, tmp_path):
+    swept.output_dir.rename(tmp_path / "moved")
+    argv = ["--config", str(tmp_path / "moved" / "s" / "options.yaml"), "--name", "again"]
+    assert parse(options(), argv).output_dir == tmp_path / "moved"
+
+
+def test_a_sweep_of_an_earlier_version_is_resumed_and_repeated(tmp_path):
+    argv = saved(tmp_path, resume=True, labels=100)
+    assert parse(options(), argv).labels == 100
+    again = ["--config", str(tmp_path / "s" / "sweep.json"), "--name", "again"]
+    assert not parse(options(), again).resume, "that it was resumed says nothing of another"
+    parse(options(), argv).save()
+    assert [file.name for file in (tmp_path / "s").iterdir()] == ["options.yaml"]
+    assert parse(options(), argv).labels == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("own.yaml", "epochs: 7\nwidth: 5e-1\ndata-dir: images\nmax_concurrent: null\n"),
+        ("own.toml", 'epochs = 7\nwidth = 0.5\ndata-dir = "images"\n'),
+        ("own.json", '{"epochs": 7, "width": 0.5, "data_dir": "images"}'),
+    ],
+)
+def test_a_file_of_ones_own_names_any_of_the_options(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    made = parse(options(race=3), ["--config", str(tmp_path / name), "--seed", "2"])
+    assert made == options(race=3, seed=2, epochs=7, width=0.5, data_dir=Path("images"))
+
+
+def test_the_full_training_takes_a_file_too(tmp_path):
+    (tmp_path / "best.yaml").write_text("name: s\nepochs: 3\n")
+    assert read_config(FinalOptions, tmp_path / "best.yaml") == {"name": "s", "epochs": 3}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("\nnum_trails: 3", "line 2: num_trails is unknown: did you mean num_trials?"),
+        ("epochs: six", "line 1: epochs cannot be 'six': a whole number is expected"),
+        ("width: 0.5\nepochs: 0", "line 2: epochs must be at least 1, not 0"),
+        ("keep: 0", "line 1: keep must be at least 1, not 0"),
+        ("name: no", "line 1: name cannot be False: text in quotes is expected"),
+        ("epochs: 3\nepochs: 4", "line 2: not YAML (epochs is there twice)"),
+        ("epochs: [", "line 1: not YAML"),
+        ("", "is empty"),
+        ("- epochs", "is not a table"),
+        (b"\xff\x00", "not a text file"),
+        (None, "there is no such file on"),
+    ],
+)
+def test_a_file_that_is_no_options_is_refused_in_a_line(tmp_path, content, says):
+    file = tmp_path / "own.yaml"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as refused:
+        parse(options(), ["--config", str(file)])
+    told = str(refused.value)
+    assert str(file) in told and says in told and "\n" not in told
+
+
+def test_toml_that_is_damaged_and_what_is_no_file(tmp_path):
+    (tmp_path / "own.toml").write_text("epochs = 1\nkeep = \n")
+    with pytest.raises(UserError, match=r"own\.toml, line 2: not TOML"):
+        parse(options(), ["--config", str(tmp_path / "own.toml")])
+    with pytest.raises(UserError, match=r"cannot read .*: is a directory"):
+        parse(options(), ["--config", str(tmp_path)])
+    with pytest.raises(UserError, match="/dev/zero, line 1: too long"):
+        parse(options(), ["--config", "/dev/zero"])

@@ -1,0 +1,166 @@
+"""Settings in a file (YAML, TOML, JSON): read, and checked against the fields of a dataclass."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import socket
+import tomllib
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from ali.errors import UserError
+
+MAX_BYTES = 2**20  # of a file of settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a file of settings says.
+
+    Attributes:
+        file: where it was read.
+        text: its content.
+        values: by name, as plain JSON types.
+    """
+
+    file: Path
+    text: str
+    values: Any
+
+    def check(self, kind: type) -> None:
+        """Raises UserError if they are not fields of a dataclass."""
+        for name, problem in problems(kind, self.values):
+            self.refuse(name, problem)
+
+    def refuse(self, name: str, problem: str) -> NoReturn:
+        """Raises UserError: file, line, setting, and what is wrong with it."""
+        name_here = re.compile(
+            rf"""\s*{{?\s*["']?{re.escape(name).replace("_", "[-_]")}["']?\s*[:=]"""
+        )
+        lines = enumerate(self.text.splitlines(), start=1)
+        line = next((number for number, line in lines if name and name_here.match(line)), 1)
+        raise UserError(f"{self.file}, line {line}: {f'{name} {problem}'.strip()}")
+
+
+def read_settings(file: Path) -> Settings:
+    """Reads a file: TOML or JSON if its name ends so, otherwise YAML. `num-trials` is `num_trials`.
+
+    Raises UserError, naming the line, if it cannot be read; FileNotFoundError is passed on.
+    """
+    try:
+        with file.open("rb") as source:
+            content = source.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError("too long for a file of settings")
+        text = content.decode()
+        values = _PARSERS.get(file.suffix, _yaml)(text)
+    except FileNotFoundError:
+        raise
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        raise _unreadable(file, int(line[1]) if line else 1, f"not TOML ({error})") from error
+    except json.JSONDecodeError as error:
+        raise _unreadable(file, error.lineno, f"not JSON ({error.msg})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        why = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        raise _unreadable(file, mark.line + 1 if mark else 1, f"not YAML ({why})") from error
+    except UnicodeDecodeError as error:
+        raise _unreadable(file, 1, f"not a text file ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(file, 1, str(error)) from error
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
+    if isinstance(values, dict):
+        values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    return Settings(file, text, values)
+
+
+def missing_file(file: Path) -> UserError:
+    """To raise where there is no file of settings to read, on the machine that was to read it."""
+    where = socket.gethostname()
+    return UserError(f"cannot read {file}: there is no such file on {where}, where this runs")
+
+
+def _unreadable(file: Path, line: int, why: str) -> UserError:
+    return UserError(f"{file}, line {line}: {why}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers (1e-4 is one), and no setting twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        found: dict = {}
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if str(name) in found:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{name} is there twice", problem_mark=key.start_mark
+                )
+            found[str(name)] = True
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    [*"-+.0123456789"],
+)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
+_PARSERS = {".json": json.loads, ".toml": tomllib.loads}
+
+
+def problems(kind: type, plain: Any) -> Iterator[tuple[str, str]]:
+    """What keeps plain JSON from being the fields of a dataclass: names, and what is wrong."""
+    if not isinstance(plain, dict):
+        yield "", "is empty" if plain is None else f"{str(plain)[:40]!r} is not a table of settings"
+        return
+    known = get_type_hints(kind)
+    for name, value in plain.items():
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, 1)
+            other = (
+                f"did you mean {close[0]}?" if close else "it is misspelt, or of a newer version"
+            )
+            yield str(name), f"is unknown: {other}"
+        elif not _fits(value, known[name]):
+            yield name, f"cannot be {value!r}: {_expected(known[name])} is expected"
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is one of an annotated type."""
+    inner = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in inner and not isinstance(value, bool)
+    if get_origin(hint) is tuple:
+        return isinstance(value, (list, tuple)) and all(_fits(item, inner[0]) for item in value)
+    if inner:  # a union
+        return any(_fits(value, one) for one in inner)
+    kinds = {float: (int, float), Path: (str, Path)}.get(hint, (hint,))
+    return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
+
+
+def _expected(hint: Any) -> str:
+    """A type in words."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes"}
+    words |= {Path: "a path", type(None): "null"}
+    inner = get_args(hint)
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if get_origin(hint) is tuple:
+        return f"a list of {_expected(inner[0])}"
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_expected(one) for one in inner)
+    return words.get(hint, str(hint))
