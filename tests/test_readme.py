@@ -31,7 +31,8 @@ def section(page: Path, heading: str) -> str:
 @cache
 def names() -> set[str]:
     """Names of the project's own files."""
-    return {path.name for folder in FOLDERS.split("|") for path in (ROOT / folder).rglob("*.*")}
+    below = [path for folder in FOLDERS.split("|") for path in (ROOT / folder).rglob("*.*")]
+    return {path.name for path in (*below, *ROOT.glob("*.*"))}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -244,7 +244,7 @@ def bar(width: int, share: float) -> Text:
 def duration(seconds: float) -> str:
     """In the two largest units that tell something."""
     minutes = round(seconds / 60)
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     if minutes < 60:
         return f"{minutes} min"

@@ -1,0 +1,139 @@
+"""What the live view says: time left, the best so far, and what fits into a narrow terminal."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from sweeps.engine import overview as module
+from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.options import Options
+from sweeps.engine.overview import Overview, bar, duration, epochs_left, fit
+from sweeps.engine.study import best_trials
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+class Sweep:
+    """Four trials of ten epochs in two slots, whose events the test makes."""
+
+    def __init__(self, study, point, clock, **options):
+        self.study, self.point, self.clock = study, point, clock
+        self.progress = SimpleNamespace(best=[])
+        made = Options(name="s", num_trials=4, epochs=10, **options)
+        self.overview = Overview(made, study, self.progress, "val_error", 2)
+
+    def start(self, confirms=None):
+        if confirms is not None:
+            self.study.enqueue_again(confirms)
+        trial = SimpleNamespace(trial_id=f"{self.study.ask(self.point).number:05d}")
+        self.overview.on_trial_start(0, [], trial)
+        return trial
+
+    def result(self, trial, epoch, value):
+        self.study.report(int(trial.trial_id), epoch, value)
+        result = {"epoch": epoch, "val_error": value, "d_loss": 1.0, "images_per_second": 50.0}
+        self.overview.on_trial_result(0, [], trial, result)
+
+    def end(self, trial, state, value):
+        self.study.tell(int(trial.trial_id), Ending(state, ""), value)
+        self.progress.best = best_trials(self.study.trials())
+        self.overview.on_trial_complete(0, [], trial)
+
+    def lines(self, width=100, height=24):
+        return [line.plain.rstrip() for line in self.overview.lines(width, height)]
+
+
+@pytest.fixture
+def sweep(study, point, clock):
+    return Sweep(study, point, clock)
+
+
+def test_the_epochs_left_follow_from_where_trials_were_stopped():
+    assert epochs_left(4, Counter(), Counter(), []) == [4, 3, 2, 1, 0], "nobody yet"
+    assert epochs_left(4, Counter({4: 2}), Counter(), [1, 2]) == [4, 3, 2, 1, 0]
+    half = epochs_left(4, Counter({1: 1, 4: 1}), Counter({1: 1}), [])
+    assert half == [2.5, 3, 2, 1, 0], "one in two goes on after the first epoch"
+    with_running = epochs_left(4, Counter({1: 1, 4: 1}), Counter({1: 1}), [1, 2])
+    assert with_running[0] == 1 + 0.75 * 3, "those that still run have got past it, too"
+
+
+def test_the_time_left_is_of_all_trials_to_come_in_all_slots(sweep, clock):
+    first, second = sweep.start(), sweep.start()
+    assert "time left: known after the first epoch" in sweep.lines()[1]
+    clock[0] = 60.0
+    for trial in (first, second):
+        sweep.result(trial, 1, 0.5)
+    assert "about 19 min left" in sweep.lines()[1], "4 trials of 10 minutes, 2 at a time"
+    clock[0] = 90.0
+    assert "about 18 min left" in sweep.lines()[1], "it goes on between two results"
+    clock[0] = 600.0
+    for trial in (first, second):
+        sweep.result(trial, 10, 0.4)
+        sweep.end(trial, EndState.COMPLETED, 0.4)
+    third, fourth = sweep.start(), sweep.start()
+    clock[0] = 660.0
+    for trial in (third, fourth):
+        sweep.result(trial, 1, 0.5)
+    sweep.end(third, EndState.DIVERGED, None)
+    assert "about 9 min left" in sweep.lines()[1], "the last one runs alone"
+    assert "2 of 4" not in sweep.lines()[0] and "3 of 4 trials ended" in sweep.lines()[0]
+
+
+def test_what_is_trained_again_counts_too(study, point, clock):
+    sweep = Sweep(study, point, clock, race=2, confirm=1, confirm_seeds=2)
+    first = sweep.start()
+    clock[0] = 60.0
+    sweep.result(first, 1, 0.5)
+    # 4 new trials and up to 2 + 2·2 repetitions of 10 minutes, one of them gone
+    assert "about 50 min left" in sweep.lines()[1]
+    clock[0] = 600.0
+    sweep.result(first, 10, 0.4)
+    sweep.end(first, EndState.COMPLETED, 0.4)
+    again = sweep.start(confirms=0)
+    assert f"{again.trial_id}  " in sweep.lines()[-1] and "confirms 00000" in sweep.lines()[-1]
+
+
+def test_the_best_so_far_may_still_be_running(sweep):
+    first, second = sweep.start(), sweep.start()
+    sweep.result(first, 10, 0.4)
+    sweep.end(first, EndState.COMPLETED, 0.4)
+    assert sweep.lines()[2].startswith(" best so far  00000  val_error 0.4000")
+    sweep.result(second, 3, 0.3)
+    best, completed = sweep.lines()[2:4]
+    assert best == " best so far  00001  val_error 0.3000  after epoch 3/10, running"
+    assert completed.startswith(" completed    00000  val_error 0.4000")
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_no_line_is_wider_than_the_terminal(sweep, width):
+    for _ in range(3):
+        sweep.result(sweep.start(), 3, 0.5)
+    lines = sweep.lines(width, 10)
+    assert max(map(len, lines)) < width and len(lines) <= 6
+    assert lines[-1] == fit(width, module.Text("… and 1 more running")).plain
+    if width >= 40:
+        assert lines[3].split()[:4] == ["00000", bar(width, 0.3).plain, "3/10", "0.5000"]
+
+
+def test_a_resume_starts_from_what_the_study_has(sweep, study, point, clock):
+    first = sweep.start()
+    sweep.result(first, 10, 0.4)
+    sweep.end(first, EndState.COMPLETED, 0.4)
+    left = sweep.start()
+    sweep.result(left, 4, 0.5)
+    resumed = Sweep(study, point, clock)
+    assert "1 of 4 trials ended" in resumed.lines()[0]
+    resumed.overview.on_trial_start(0, [], left)
+    assert " 4/10  0.5000" in resumed.lines()[-1]
+
+
+def test_a_duration_is_told_in_two_units_at_most():
+    told = [duration(s) for s in (0.4, 59, 61, 3599, 3700, 86400, 200_000)]
+    assert told == ["0 s", "59 s", "1 min", "1 h 00 min", "1 h 02 min", "1 d 0 h", "2 d 7 h"]
