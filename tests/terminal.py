@@ -54,7 +54,8 @@ class Terminal:
         """Until the screen shows all of these."""
         deadline = time.monotonic() + seconds
         while not all(text in "\n".join(self.screen) for text in texts):
-            assert time.monotonic() < deadline and self._read(), (texts, self.screen, self.output)
+            if time.monotonic() > deadline or not self._read():
+                raise AssertionError(f"{texts} not in {self.screen}, of {self.output!r}")
 
     def end(self) -> int:
         """Reads to the end of the process; its exit code, negative after a signal."""
