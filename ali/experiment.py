@@ -15,8 +15,11 @@ from ali.data import Dataset
 from ali.errors import NonFiniteError
 from ali.evaluation import protocol, quality
 from ali.metrics import (
+    D_LOSS,
     EPOCH,
     EVAL_SECONDS,
+    G_LOSS,
+    IMAGES_PER_SECOND,
     MODES_MISSED,
     RAW_PIXEL_ERROR,
     SAMPLE_DISTANCE,
@@ -66,6 +69,12 @@ def objective(config: Config, dataset: Dataset) -> str:
     if config.data == "mixture":
         return MODES_MISSED
     return SAMPLE_DISTANCE if dataset.valid.y is None else VAL_ERROR
+
+
+def metric_names(config: Config, dataset: Dataset) -> set[str]:
+    """Names of the metrics that `run` yields after an epoch that is evaluated."""
+    trained = {EPOCH, D_LOSS, G_LOSS, IMAGES_PER_SECOND, TRAIN_SECONDS, EVAL_SECONDS}
+    return trained | quality.names(config) | {objective(config, dataset)}
 
 
 def evaluate(state: State, dataset: Dataset, config: Config) -> dict[str, float]:

@@ -21,6 +21,8 @@ EPOCH = "epoch"  # epochs done
 TRAIN_SECONDS = "train_seconds"  # wall time of the epoch's training
 EVAL_SECONDS = "eval_seconds"  # wall time of its evaluation, where there was one
 
+HIGHER_IS_BETTER = frozenset({SAMPLE_DIVERSITY, CODE_USE, NEAR_MODES, IMAGES_PER_SECOND})
+
 # Pictures
 SAMPLES = "samples"  # x̃ = G_x(z)
 RECONSTRUCTIONS = "reconstructions"  # odd columns source, even columns result

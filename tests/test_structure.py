@@ -24,7 +24,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ali": (
         ("ali.__main__",),
         ("ali.cli.*",),  # the commands
-        ("ali.figures", "ali.experiment"),
+        ("ali.figures", "ali.experiment", "ali.trained"),
         ("ali.evaluation", "ali.training"),
         ("ali.models",),
         ("ali.distributed",),
@@ -52,14 +52,14 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("sweeps.engine.progress", "sweeps.engine.search", "sweeps.engine.trial"),
             *("sweeps.engine.reporting", "sweeps.engine.reconcile", "sweeps.engine.shutdown"),
             *("sweeps.engine.workers", "sweeps.engine.final_test", "sweeps.engine.warm_start"),
-            "sweeps.engine.traces",
+            *("sweeps.engine.traces", "sweeps.engine.loaded"),
         ),
         (
             *("sweeps.engine.scheduler", "sweeps.engine.retention", "sweeps.engine.results"),
             *("sweeps.engine.cluster", "sweeps.engine.mirror"),
         ),
         ("sweeps.engine.study", "sweeps.engine.options"),
-        ("sweeps.engine.journal",),
+        ("sweeps.engine.journal", "sweeps.engine.points"),
         (
             *("sweeps.engine.tracking", "sweeps.engine.storage", "sweeps.engine.space"),
             *("sweeps.engine.experiment", "sweeps.engine.forecast", "sweeps.engine.formatting"),
@@ -68,7 +68,10 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("sweeps.engine.scripts", "sweeps.engine.lock", "sweeps.engine.ray_compat"),
             *("sweeps.engine.live", "sweeps.engine.option_groups"),
         ),
-        ("sweeps.engine.endings", "sweeps.engine.retry", "sweeps.engine.beside", "sweeps.engine"),
+        (
+            *("sweeps.engine.endings", "sweeps.engine.retry", "sweeps.engine.beside"),
+            *("sweeps.engine.dimensions", "sweeps.engine.objective", "sweeps.engine"),
+        ),
     ),
 }
 MAY_READ_ENVIRONMENT = {"ali/environment.py"}

@@ -78,6 +78,18 @@ def measure(networks: ALI, dataset: Dataset, config: Config) -> dict[str, float]
     return found
 
 
+def names(config: Config) -> set[str]:
+    """Names of the measures that `measure` returns."""
+    if config.data == "mixture":
+        found = {MODES_MISSED, NEAR_MODES}
+    else:
+        found = {SAMPLE_DISTANCE, SAMPLE_DIVERSITY} | ({FID} if inception_weights() else set())
+    if config.model == "ali":
+        found |= {PRIOR_GAP, CODE_USE}
+        found |= {RECONSTRUCTION_DISTANCE} if config.data == "mixture" else set()
+    return found
+
+
 # The measures
 
 

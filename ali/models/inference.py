@@ -49,3 +49,27 @@ def normal(seed: int, networks: ALI) -> Normal:
 
 def device_of(networks: ALI) -> torch.device:
     return next(networks.parameters()).device
+
+
+def reconstruct(networks: ALI, x: np.ndarray, seed: int = 0) -> np.ndarray:
+    """G_x(ẑ), ẑ ~ q(z | x), of x, uint8 (N, H, W, 3): the same shape and type; points likewise."""
+    encoder, draw = networks.require_encoder(), normal(seed, networks)
+    with evaluating(networks):
+        made = [networks.decoder(*encoder.sample(h, draw)).cpu() for h in chunks(networks, x)]
+        return _from_unit(torch.cat(made), x.dtype)
+
+
+def sample(networks: ALI, n: int, seed: int = 0) -> np.ndarray:
+    """n samples G_x(z), z ~ p(z): uint8 (n, H, W, 3), or fp32 points of the mixture."""
+    draw, parts = normal(seed, networks), [CHUNK] * (n // CHUNK) + [n % CHUNK]
+    points = networks.table.image[1:] == (1, 1)
+    with evaluating(networks):
+        z = [networks.decoder.sample_prior(k, draw) for k in parts if k]
+        made = torch.cat([networks.decoder(*each).cpu() for each in z])
+        return _from_unit(made, np.dtype(np.float32 if points else np.uint8))
+
+
+def _from_unit(x: Tensor, dtype: np.dtype) -> np.ndarray:
+    """(N, C, H, W) → (N, H, W, C), scaled from [0, 1] where the type is uint8."""
+    x = x.float().permute(0, 2, 3, 1)
+    return (x.mul(255).round().to(torch.uint8) if dtype == np.uint8 else x).contiguous().numpy()

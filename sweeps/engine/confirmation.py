@@ -16,6 +16,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.engine.endings import RETRIES, first_try, is_broken
+from sweeps.engine.objective import sign
 
 CONFIRMS = "confirms"  # user attribute of a trial: number of the one whose configuration it repeats
 CONTROL = "control"  # user attribute of the trial at the paper's own point
@@ -64,11 +65,18 @@ class Estimate:
         mean: expected.
         std: of what is not known; NaN if no configuration has run twice.
         freedom: degrees of freedom of `std`: runs beyond the first, over all configurations.
+        maximize: whether the higher mean is the better one.
     """
 
     mean: float
     std: float
     freedom: int
+    maximize: bool = False
+
+    @property
+    def loss(self) -> float:
+        """The mean as something of which less is better."""
+        return -self.mean if self.maximize else self.mean
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -81,15 +89,15 @@ class Estimate:
         return self.mean - half, self.mean + half
 
     def beats(self, other: Estimate) -> float:
-        """Probability that its mean is the lower one; 0.5 where nothing is known."""
+        """Probability that its mean is the better one; 0.5 where nothing is known."""
         from scipy.stats import t
 
         if not self.freedom:
             return 0.5
         apart = (self.std**2 + other.std**2) ** 0.5
         if not apart:
-            return 0.5 + 0.5 * float(np.sign(other.mean - self.mean))
-        return float(t.cdf((other.mean - self.mean) / apart, self.freedom))
+            return 0.5 + 0.5 * float(np.sign(other.loss - self.loss))
+        return float(t.cdf((other.loss - self.loss) / apart, self.freedom))
 
 
 def is_new(trial: FrozenTrial) -> bool:
@@ -102,18 +110,19 @@ def ranked_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 
     Of equal values, which counts of modes often are, the first trial wins.
     """
-    complete = (
+    complete = [
         t
         for t in trials
         if t.state == TrialState.COMPLETE and t.value is not None and CONFIRMS not in t.user_attrs
-    )
-    return sorted(complete, key=lambda t: (t.value, t.number))
+    ]
+    less = sign(complete)
+    return sorted(complete, key=lambda t: (less * (t.value or 0.0), t.number))
 
 
 def estimates(trials: Sequence[FrozenTrial]) -> dict[int, Estimate]:
     """What to expect of each configuration with a run that completed, by its trial's number.
 
-    The best first; of equal ones that whose own value is lower, then the earlier. The mean over a
+    The best first; of equal ones that whose own value is better, then the earlier. The mean over a
     configuration's runs is drawn towards that over all configurations as if PRIOR_RUNS of them had
     ended there: a single good value counts for half. Without fresh runs the order is that of the
     values. The spread between seeds is pooled over all configurations that have several runs.
@@ -126,12 +135,12 @@ def estimates(trials: Sequence[FrozenTrial]) -> dict[int, Estimate]:
     spread = (squares / freedom) ** 0.5 if freedom else float("nan")
     first = [values[0] for values in (own or runs).values()]
     overall = float(np.mean(first)) if first else float("nan")
-    found = {}
+    found, maximize = {}, sign(trials) < 0
     for number, values in runs.items():
         weight = len(values) + PRIOR_RUNS
         mean = (sum(values) + PRIOR_RUNS * overall) / weight
-        found[number] = Estimate(mean, spread / weight**0.5, freedom)
-    return dict(sorted(found.items(), key=lambda item: item[1].mean))
+        found[number] = Estimate(mean, spread / weight**0.5, freedom, maximize)
+    return dict(sorted(found.items(), key=lambda item: item[1].loss))
 
 
 def ranking(trials: Sequence[FrozenTrial]) -> list[int]:
@@ -141,8 +150,10 @@ def ranking(trials: Sequence[FrozenTrial]) -> list[int]:
 
 
 def worst_value(trials: Iterable[FrozenTrial]) -> float:
-    """The largest value that any of the trials had: what one counts with that diverged."""
-    return max((v for t in trials for v in t.intermediate_values.values()), default=0.0)
+    """The worst value that any of the trials had: what one counts with that diverged."""
+    trials = list(trials)
+    worst = min if sign(trials) < 0 else max
+    return worst((v for t in trials for v in t.intermediate_values.values()), default=0.0)
 
 
 def confirmed(trials: Sequence[FrozenTrial]) -> list[Confirmed]:
@@ -207,7 +218,7 @@ def next_to_confirm(trials: Sequence[FrozenTrial], count: int, seeds: int) -> in
 
 def _settled(one: Confirmed, all_: Sequence[Confirmed], now: dict[int, Estimate]) -> bool:
     """Whether more runs of `one` would change nothing."""
-    leader = min(all_, key=lambda c: now[c.number].mean if c.number in now else float("inf"))
+    leader = min(all_, key=lambda c: now[c.number].loss if c.number in now else float("inf"))
     others = [c for c in all_ if c is not one]
     if one is leader:
         return bool(others) and all(_settled(c, all_, now) for c in others)

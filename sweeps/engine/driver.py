@@ -6,7 +6,7 @@ import atexit
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,20 @@ from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import AliExperiment, Experiment
 from sweeps.engine.live import LOG, LiveView
 from sweeps.engine.mirror import JournalMirror
+from sweeps.engine.objective import Objective
 from sweeps.engine.options import JOURNAL, Options
 from sweeps.engine.retry import AwayError, Retry, is_temporary
 from sweeps.engine.scripts import running_command
 from sweeps.engine.space import InitialPoint, Space, paper_defaults, suggest
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import experiment_id
-from sweeps.engine.tracking.schema import DRIVER_SECONDS, SLOT_USE, TrackingContext
+from sweeps.engine.tracking.schema import (
+    DIRECTION,
+    DRIVER_SECONDS,
+    FORMULA,
+    SLOT_USE,
+    TrackingContext,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -50,11 +57,14 @@ class Sweep:
         points_to_evaluate: makes the points that are tried first, from what all trials have in
             common (the data set, and with it the paper's table).
         experiment: what a trial runs.
+        objective: what trials are compared by: a metric's name, arithmetic of several, or an
+            `Objective`; None: the experiment's own. --objective comes first.
     """
 
     space: Space = field(default_factory=Space)
     points_to_evaluate: tuple[Callable[[Config], InitialPoint], ...] = (paper_defaults,)
     experiment: Experiment = field(default_factory=AliExperiment)
+    objective: Objective | str | None = None
 
 
 class Driver:
@@ -66,7 +76,7 @@ class Driver:
         options: Options,
         base: Config,
         dataset: Any,
-        objective: str,
+        objective: Objective,
         resources: TrialResources,
         client: MlflowClient,
         mirror: JournalMirror,
@@ -124,8 +134,12 @@ class Driver:
         options.save()
         journal = options.folder / JOURNAL
         with shutdown.postponed():
-            study = Study(journal, options.name, options.seed, options.startup_trials)
+            study = Study(
+                journal, options.name, options.seed, options.startup_trials,
+                maximize=self.objective.maximize,
+            )  # fmt: skip
             study.set_data(self.fingerprint)
+            study.set_search(self.sweep.space.to_dict(), self.objective.name)
             if not any(trial.state.name != "WAITING" for trial in study.trials()):
                 for point, control in self.points:
                     study.enqueue(point, control)
@@ -148,9 +162,14 @@ class Driver:
         if experiment is None:
             experiment = runs.restore_sweep(client, options.name)
         experiment = experiment or experiment_id(client, options.output_dir)
-        params = {**options.to_dict(), **asdict(self.sweep.space)}
-        parent = runs.start_sweep(client, experiment, options.name, self.objective, params)
-        return TrackingContext(options.uri, experiment, options.name, parent, self.objective)
+        params = {**options.to_dict(), **self.sweep.space.to_dict()}
+        name, direction, formula = self.objective.name, self.objective.verb, self.objective.formula
+        tags = {DIRECTION: direction, **({FORMULA: formula} if formula else {})}
+        parent = runs.start_sweep(client, experiment, options.name, name, params, tags)
+        return TrackingContext(
+            options.uri, experiment, options.name, parent, name,
+            direction=direction, formula=formula,
+        )  # fmt: skip
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Draws a trial's point; returns its whole configuration, plain JSON types."""
@@ -170,7 +189,10 @@ class Driver:
 
         options = self.options
         grace = options.grace_epochs or self._tenth
-        scheduler = EarlyStopping(self.objective, options.epochs, grace, options.reduction_factor)
+        scheduler = EarlyStopping(
+            self.objective.name, options.epochs, grace, options.reduction_factor,
+            self.objective.maximize,
+        )  # fmt: skip
         progress = Progress(options, study, to, self.resources, self.mirror)
         slots = self.resources.concurrent
         overview = Overview(options, study, progress, self.objective, slots)
@@ -228,14 +250,15 @@ class Driver:
             options.outage_seconds,
             self.fingerprint,
             self.base.to_dict()["data_dir"],
+            self.objective,
         )
         trainable = tune.with_resources(
             tune.with_parameters(SweepTrial, context=context),
             {"cpu": resources.cpus, "gpu": resources.gpus},
         )
         tune_config = tune.TuneConfig(
-            metric=self.objective,
-            mode="min",
+            metric=self.objective.name,
+            mode="max" if self.objective.maximize else "min",
             search_alg=search,
             scheduler=scheduler,
             num_samples=options.num_trials,
@@ -249,7 +272,8 @@ class Driver:
             storage_filesystem=self.storage.filesystem if self.storage.remote else None,
             verbose=0,
             callbacks=[
-                StudyRecorder(study, self.objective),  # first: nothing is printed but not recorded
+                # first: nothing is printed but not recorded
+                StudyRecorder(study, self.objective.name),
                 *followers,
                 HangWatchdog(options.hang_seconds),
             ],
@@ -276,8 +300,10 @@ class Driver:
 
         parent, ending = to.parent_run_id, Ending(EndState.COMPLETED, "all trials ended")
         self.ask_mlflow(lambda: runs.end_run(self.client, parent, ending))
-        for key, value in self.sweep.experiment.baselines(self.base, self.dataset).items():
-            self.ask_mlflow(partial(self.client.log_metric, parent, key, value))
+        own = self.sweep.experiment
+        if self.objective.name == own.objective(self.base, self.dataset):
+            for key, value in own.baselines(self.base, self.dataset).items():
+                self.ask_mlflow(partial(self.client.log_metric, parent, key, value))
         ended = [t for t in study.trials() if t.state.is_finished()]
         best = best_trials(ended)[: self.options.keep]
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,17 @@ class Experiment(ABC):
 
     @abstractmethod
     def objective(self, config: Config, dataset: Any) -> str:
-        """Name of the metric by which trials are compared; lower is better."""
+        """Name of the metric by which trials are compared unless a sweep names another.
+
+        Lower is better, but for `ali.metrics.HIGHER_IS_BETTER`; see `Sweep.objective`.
+        """
+
+    def metric_names(self, config: Config, dataset: Any) -> Collection[str] | None:
+        """Names of all metrics that `run` yields, so that another objective is checked at once.
+
+        Default: None, not known.
+        """
+        return None
 
     @abstractmethod
     def fingerprint(self, dataset: Any) -> str:
@@ -119,6 +129,11 @@ class AliExperiment(Experiment):
         from ali.experiment import objective
 
         return objective(config, dataset)
+
+    def metric_names(self, config: Config, dataset: Dataset) -> Collection[str]:
+        from ali.experiment import metric_names
+
+        return metric_names(config, dataset)
 
     def fingerprint(self, dataset: Dataset) -> str:
         return dataset.fingerprint

@@ -91,8 +91,9 @@ def train_best(options: FinalOptions) -> int:
         torch.set_num_threads(options.threads)
     stop_on_signals()
     to = TrackingContext(
-        uri, experiment, options.name, trial.data.tags[PARENT], runs.objective_of(trial)
-    )
+        uri, experiment, options.name, trial.data.tags[PARENT], runs.objective_of(trial),
+        direction=runs.direction_of(trial), formula=runs.formula_of(trial),
+    )  # fmt: skip
     context = TrainingContext(
         location=Location(
             name=options.name,
@@ -164,13 +165,15 @@ def finish(trained: Sequence[tuple[FullTraining, Outcome | NonFiniteError]]) -> 
     if not tested:
         print(f"all {len(trained)} seeds diverged: nothing was registered")
         return 1
-    objective = tested[0][0].to.objective
-    training, best = min(tested, key=lambda pair: pair[1].found[objective])
+    objective = tested[0][0].objective
+    better = max if objective.maximize else min
+    training, best = better(tested, key=lambda pair: pair[1].found[objective.name])
     if training.context.fresh_seed:
         training.register(best)
     print(result_table(best.found, best.config, best.epoch, bool(training.notes)))
     if training.context.fresh_seed:
-        print(seeds_table([(t.config.seed, found) for t, found in trained], objective))
+        ended = [(t.config.seed, found) for t, found in trained]
+        print(seeds_table(ended, objective.name, objective.maximize))
         client = connect(training.to.uri)
         runs.restore(client, training.to.parent_run_id)
         for name, value in over_seeds([found.found for _, found in tested]).items():

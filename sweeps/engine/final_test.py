@@ -99,12 +99,15 @@ def over_seeds(found: Sequence[dict[str, float]]) -> dict[str, float]:
     return summary
 
 
-def seeds_table(trained: Sequence[tuple[int, Outcome | NonFiniteError]], objective: str) -> str:
+def seeds_table(
+    trained: Sequence[tuple[int, Outcome | NonFiniteError]], objective: str, maximize: bool = False
+) -> str:
     """A row for each (seed, what its training came to), the best by validation marked."""
     ended = [found for _, found in trained if not isinstance(found, NonFiniteError)]
     names = [name for name in ended[0].found if name != TEST_ERROR_STD]
     names.sort(key=lambda name: name != objective)
-    best = min(ended, key=lambda found: found.found[objective])
+    better = max if maximize else min
+    best = better(ended, key=lambda found: found.found[objective])
     table = Table(title="Seeds that the sweep has not used", title_justify="left")
     table.add_column("seed")
     for name in names:

@@ -20,12 +20,16 @@ MOST_TELLING = ("lr D/EG", "dropout x/z/xz", "bn D(x)")  # what fits in a line
 
 
 def varied(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
-    """HYPERPARAMETERS, and those of OPTIONAL in which the configurations differ."""
-    more = {
-        heading: names
-        for heading, names in OPTIONAL.items()
-        if len({tuple(config.get(name) for name in names) for config in configs}) > 1
-    }
+    """HYPERPARAMETERS, and what else the configurations differ in: OPTIONAL, further dimensions."""
+
+    def differ(*names: str) -> bool:
+        return len({repr([config.get(name) for name in names]) for config in configs}) > 1
+
+    known = HYPERPARAMETERS | OPTIONAL
+    alike = {name for names in known.values() for name in names} | {"seed", "data_dir"}
+    others = [name for name in (configs[0] if configs else {}) if name not in alike]
+    more = {heading: names for heading, names in OPTIONAL.items() if differ(*names)}
+    more |= {name.replace("_", " "): (name,) for name in others if differ(name)}
     return HYPERPARAMETERS | more
 
 
@@ -51,7 +55,9 @@ def _format(name: str, value: Any) -> str:
         return MISSING
     if name == "bn_x":
         return "".join("01"[on] for on in value)
-    if name == "batch_size":
+    if isinstance(value, bool):
+        return "01"[value]
+    if isinstance(value, (int, str)):
         return str(value)
     if name == "weight_std":
         return f"{value:.3f}".lstrip("0")

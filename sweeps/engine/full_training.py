@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from ali import data, distributed
 from ali.config import Config
 from ali.data import Dataset, Images
 from ali.errors import NonFiniteError, UserError
-from ali.experiment import evaluate
+from ali.experiment import evaluate, metric_names
+from ali.experiment import objective as own_objective
 from ali.files import append_line, make_folder
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND, SAMPLE_DIVERSITY
 from ali.training.checkpoint import find_checkpoint, read_manifest
@@ -24,6 +26,7 @@ from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import AliExperiment
 from sweeps.engine.final_test import Outcome, register, test_metrics
 from sweeps.engine.journal import DATA
+from sweeps.engine.objective import Direction, Objective
 from sweeps.engine.options import Location
 from sweeps.engine.reporting import has_collapsed
 from sweeps.engine.storage import Storage
@@ -116,6 +119,11 @@ class FullTraining:
         self.check_resumable()
         for note in self.notes:
             print(f"note: {note}")
+        if self.objective.name != self.to.objective:
+            print(
+                f"note: {self.to.objective}, by which the sweep has chosen, is a function of its "
+                f"script; here seeds are compared by {self.objective.name}"
+            )
         self.log = self.open_log()
         try:
             if self.context.workers == 1:
@@ -147,6 +155,18 @@ class FullTraining:
         """What is to know about the data, the test files included."""
         about_test = data.load_splits(self.config, ("test",)).notes
         return tuple(dict.fromkeys((*self.dataset.notes, *about_test)))
+
+    @cached_property
+    def objective(self) -> Objective:
+        """What the sweep compared its trials by, or the data set's own where that is not known."""
+        asked = Objective(self.to.objective, self._direction, self.to.formula)
+        if asked.metrics <= metric_names(self.config, self.dataset):
+            return asked
+        return Objective(own_objective(self.config, self.dataset), "minimize")
+
+    @property
+    def _direction(self) -> Direction:
+        return "maximize" if self.to.direction == "maximize" else "minimize"
 
     @property
     def fingerprint(self) -> str:
@@ -250,7 +270,8 @@ class FullTraining:
                 print(f"workers lost ({type(error).__name__}); restarting from checkpoint")
 
     def _end_epoch(self, state: State, metrics: dict[str, float]) -> None:
-        epoch, total, name = state.epoch, self.config.epochs, self.to.objective
+        epoch, total, name = state.epoch, self.config.epochs, self.objective.name
+        self.objective.add_to(metrics)
         last = epoch == total
         if last or epoch % self.context.checkpoint_every == 0:
             state.save(self.folder / CHECKPOINT)
@@ -285,17 +306,19 @@ class FullTraining:
         client, run_id = self.log.open()
         self.log.queue.flush(60)
         state.save(self.folder / CHECKPOINT)  # it may be the trial's
-        known, name = client.get_run(run_id).data, self.to.objective
+        known, name = client.get_run(run_id).data, self.objective.name
         last = known.metrics
         if last.get(EPOCH) != state.epoch:  # the trial's, or a kill came after the checkpoint
             last = {EPOCH: state.epoch, **evaluate(state, self.dataset, self.config)}
+            self.objective.add_to(last)
             self.log.epoch(last, self.experiment.pictures(state, self.config, self.dataset))
         svms = self.context.svms
         tested = f"epoch {state.epoch}, {svms} SVMs, {self.fingerprint}"
         if known.tags.get(TESTED) == tested:  # the test split is read once for a result
             found = {k: v for k, v in known.metrics.items() if k.startswith("test_")}
         else:
-            found = test_metrics(state.networks, self.dataset, test, self.config, name, svms)
+            own = own_objective(self.config, self.dataset)
+            found = test_metrics(state.networks, self.dataset, test, self.config, own, svms)
             runs.restore(client, run_id)
             for metric, value in found.items():
                 client.log_metric(run_id, metric, value, step=state.epoch)
@@ -303,7 +326,7 @@ class FullTraining:
         self.log.queue.close()
         if lost := runs.lost_records([client.get_run(run_id)]):
             print(f"note: {lost}")
-        found[name] = last[name]
+        found[name] = last.get(name, math.nan)  # of an epoch's losses, which the trial has
         return Outcome(self.config, run_id, state.epoch, found)
 
     def register(self, tested: Outcome) -> None:

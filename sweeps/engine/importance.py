@@ -15,6 +15,8 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, create_trial
 
+from sweeps.engine.objective import sign
+
 MIN_TRIALS = 12  # below that the best tenth is one trial
 REPEATS = 50  # shuffles, and bootstrap samples
 
@@ -59,7 +61,7 @@ class Importance:
 
 def importance(trials: Sequence[FrozenTrial], seed: int = 0) -> Importance:
     """Of trials with values; those that all of them have parameters of are compared."""
-    values = np.array([trial.value for trial in trials])
+    values = sign(trials) * np.array([trial.value for trial in trials])  # less is better
     if len(trials) < MIN_TRIALS or np.ptp(values) == 0:
         return Importance(len(trials), 1.0, ())
     rng = np.random.default_rng(seed)

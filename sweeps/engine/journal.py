@@ -17,10 +17,13 @@ from ali.config import Config
 from ali.errors import UserError
 from sweeps.engine.confirmation import CONFIRMS, CONTROL
 from sweeps.engine.endings import END_REASON, END_STATE, RETRIES, EndState
+from sweeps.engine.objective import MAXIMIZE
 from sweeps.engine.space import PAPER_VALUES
 
 CONFIG = "config"  # user attribute of a trial: its whole configuration, plain JSON types
 DATA = "data_fingerprint"  # user attribute of a study: of the data that all its trials have
+SPACE = "space"  # user attribute of a study: what its search draws from (`Space.to_dict`)
+OBJECTIVE = "objective"  # user attribute of a study: name of the metric that is its value
 WAY_ON = "restore it from a copy, or start a sweep with another --name"
 
 _NUMBER, _NAMES = (int, float), {"op_code": int, "worker_id": str}
@@ -40,7 +43,7 @@ _FIELDS: dict[int, dict[str, type | tuple[type, ...]]] = {
 }
 _CREATE_TRIAL, _SET_PARAMETER, _OF_TRIALS = 4, 5, range(5, 10)
 _ATTRIBUTES = {END_REASON: str, CONFIRMS: int, RETRIES: int, CONTROL: bool, PAPER_VALUES: list}
-_ATTRIBUTES |= {DATA: str}
+_ATTRIBUTES |= {DATA: str, SPACE: dict, OBJECTIVE: str, MAXIMIZE: bool}
 
 
 def open_journal(path: Path) -> JournalStorage:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ali import environment
 from ali.config import Config
@@ -20,10 +20,18 @@ from sweeps.engine.cluster import allocate_resources, check_ray, start_ray
 from sweeps.engine.driver import Driver, Sweep
 from sweeps.engine.lock import driver_lock
 from sweeps.engine.mirror import JournalMirror
+from sweeps.engine.objective import Objective
 from sweeps.engine.options import JOURNAL, OPTIONS, Options
-from sweeps.engine.space import InitialPoint, Space, paper_defaults, with_optional
+from sweeps.engine.points import within
+from sweeps.engine.space import InitialPoint, Space, paper_defaults, read_space, with_optional
 from sweeps.engine.storage import Storage
-from sweeps.engine.traces import read_begun, refuse_lost_trials, refuse_other_data
+from sweeps.engine.traces import (
+    begun_space,
+    read_begun,
+    refuse_lost_trials,
+    refuse_other_data,
+    refuse_other_objective,
+)
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import MLFLOW_ENVIRONMENT, connect, experiment_id
 from sweeps.engine.tracking.moved import follow_move
@@ -62,10 +70,9 @@ def launch(sweep: Sweep, options: Options) -> int:
         base = options.config()
         begun = read_begun(options)
         refuse_lost_trials(begun, options, storage)
-        space = with_optional(
-            sweep.space, base, options.bn_with_z, options.vary_weight_std, options.vary_batch_size
-        )
-        largest = base.replace(batch_size=max(space.batch_sizes, default=base.batch_size))
+        space = begun_space(begun, options, lambda: asked_space(sweep.space, options))
+        base = space.apply_fixed(base)
+        largest = base.replace(batch_size=space.largest_batch or base.batch_size)
         dataset = sweep.experiment.load_data(largest)  # bad data is found here, not in trials
         for note in sweep.experiment.notes(dataset):
             print(f"note: {note}", flush=True)
@@ -73,7 +80,8 @@ def launch(sweep: Sweep, options: Options) -> int:
         refuse_other_data(begun, options, fingerprint)
         if not options.resume:
             sweep.experiment.check_test_data(base)  # nor by best.py, when the sweep is over
-        objective = sweep.experiment.objective(base, dataset)
+        objective = chosen_objective(sweep, options, base, dataset)
+        refuse_other_objective(begun, options, objective)
         points = first_points(sweep, options, space, base)
         check_ray()
         make_folder(existing_part(options.output_dir), shared=True)
@@ -87,7 +95,8 @@ def launch(sweep: Sweep, options: Options) -> int:
         known = runs.restore_sweep(client, options.name) if options.resume else None
         experiment = known or experiment_id(client, options.output_dir)
         follow_move(client, experiment, options.output_dir)
-        refuse_other_sweep(options, objective, runs.find_sweep(client, experiment, options.name))
+        same_name = runs.find_sweep(client, experiment, options.name)
+        refuse_other_sweep(options, objective.name, same_name)
         logged = runs.find_runs(client, experiment, sweep=options.name, kind=KIND_TRIAL)
         refuse_lost_trials(begun, options, storage, logged)
         refuse_other_data(begun, options, fingerprint, logged)
@@ -100,13 +109,40 @@ def launch(sweep: Sweep, options: Options) -> int:
         return driver.run(experiment)
 
 
+def asked_space(space: Space, options: Options) -> Space:
+    """The space that is asked for: a sweep's own, what --space says, and the optional dimensions.
+
+    Raises UserError if the file cannot be read, or is none of a space.
+    """
+    if options.space:
+        space = read_space(options.space, space)
+    optional = options.bn_with_z, options.vary_weight_std, options.vary_batch_size
+    return with_optional(space, options.config(), *optional)
+
+
+def chosen_objective(sweep: Sweep, options: Options, base: Config, dataset: Any) -> Objective:
+    """What trials are compared by. Raises UserError if the experiment does not have it."""
+    own = sweep.experiment.objective(base, dataset)
+    chosen = options.objective or sweep.objective or own
+    if isinstance(chosen, str):
+        chosen = Objective.parse(chosen, options.direction)
+    chosen.check(sweep.experiment.metric_names(base, dataset))
+    return chosen
+
+
 def first_points(
     sweep: Sweep, options: Options, space: Space, base: Config
 ) -> list[tuple[InitialPoint, bool]]:
     """The points to try before the search draws any, and whether each is the paper's own."""
     from sweeps.engine.warm_start import warm_points
 
-    own = [(make(base), make is paper_defaults) for make in sweep.points_to_evaluate]
+    own = []
+    for make in sweep.points_to_evaluate:
+        point, changes = within(make(base), space, base)
+        if changes and not options.resume:
+            where = ", ".join(f"{k} {now} for {before}" for k, (before, now) in changes.items())
+            print(f"note: the space does not have the point {make.__name__}: tried with {where}")
+        own.append((point, make is paper_defaults and not changes))
     warm: list[InitialPoint] = []
     with contextlib.suppress(*[UserError] * options.resume):  # by now the earlier one may be gone
         warm = warm_points(options, space, base, [point for point, _ in own])
@@ -136,8 +172,8 @@ def refuse_other_sweep(options: Options, objective: str, known: Run | None) -> N
         )
     if known and (before := runs.objective_of(known)) != objective:
         raise UserError(
-            f"sweep {options.name!r} minimizes {before}, but on this data a sweep minimizes "
-            f"{objective}: resume it with the --data-dir it was started with"
+            f"sweep {options.name!r} compares trials by {before}, but on this data by "
+            f"{objective}: resume it with the --data-dir and the objective it was started with"
         )
 
 

@@ -24,9 +24,9 @@ OPTION_GROUPS: tuple[Group, ...] = (
     Group("network", "--model gan --batch-size 50", "model levels batch_size precision"),
     Group(
         "search",
-        "--name first --resume --confirm 2",
-        "startup_trials grace_epochs reduction_factor race confirm confirm_seeds warm_start "
-        "bn_with_z vary_weight_std vary_batch_size seed",
+        "--name first --space space.toml --objective sample_diversity",
+        "space objective direction startup_trials grace_epochs reduction_factor race confirm "
+        "confirm_seeds warm_start bn_with_z vary_weight_std vary_batch_size seed",
     ),
     Group(
         "resource",

@@ -19,6 +19,7 @@ from ali.errors import UserError
 from ali.files import atomic_write, refuse_address
 from ali.output import without_password
 from ali.settings import missing_file, read_settings
+from sweeps.engine.objective import Direction, Objective
 from sweeps.engine.option_groups import LOCATION_GROUPS, OPTION_GROUPS
 from sweeps.engine.scripts import here, running_command
 from sweeps.engine.storage import Storage
@@ -109,6 +110,15 @@ class Options(Common, Location):
     """Also search the initial weights' standard deviation, from the table's to ten times that."""
     vary_batch_size: bool = False
     """Also search the batch size: half, once and twice --batch-size."""
+    space: Path | None = None
+    """Space of one's own, a TOML or YAML file (docs/space.md): other ranges, choices, fixed values,
+    further dimensions."""
+    objective: str | None = None
+    """Metric to compare trials by, or arithmetic of several: "val_error + 0.1 * sample_distance";
+    default: the data set's, val_error with labels."""
+    direction: Direction | None = None
+    """minimize or maximize the --objective; default: what is better for a known metric, else
+    minimize."""
     warm_start: str | None = None
     """Earlier sweep in --output-dir whose five best configurations are tried first, in this sweep's
     space; its data, width and budget may differ."""
@@ -173,6 +183,10 @@ class Options(Common, Location):
                 raise UserError(f"{option} must be at least {least}, not {value}")
         if not self.reduction_factor > 1:
             raise UserError(f"--reduction-factor must be above 1, not {self.reduction_factor}")
+        if self.objective:
+            Objective.parse(self.objective)
+        elif self.direction:
+            raise UserError("--direction is that of an --objective: name one, or leave it out")
 
     def config(self) -> Config:
         """What all trials of the sweep have in common."""
@@ -220,6 +234,7 @@ class Options(Common, Location):
             self,
             output_dir=self.output_dir.resolve(),
             data_dir=self.data_dir and self.data_dir.resolve(),
+            space=self.space and self.space.resolve(),
             storage_path=storage,
             tracking_uri=uri,
         )
@@ -235,6 +250,7 @@ RESUME_MAY_CHANGE = frozenset(
     {"resume", "num_trials", "max_concurrent", "cpus_per_trial", "gpus_per_trial", "data_dir"}
     | {"max_failures", "keep", "tracking_uri", "outage_seconds", "output_dir", "image_every"}
     | {"hang_seconds", "storage_path", "race", "confirm", "confirm_seeds"}
+    | {"space"}  # the journal has what is in it: traces.begun_space
 )
 
 
@@ -295,7 +311,8 @@ def _read(kind: type[Location], file: Path, name: str | None = None) -> dict[str
 
 
 def _with_paths(plain: dict[str, Any]) -> dict[str, Any]:
-    places = {key: Path(plain[key]) for key in ("data_dir", "output_dir") if plain.get(key)}
+    names = ("data_dir", "output_dir", "space")
+    places = {name: Path(plain[name]) for name in names if plain.get(name)}
     return {**plain, **places}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from ali.metrics import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND
 from sweeps.engine.confirmation import CONFIRMS, is_new
 from sweeps.engine.endings import END_STATE
 from sweeps.engine.formatting import format_line
+from sweeps.engine.objective import Objective
 from sweeps.engine.options import Options
 from sweeps.engine.progress import Progress
 from sweeps.engine.study import CONFIG, Study, confirms_of, trial_id
@@ -45,10 +47,11 @@ class Overview(tune.Callback):
     """Follows a sweep's trials, and makes the lines of its view."""
 
     def __init__(
-        self, options: Options, study: Study, progress: Progress, objective: str, slots: int
+        self, options: Options, study: Study, progress: Progress, objective: Objective, slots: int
     ) -> None:
         self._options, self._study, self._progress = options, study, progress
-        self._objective, self._slots = objective, slots
+        self._objective, self._slots = objective.name, slots
+        self._sign = -1.0 if objective.maximize else 1.0  # less is better
         self._began = time.monotonic()
         self._running: dict[str, Running] = {}
         self._ended: Counter[int] = Counter()  # trials by their last epoch
@@ -168,16 +171,17 @@ class Overview(tune.Callback):
         return max(0, new) * expected + again * options.epochs
 
     def _best(self, width: int, running: list[tuple[str, Running]]) -> list[Text]:
-        """The best completed trial, and before it a running one whose objective is lower."""
+        """The best completed trial, and before it a running one whose objective is better."""
         rows: list[tuple[str, str, float | None, str]] = []
         label = "best so far"
         completed = self._progress.best[:1]
         limit = completed[0].value if completed else None
-        values = [(run.value, name, run) for name, run in running if run.value is not None]
-        value, name, run = min(values, key=lambda found: found[:2], default=(None, "", None))
-        if run and value is not None and (limit is None or value < limit):
+        less = self._sign
+        values = [(less * run.value, name, run) for name, run in running if run.value is not None]
+        best, name, run = min(values, key=lambda found: found[:2], default=(math.inf, "", None))
+        if run and (limit is None or best < less * limit):
             where = f"after epoch {run.epoch}/{self._options.epochs}, running"
-            rows.append((label, name, value, where))
+            rows.append((label, name, run.value, where))
             label = "completed"
         for trial in completed:
             told = format_line(trial.user_attrs.get(CONFIG, {}))

@@ -66,7 +66,7 @@ class Progress(tune.Callback):
         say(
             f"sweep {options.name}: {options.num_trials} trials{before}, {resources.concurrent} at "
             f"a time with {resources.cpus} CPU{gpus} each; up to {options.epochs} epochs on "
-            f"{options.data}, minimizing {to.objective}"
+            f"{options.data}, {to.direction[:-1]}ing {to.objective}"
         )
         data = options.config().data_dir or "its default folder"
         files = str(options.folder)

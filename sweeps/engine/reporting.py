@@ -30,13 +30,11 @@ from sweeps.engine.confirmation import (
     Estimate,
     confirmed,
     estimates,
-    worst_value,
 )
-from sweeps.engine.endings import is_broken
 from sweeps.engine.formatting import HYPERPARAMETERS, MISSING, format_hyperparameters, varied
 from sweeps.engine.options import Location, Options, saved_options
 from sweeps.engine.pareto import front
-from sweeps.engine.results import TrialResult, load_study, ranked
+from sweeps.engine.results import TrialResult, load_study, ranked, valued
 from sweeps.engine.scripts import script_command, ui_command
 from sweeps.engine.study import trial_id
 from sweeps.engine.tracking import runs
@@ -64,7 +62,7 @@ QUALITY = {  # metric shown beside the objective: heading
     NEAR_MODES: "near modes",
 }
 WIDTH = 118  # characters of a printed report
-OPTIONAL_WIDTH = 6  # more for each hyperparameter that is not searched by default
+OPTIONAL_WIDTH = 10  # more for each hyperparameter that is not searched by default
 MIN_FREEDOM = 2  # runs beyond the first ones, from which on an interval says anything
 SURE = 0.95  # probability from which on a difference is no tie
 COLLAPSED_WORDS, UNTRAINED = "which has collapsed", "which is no better than untrained"
@@ -99,7 +97,7 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
         text.print(_best(options, best, by_id, runs.objective_of(parent)))
         for line in _notes(parent, best, by_id):
             text.print(line)
-        if shown := _pareto(complete, by_id, runs.objective_of(parent)):
+        if shown := _pareto(complete, by_id, parent):
             text.print(shown)
         if again:
             known, control = estimates(frozen), control_of(frozen)
@@ -209,19 +207,21 @@ def _notes(parent: Run, best: Sequence[TrialResult], by_id: Runs) -> Iterator[st
         )
 
 
-def _pareto(trials: Sequence[TrialResult], by_id: Runs, objective: str) -> Table | str | None:
+def _pareto(trials: Sequence[TrialResult], by_id: Runs, parent: Run) -> Table | str | None:
     """The trials that are best in the objective and the quality of samples together."""
-    points = {}
+    objective, maximize = runs.objective_of(parent), runs.direction_of(parent) == "maximize"
+    points, less = {}, -1 if maximize else 1
     for trial in trials:
         run = by_id.get(trial.trial_id)
         distance = run.data.metrics.get(SAMPLE_DISTANCE) if run else None
         if trial.value is not None and distance is not None:
-            points[trial.trial_id] = (trial.value, distance)
+            points[trial.trial_id] = (less * trial.value, distance)
     if objective == SAMPLE_DISTANCE or len(points) < 2:
         return None
     names = front(points)
     if len(names) == 1:
-        return f"Trial {names[0]} has the lowest {objective} and the lowest {SAMPLE_DISTANCE}.\n"
+        end = "highest" if maximize else "lowest"
+        return f"Trial {names[0]} has the {end} {objective} and the lowest {SAMPLE_DISTANCE}.\n"
     table = Table(
         title=f"Best in {objective} and {SAMPLE_DISTANCE} together (Pareto front)",
         title_justify="left",
@@ -230,7 +230,7 @@ def _pareto(trials: Sequence[TrialResult], by_id: Runs, objective: str) -> Table
         table.add_column(heading, justify="right")
     for name in names:
         value, distance = points[name]
-        table.add_row(name, f"{value:.4f}", f"{distance:.2f}")
+        table.add_row(name, f"{less * value:.4f}", f"{distance:.2f}")
     return table
 
 
@@ -336,30 +336,21 @@ def _ends(trials: Sequence[TrialResult]) -> Table:
 
 def _importance(trials: Sequence[FrozenTrial]) -> Table | str:
     """Of all trials with values: a stopped one counts with its last, a diverged one as worst."""
-    from optuna.trial import create_trial
-
     from sweeps.engine.importance import MIN_TRIALS, importance
 
-    ended = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED")]
-    worst = worst_value(ended)
-    valued: list[FrozenTrial] = []
-    for t in ended:
-        values, diverged = t.intermediate_values, is_broken(t)
-        if values or diverged:
-            value = worst if diverged else values[max(values)]
-            valued.append(create_trial(params=t.params, distributions=t.distributions, value=value))
-    found = importance(valued)
+    with_value = valued(trials)
+    found = importance(with_value)
     if not found.shares:
-        return f"Importance: {len(valued)} trials are too few to tell; it takes {MIN_TRIALS}.\n"
+        return f"Importance: {len(with_value)} trials are too few to tell; it takes {MIN_TRIALS}.\n"
     if not found.significant:
         first = found.shares[0]
         return (
-            f"Importance: none can be told from chance in {len(valued)} trials. The largest share, "
-            f"{first.value:.0%} of {first.name}, is below the {found.chance:.0%} that shuffled "
-            f"values reach; it would take some {found.trials_needed} trials.\n"
+            f"Importance: none can be told from chance in {found.trials} trials. The largest "
+            f"share, {first.value:.0%} of {first.name}, is below the {found.chance:.0%} that "
+            f"shuffled values reach; it would take some {found.trials_needed} trials.\n"
         )
     table = Table(
-        title=f"Importance, from {len(valued)} trials",
+        title=f"Importance, from {len(with_value)} trials",
         caption=f"Shares up to {found.chance:.0%} are chance, and left out.",
         title_justify="left",
         caption_justify="left",

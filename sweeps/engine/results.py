@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ali.errors import UserError
-from sweeps.engine.endings import Ending, ending_of
+from sweeps.engine.confirmation import worst_value
+from sweeps.engine.endings import Ending, ending_of, is_broken
 from sweeps.engine.options import JOURNAL, Location, refuse_missing
 
 if TYPE_CHECKING:
@@ -55,6 +57,18 @@ def ranked(trials: Sequence[FrozenTrial]) -> list[TrialResult]:
     chosen = {trial.number for trial in best}
     others = [trial for trial in trials if trial.number not in chosen]
     return [_result(trial) for trial in [*best, *others]]
+
+
+def valued(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """All that have a value: a stopped one its last, one that diverged the worst of all."""
+    ended = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED")]
+    worst, found = worst_value(ended), []
+    for trial in ended:
+        values, diverged = trial.intermediate_values, is_broken(trial)
+        if values or diverged:
+            found.append(copy.copy(trial))
+            found[-1].value = worst if diverged else values[max(values)]
+    return found
 
 
 def load_study(location: Location) -> optuna.Study:

@@ -30,12 +30,18 @@ class EarlyStopping(FIFOScheduler):
     """
 
     def __init__(
-        self, objective: str, epochs: int, grace_epochs: int, reduction_factor: float
+        self,
+        objective: str,
+        epochs: int,
+        grace_epochs: int,
+        reduction_factor: float,
+        maximize: bool = False,
     ) -> None:
         super().__init__()
         self.objective = objective
         self.endings: dict[str, Ending] = {}  # by id, of trials that were told to stop
         self._epochs = epochs
+        self._sign = -1.0 if maximize else 1.0  # the forecast is of something to minimize
         self._forecast = Forecast(epochs, grace_epochs, reduction_factor)
         self.never_stop: set[str] = set()  # trials that confirm another: each is to be whole
         self._lost: set[str] = set()  # told to stop, but their worker was lost before that
@@ -54,7 +60,7 @@ class EarlyStopping(FIFOScheduler):
             if CONFIRMS in trial.user_attrs:
                 continue
             for epoch, value in sorted(trial.intermediate_values.items()):
-                cut = self._forecast.report(name, epoch, value)
+                cut = self._forecast.report(name, epoch, self._sign * value)
             if cut is not None and not trial.state.is_finished():
                 self.endings[name] = self._ending(cut)
                 stopped.append(trial)
@@ -66,7 +72,7 @@ class EarlyStopping(FIFOScheduler):
         judged = trial.trial_id not in self.never_stop
         for epoch, value in result.get(HISTORY, ()):
             if judged:
-                self._forecast.report(trial.trial_id, int(epoch), value)
+                self._forecast.report(trial.trial_id, int(epoch), self._sign * value)
         if END_STATE in result:
             return TrialScheduler.STOP
         value = result.get(self.objective)
@@ -74,7 +80,8 @@ class EarlyStopping(FIFOScheduler):
             return TrialScheduler.CONTINUE
         cut = None
         if judged:
-            cut = self._forecast.report(trial.trial_id, int(result[EPOCH]), float(value))
+            loss = self._sign * float(value)
+            cut = self._forecast.report(trial.trial_id, int(result[EPOCH]), loss)
         if cut is not None:
             self.endings[trial.trial_id] = self._ending(cut)
             return TrialScheduler.STOP
@@ -94,9 +101,11 @@ class EarlyStopping(FIFOScheduler):
         self.on_trial_result(tune_controller, trial, result)
 
     def _ending(self, cut: Cut) -> Ending:
+        value, target = self._sign * cut.value, self._sign * cut.target
+        side = "below" if self._sign > 0 else "above"
         reason = (
-            f"{self.objective} {cut.value:.4f} after epoch {cut.epoch}: its chance to end at or "
-            f"below {cut.target:.4f}, among the best 1 in {self._forecast.reduction_factor:g} of "
+            f"{self.objective} {value:.4f} after epoch {cut.epoch}: its chance to end at or "
+            f"{side} {target:.4f}, among the best 1 in {self._forecast.reduction_factor:g} of "
             f"{cut.completed} trials, is {cut.chance:.0%}"
         )
         return Ending(EndState.STOPPED_EARLY, reason)

@@ -6,16 +6,29 @@ neither D(x) nor leaky ReLUs, and the discriminator of Table 2 is maxout.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import optuna
 
 from ali.config import Config
-from ali.models.tables import LEAKY, Rows, paper_table
+from ali.errors import UserError
+from ali.files import read_mapping
+from ali.models.tables import LEAKY, Rows, apply_config, paper_table
+from sweeps.engine import dimensions
+from sweeps.engine.dimensions import GROUPS, SWITCHES, Dimension, field_value
 
 Range = tuple[float, float]
+
+
+# What a field's own entry puts in place of a range that the space may have of it.
+_OPTIONAL: dict[str, Any] = {
+    "weight_std": {"weight_std": None},
+    "batch_size": {"batch_sizes": ()},
+}
 
 
 @dataclass(frozen=True)
@@ -24,17 +37,20 @@ class Space:
 
     Two choices are conditional. Encoder and decoder either share the discriminator's Adam settings
     or have their own (`adam_apart`); D(x) either has no batch norm or has it per layer (`bn`).
+
+    A range is (low, high), or one of Optuna's distributions: `FloatDistribution(1e-4, 1e-3)` has a
+    linear scale. `read_space` reads the same from a file. Raises UserError for what Config refuses.
     """
 
-    lr: Range = (2e-5, 2e-3)
+    lr: Dimension = (2e-5, 2e-3)
     """Adam's α, log scale. Tables 2 to 5: 1e-4."""
-    beta1: Range = (0.0, 0.9)
+    beta1: Dimension = (0.0, 0.9)
     """Adam's β₁. Tables 2 to 5: 0.5."""
-    one_minus_beta2: Range = (1e-4, 1e-1)
+    one_minus_beta2: Dimension = (1e-4, 1e-1)
     """1 − β₂, as the tables print it; log scale. Tables 2 to 5: 1e-3."""
-    dropout: Range = (0.0, 0.6)
+    dropout: Dimension = (0.0, 0.6)
     """Dropout of D(x), D(z) and D(x, z), each its own, alike in all its layers. Table 3: 0.2."""
-    slope: Range = (0.0, 0.3)
+    slope: Dimension = (0.0, 0.3)
     """Leaky slopes of encoder, decoder and discriminator, each its own. Table 3: 0.01."""
     bn_with_z: bool = False
     """Also try batch norm in D(z) and D(x, z), which §4 reports as unstable."""
@@ -43,6 +59,115 @@ class Space:
     0.01."""
     batch_sizes: tuple[int, ...] = ()
     """Images per step; empty: the sweep's --batch-size."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Values that all trials have, by field of Config (`dropout_x`), range of the space (`dropout`:
+    all three) or choice of its own (`adam_apart`, `bn`)."""
+    extra: Mapping[str, Dimension] = field(default_factory=dict)
+    """Further dimensions, by field of Config: `width`, or one with a range of its own, `lr_g`."""
+
+    def __post_init__(self) -> None:
+        for name in GROUPS:
+            dimensions.dimension(name, getattr(self, name))
+        fixed = dict(dimensions.expanded(self.fixed))
+        extra: dict[str, Dimension] = {}
+        for name, given in self.extra.items():
+            dimensions.check_name(name)
+            if name in GROUPS:
+                raise dimensions.refuse(name, f"is no further dimension: Space({name}=…) sets it")
+            if name in fixed:
+                raise dimensions.refuse(name, "is both fixed and searched: leave one out")
+            extra[name] = dimensions.dimension(name, given)
+        object.__setattr__(self, "fixed", fixed)
+        object.__setattr__(self, "extra", extra)
+
+    def has_own(self, name: str) -> bool:
+        """Whether a field of Config is fixed, or has a range of its own."""
+        return name in self.fixed or name in self.extra
+
+    def apply_fixed(self, base: Config) -> Config:
+        """What all trials have in common: `base` with the fixed values.
+
+        Raises UserError for a dimension that the networks of the data set do not have, or values
+        that they do not take.
+        """
+        fixed = {k: v for k, v in self.fixed.items() if k not in SWITCHES}
+        for name, value in fixed.items():
+            dimensions.check_value(name, value, {**base.to_dict(), **fixed})
+        base = Config.from_dict({**base.to_dict(), **fixed})
+        parts, leaky = _discriminator(base), _leaky(base)
+        there = {f"{what}_{part}" for part in parts for what in ("dropout", "bn")}
+        there |= {f"slope_{who}" for who in leaky}
+        for name, given in self.extra.items():
+            if name.startswith(("dropout_", "bn_", "slope_")) and name not in there:
+                raise dimensions.refuse(name, f"has no effect: the networks of {base.data} lack it")
+            for value in dimensions.ends(given):
+                dimensions.check_value(name, value, base.to_dict())
+                _check_table(name, base.replace(**{name: _frozen(field_value(name, value))}))
+        _check_table("bn_x", base)
+        return base
+
+    @property
+    def largest_batch(self) -> int:
+        """Images per step that the data must have; 0: as the sweep's --batch-size."""
+        own = dimensions.ends(self.extra["batch_size"]) if "batch_size" in self.extra else ()
+        return max([*self.batch_sizes, *own], default=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON types, as in a file; `from_dict` is the inverse."""
+        plain: dict[str, Any] = {
+            name: dimensions.to_plain(name, getattr(self, name)) for name in GROUPS
+        }
+        plain["bn_with_z"] = self.bn_with_z
+        if self.weight_std:
+            low, high = self.weight_std
+            plain["weight_std"] = {"low": low, "high": high, "log": True}
+        if self.batch_sizes:
+            plain["batch_size"] = {"choices": list(self.batch_sizes)}
+        plain |= {name: dimensions.to_plain(name, given) for name, given in self.extra.items()}
+        return plain | {k: list(v) if isinstance(v, tuple) else v for k, v in self.fixed.items()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any], other: Space | None = None) -> Space:
+        """`other`, by default the paper's ranges, with these dimensions in place of its own.
+
+        A dimension is a value, {low, high, log} or {choices}, as in a file. Raises UserError.
+        """
+        other = other or cls()
+        ranges: dict[str, Any] = {}
+        fixed, extra = dict(other.fixed), dict(other.extra)
+        for name in sorted(plain, key=lambda name: name not in GROUPS):  # then single fields
+            given = plain[name]
+            if name == "bn_with_z":
+                if not isinstance(given, bool):
+                    raise dimensions.refuse(name, f"must be true or false, not {given!r}")
+                ranges[name] = given
+                continue
+            dimensions.check_name(name)
+            ranges |= _OPTIONAL.get(name, {})
+            for one in (name, *GROUPS.get(name, ())):
+                fixed.pop(one, None)
+                extra.pop(one, None)
+            if not isinstance(given, Mapping):
+                fixed |= dimensions.expanded({name: given})
+            elif name in GROUPS:
+                ranges[name] = dimensions.dimension(name, given)
+            else:
+                extra[name] = dimensions.dimension(name, given)
+        return replace(other, **ranges, fixed=fixed, extra=extra)
+
+
+def read_space(path: Path | str, other: Space | None = None) -> Space:
+    """`other` with the dimensions that a file has in place of its own (docs/space.md).
+
+    `other`: by default the paper's ranges.
+
+    Raises UserError, naming the file and the dimension.
+    """
+    plain = read_mapping(Path(path))
+    try:
+        return Space.from_dict(plain, other)
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removeprefix('space: ')}") from None
 
 
 @dataclass(frozen=True)
@@ -101,39 +226,59 @@ def short_budget(base: Config) -> InitialPoint:
 
 
 def suggest(trial: optuna.Trial, space: Space, base: Config) -> dict[str, Any]:
-    """Draws one point of `space`: values for those fields of `base` that its networks have."""
+    """Draws one point of `space`: values for those fields of `base` that its networks have.
+
+    What the space has fixed is in `base` (`Space.apply_fixed`), and not drawn.
+    """
+
+    def drawn(name: str, given: Dimension | None = None, log: bool = False) -> Any:
+        if name in space.fixed:
+            return base.to_dict()[name]
+        own = space.extra.get(name, given)
+        assert own is not None
+        return field_value(name, dimensions.draw(trial, name, own, log))
 
     def adam(who: str) -> dict[str, float]:
+        beta2, apart = f"beta2_{who}", f"one_minus_beta2_{who}"
         return {
-            f"lr_{who}": trial.suggest_float(f"lr_{who}", *space.lr, log=True),
-            f"beta1_{who}": trial.suggest_float(f"beta1_{who}", *space.beta1),
-            f"beta2_{who}": 1
-            - trial.suggest_float(f"one_minus_beta2_{who}", *space.one_minus_beta2, log=True),
+            f"lr_{who}": drawn(f"lr_{who}", space.lr, log=True),
+            f"beta1_{who}": drawn(f"beta1_{who}", space.beta1),
+            beta2: drawn(beta2)
+            if space.has_own(beta2)
+            else 1 - dimensions.draw(trial, apart, space.one_minus_beta2, log=True),
         }
 
     def yes(name: str) -> bool:
+        if name in space.fixed:
+            return space.fixed[name]
         return trial.suggest_categorical(name, [False, True])
 
     point: dict[str, Any] = adam("d")
-    if yes("adam_apart"):
+    of_g = {name.replace("_d", "_g"): name for name in point}
+    shared = [name for name in of_g if not space.has_own(name)]
+    if shared and yes("adam_apart"):
         point |= adam("g")
     else:
-        point |= {f"{name}_g": point[f"{name}_d"] for name in ("lr", "beta1", "beta2")}
+        point |= {g: point[d] if g in shared else drawn(g) for g, d in of_g.items()}
     parts = _discriminator(base)
     for name in (f"dropout_{part}" for part in parts):
-        point[name] = trial.suggest_float(name, *space.dropout)
+        point[name] = drawn(name, space.dropout)
     for name in (f"slope_{who}" for who in _leaky(base)):
-        point[name] = trial.suggest_float(name, *space.slope)
-    if "x" in parts:
+        point[name] = drawn(name, space.slope)
+    if "x" in parts and space.has_own("bn_x"):
+        point["bn_x"] = drawn("bn_x")
+    elif "x" in parts:
         layers = range(1, len(parts["x"]) + 1)
         point["bn_x"] = [yes(f"bn_x{i}") for i in layers] if yes("bn") else [False for _ in layers]
     for name in (f"bn_{part}" for part in parts if part != "x"):
-        point[name] = space.bn_with_z and yes(name)
-    if space.weight_std:
-        point["weight_std"] = trial.suggest_float("weight_std", *space.weight_std, log=True)
-    if space.batch_sizes:
+        point[name] = drawn(name) if space.has_own(name) else space.bn_with_z and yes(name)
+    if space.weight_std and not space.has_own("weight_std"):
+        point["weight_std"] = drawn("weight_std", space.weight_std, log=True)
+    if space.batch_sizes and not space.has_own("batch_size"):
         point["batch_size"] = trial.suggest_categorical("batch_size", space.batch_sizes)
-    return point | dict.fromkeys(trial.user_attrs.get(PAPER_VALUES, ()))
+    point |= {name: drawn(name) for name in space.extra if name not in point}
+    as_printed = trial.user_attrs.get(PAPER_VALUES, ())
+    return point | dict.fromkeys(name for name in as_printed if name not in space.fixed)
 
 
 def with_optional(
@@ -142,7 +287,12 @@ def with_optional(
     """`space` with the dimensions that are off by default, as the options of a sweep ask.
 
     Initial weights: from the table's to ten times that. Batches: half, once and twice the sweep's.
+    Raises UserError if the space says otherwise.
     """
+    for asked, name in ((weight_std, "weight_std"), (batch_size, "batch_size")):
+        if asked and space.has_own(name):
+            option = f"--vary-{name.replace('_', '-')}"
+            raise UserError(f"the space has {name} already: leave {option} out, or {name}")
     std, batch = paper_table(base).weight_std, base.batch_size
     return replace(
         space,
@@ -174,3 +324,14 @@ def _leaky(base: Config) -> list[str]:
         for who, its in rows.items()
         if table.slope > 0 and any(row.nonlinearity == LEAKY for row in its)
     ]
+
+
+def _check_table(name: str, config: Config) -> None:
+    try:
+        apply_config(config)
+    except UserError as error:
+        raise dimensions.refuse(name, f"does not fit: {error}") from None
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

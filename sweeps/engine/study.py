@@ -25,7 +25,8 @@ from ali.errors import UserError
 from ali.files import open_regular
 from sweeps.engine.confirmation import CONFIRMS, CONTROL, estimates, ranking
 from sweeps.engine.endings import RETRIES, Ending, EndState, first_try
-from sweeps.engine.journal import CONFIG, DATA, WAY_ON, open_journal
+from sweeps.engine.journal import CONFIG, DATA, OBJECTIVE, SPACE, WAY_ON, open_journal
+from sweeps.engine.objective import MAXIMIZE
 from sweeps.engine.space import PAPER_VALUES, InitialPoint
 
 _STATE = {
@@ -46,7 +47,8 @@ def trial_id(number: int) -> str:
 class Study:
     """An Optuna study in a journal file; repeating a write is harmless.
 
-    `make_sampler`: from a seed, the sampler of one trial; None: TPE (`tpe`).
+    `make_sampler`: from a seed, the sampler of one trial; None: TPE (`tpe`). `maximize`: whether
+    the higher of two values is better.
     """
 
     def __init__(
@@ -56,17 +58,18 @@ class Study:
         seed: int,
         startup_trials: int = 10,
         make_sampler: Callable[[int], BaseSampler] | None = None,
+        maximize: bool = False,
     ) -> None:
         repair_journal(journal)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._storage: BaseStorage = open_journal(journal)
         _refuse_other_study(journal, name, self._storage)
-        self._seed = seed
+        self._seed, self._maximize = seed, maximize
         self._make_sampler = make_sampler or functools.partial(tpe, startup_trials=startup_trials)
         self._study = optuna.create_study(
             study_name=name,
             storage=self._storage,
-            direction="minimize",
+            direction="maximize" if maximize else "minimize",
             pruner=optuna.pruners.NopPruner(),  # the scheduler alone stops trials
             load_if_exists=True,
         )
@@ -78,8 +81,16 @@ class Study:
 
     def set_data(self, fingerprint: str) -> None:
         """Records, once, the data that all trials have."""
-        if DATA not in self._study.user_attrs:
-            self._study.set_user_attr(DATA, fingerprint)
+        self._record(DATA, fingerprint)
+
+    def set_search(self, space: dict[str, Any], objective: str) -> None:
+        """Records, once, what trials are drawn from, and what they are compared by."""
+        self._record(SPACE, space)
+        self._record(OBJECTIVE, objective)
+
+    def _record(self, key: str, value: Any) -> None:
+        if key not in self._study.user_attrs:
+            self._study.set_user_attr(key, value)
 
     def trials(self) -> list[FrozenTrial]:
         """All trials by number: takes longer the more there are; see `trial`."""
@@ -116,6 +127,8 @@ class Study:
         config = suggest(trial)
         if RETRIES in trial.user_attrs:
             config = self.trial(trial.user_attrs[RETRIES]).user_attrs[CONFIG]
+        if self._maximize:
+            trial.set_user_attr(MAXIMIZE, True)
         trial.set_user_attr(CONFIG, config)
         return self._storage.get_trial(trial._trial_id)
 

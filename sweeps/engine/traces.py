@@ -3,13 +3,16 @@ and it comes from the same data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ali.errors import UserError
-from sweeps.engine.journal import DATA
-from sweeps.engine.options import JOURNAL, Options
+from sweeps.engine.journal import DATA, SPACE
+from sweeps.engine.objective import Objective
+from sweeps.engine.options import JOURNAL, Options, read_options
+from sweeps.engine.space import Space
 from sweeps.engine.storage import Storage
 from sweeps.engine.study import find_study, trial_id
 from sweeps.engine.tracking.schema import TRIAL
@@ -25,10 +28,14 @@ class Begun:
     Attributes:
         trials: ids of those that have begun.
         data: fingerprint of the data they have; None: not known yet.
+        maximize: whether the higher objective is better.
+        space: that they are drawn from (`Space.to_dict`); None: not known.
     """
 
     trials: frozenset[str] = frozenset()
     data: str | None = None
+    space: dict[str, Any] | None = None
+    maximize: bool = False
 
 
 def read_begun(options: Options) -> Begun:
@@ -38,7 +45,8 @@ def read_begun(options: Options) -> Begun:
         return Begun()
     trials = study.get_trials(deepcopy=False)
     ids = frozenset(trial_id(t.number) for t in trials if t.state.name != "WAITING")
-    return Begun(ids, study.user_attrs.get(DATA))
+    known = study.user_attrs
+    return Begun(ids, known.get(DATA), known.get(SPACE), study.direction.name == "MAXIMIZE")
 
 
 def refuse_lost_trials(
@@ -76,3 +84,40 @@ def refuse_other_data(
             f"{', '.join(sorted(before))}, now {fingerprint}): put the files back as they were, "
             "give their --data-dir, or start a sweep with another --name"
         )
+
+
+def refuse_other_objective(begun: Begun, options: Options, objective: Objective) -> None:
+    """Raises UserError if the trials so far were compared the other way round."""
+    if begun.trials and begun.maximize != objective.maximize:
+        raise UserError(
+            f"sweep {options.name!r} does not {objective.verb} {objective.name}: its trials were "
+            "compared the other way round; leave it so, or start a sweep with another --name"
+        )
+
+
+def begun_space(begun: Begun, options: Options, asked: Callable[[], Space]) -> Space:
+    """The space that a sweep was begun with; `asked()` if it is new, or of an earlier version.
+
+    A resume without --space, or with the same file, keeps it: the file may have changed, or be
+    gone. Raises UserError if another space is asked for.
+    """
+    if begun.space is None:
+        return asked()
+    saved = read_options(options.folder).get("space")
+    if options.space and str(options.space.resolve()) == saved:
+        with contextlib.suppress(UserError):
+            if asked().to_dict() != begun.space:
+                print(f"note: {saved} has changed; the sweep keeps the space it was begun with")
+        return Space.from_dict(begun.space)
+    before, now = begun.space, asked().to_dict()
+    if other := sorted(k for k in before | now if before.get(k) != now.get(k)):
+        raise UserError(
+            f"the space is not that of sweep {options.name!r} so far ({_shown(other, before)}; "
+            f"now {_shown(other, now)}): leave it as it was, or start a sweep with another --name"
+        )
+    return asked()
+
+
+def _shown(names: list[str], plain: dict[str, Any]) -> str:
+    more = ", …" if len(names) > 2 else ""
+    return ", ".join(f"{name} {plain.get(name, 'not searched')}" for name in names[:2]) + more

@@ -26,6 +26,7 @@ from sweeps.engine import ray_compat
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment, Metrics
 from sweeps.engine.journal import DATA
+from sweeps.engine.objective import Objective
 from sweeps.engine.retry import Retry
 from sweeps.engine.scheduler import HISTORY
 from sweeps.engine.storage import list_checkpoints
@@ -55,6 +56,7 @@ class TrialContext:
     outage_seconds: float
     fingerprint: str  # of the data that all trials have
     data_dir: str | None  # where that is: a resume may have moved it since a trial was drawn
+    objective: Objective | None = None  # what adds its value to the metrics, if they lack it
 
 
 class SweepTrial(tune.Trainable):
@@ -148,6 +150,8 @@ class SweepTrial(tune.Trainable):
             self._state, metrics = next(self._epochs)
         except StopIteration:  # restored after its last epoch: the same result again
             return {**self._history[-1], DONE: True}
+        if self._context.objective:
+            self._context.objective.add_to(metrics, last=metrics[EPOCH] >= config.epochs)
         self._add_totals(metrics)
         self._history.append(metrics)
         done = metrics[EPOCH] >= config.epochs

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ali.config import Config
 from ali.errors import UserError
+from sweeps.engine.dimensions import label
+from sweeps.engine.journal import CONFIG
 from sweeps.engine.options import JOURNAL, Location, Options
+from sweeps.engine.points import fitted
 from sweeps.engine.results import load_study
-from sweeps.engine.space import PAPER_VALUES, InitialPoint, Space, suggest
+from sweeps.engine.space import PAPER_VALUES, InitialPoint, Space
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -59,31 +62,7 @@ def moved(trial: FrozenTrial, space: Space, base: Config) -> InitialPoint:
 
     What `space` has and the trial had not is left to the search.
     """
-    params = fitted(trial.params, space, base)
+    config = trial.user_attrs.get(CONFIG, {})
+    own = {name: label(name, config[name]) for name in space.extra if name in config}
+    params = fitted({**trial.params, **own}, space, base)
     return InitialPoint(params, tuple(trial.user_attrs.get(PAPER_VALUES, ())))
-
-
-def fitted(params: dict[str, Any], space: Space, base: Config) -> dict[str, Any]:
-    """Those of `params` that `space` has, each at the nearest value in it."""
-    stand_in = _Fitted(params)
-    suggest(stand_in, space, base)  # type: ignore[arg-type]
-    return stand_in.params
-
-
-class _Fitted:
-    """Takes the place of a trial: each value that is asked for is the given one, or the nearest."""
-
-    def __init__(self, given: dict[str, Any]) -> None:
-        self.given, self.params, self.user_attrs = given, dict[str, Any](), dict[str, Any]()
-
-    def suggest_float(self, name: str, low: float, high: float, log: bool = False) -> float:
-        if name not in self.given:
-            return low
-        self.params[name] = min(max(self.given[name], low), high)
-        return self.params[name]
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        if self.given.get(name) not in choices:
-            return choices[0]
-        self.params[name] = self.given[name]
-        return self.params[name]

@@ -17,6 +17,8 @@ from sweeps.engine.tracking.schema import (
     BEST_TRIALS,
     CONFIG,
     CONFIRMS,
+    DIRECTION,
+    FORMULA,
     KIND,
     KIND_SWEEP,
     KIND_TRIAL,
@@ -134,8 +136,18 @@ def restore(client: MlflowClient, run_id: str) -> None:
 
 
 def objective_of(run: Run) -> str:
-    """The metric that a run's sweep minimizes."""
+    """The metric that a run's sweep compares its trials by."""
     return run.data.tags.get(OBJECTIVE, VAL_ERROR)
+
+
+def direction_of(run: Run) -> str:
+    """Whether a run's sweep minimizes or maximizes that."""
+    return run.data.tags.get(DIRECTION, "minimize")
+
+
+def formula_of(run: Run) -> str | None:
+    """What that metric is computed from, if it is arithmetic of others."""
+    return run.data.tags.get(FORMULA)
 
 
 def config_of(run: Run) -> dict[str, Any]:
@@ -165,14 +177,19 @@ def _read_tag(run: Run, name: str, empty: T) -> T:
 
 
 def start_sweep(
-    client: MlflowClient, experiment: str, sweep: str, objective: str, params: Mapping[str, Any]
+    client: MlflowClient,
+    experiment: str,
+    sweep: str,
+    objective: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str] | None = None,
 ) -> str:
     """Opens the parent run of a sweep, or opens it again; returns its run id."""
     run = find_sweep(client, experiment, sweep)
     with refusals(client.tracking_uri):
         if run is None:
-            tags = {SWEEP: sweep, KIND: KIND_SWEEP, RUN_NAME: sweep, OBJECTIVE: objective}
-            run = client.create_run(experiment, tags=tags)
+            own = {SWEEP: sweep, KIND: KIND_SWEEP, RUN_NAME: sweep, OBJECTIVE: objective}
+            run = client.create_run(experiment, tags={**own, **(tags or {})})
         if new := {k: v for k, v in params.items() if k not in run.data.params}:
             describe(client, run.info.run_id, new)
         if run.info.status != "RUNNING":
@@ -245,7 +262,8 @@ def create_trial(
     tags = {SWEEP: to.sweep, TRIAL: trial_id, KIND: kind, PARENT: to.parent_run_id}
     if config:
         tags[CONFIG] = json.dumps(config)
-    tags[OBJECTIVE] = to.objective
+    tags |= {OBJECTIVE: to.objective, DIRECTION: to.direction}
+    tags |= {FORMULA: to.formula} if to.formula else {}
     tags[RUN_NAME] = f"{to.sweep}-{trial_id}" + ("" if kind == KIND_TRIAL else f"-{kind}")
     return client.create_run(to.experiment, tags=tags)
 

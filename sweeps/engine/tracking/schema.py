@@ -13,7 +13,8 @@ EXPERIMENT = "ali"  # experiment_name says where it has another name
 # Tags of a run
 CONFIG = "config"  # the whole configuration as JSON: what a run is repeated from
 SWEEP, TRIAL, KIND = "sweep", "trial_id", "kind"
-OBJECTIVE = "objective"  # the metric that the sweep minimizes; val_error if the tag is absent
+OBJECTIVE = "objective"  # the metric that trials are compared by; val_error if the tag is absent
+DIRECTION, FORMULA = "direction", "formula"  # of the objective; minimize, and none, if absent
 BEST_TRIALS = "best_trials"  # of a sweep's run: ids of its best trials, best first, as JSON
 CONFIRMS = "confirms"  # of a trial that repeats another with a fresh seed: the other's id
 BEST_OF = "best_of_run"  # of a full training: run id of the trial whose configuration it has
@@ -49,6 +50,8 @@ class TrackingContext:
     sweep: str
     parent_run_id: str
     objective: str
+    direction: str = "minimize"
+    formula: str | None = None  # of the objective, where it is arithmetic of other metrics
     variables: Mapping[str, str] = field(
         default_factory=environment.tracking_variables, repr=False
     )  # the driver's login and the like

@@ -7,6 +7,7 @@ import pytest
 
 from sweeps.engine import overview as module
 from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.objective import Objective
 from sweeps.engine.options import Options
 from sweeps.engine.overview import Overview, bar, duration, epochs_left, fit
 from sweeps.engine.study import best_trials
@@ -27,7 +28,7 @@ class Sweep:
         self.study, self.point, self.clock = study, point, clock
         self.progress = SimpleNamespace(best=[])
         made = Options(name="s", num_trials=4, epochs=10, **options)
-        self.overview = Overview(made, study, self.progress, "val_error", 2)
+        self.overview = Overview(made, study, self.progress, Objective("val_error"), 2)
 
     def start(self, confirms=None):
         if confirms is not None:
