@@ -1,4 +1,4 @@
-"""Writing files and folders: whole or not at all, and only where their names say; settings read."""
+"""Writing files and folders: whole or not at all, and only where their names say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 import secrets
 import stat
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -130,52 +129,3 @@ def refuse_foreign_links(*paths: Path) -> None:
 def _cannot_write(path: Path, error: OSError, way_on: str, how: str = "write") -> UserError:
     reason = (error.strerror or str(error)).lower()
     return UserError(f"cannot {how} {path}: {reason}; {way_on}")
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The settings in a TOML, YAML or JSON file, by its ending.
-
-    Raises UserError, naming the file and where it can the line, if there are none that can be read.
-    """
-    kinds = (".toml", ".yaml", ".yml", ".json")
-    if path.suffix.lower() not in kinds:
-        raise UserError(f"{path} must end in {', '.join(kinds)}: its format is known by that")
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = tomllib.loads(text) if path.suffix.lower() == ".toml" else _read_yaml(text)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot read {path}: {reason}; name another file") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, or not of its format
-        raise UserError(f"{path}: {error}; correct the file") from error
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise UserError(f"{path} is not a table of settings, such as `name = value` in TOML")
-    return found
-
-
-def _read_yaml(text: str) -> Any:
-    """YAML in which 1e-4 is a number, as in TOML, and a key that stands twice is refused.
-
-    Raises ValueError with the line.
-    """
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen = set()
-            for key, _ in node.value:
-                if key.value in seen:
-                    raise ValueError(f"{key.value} is there twice (line {key.start_mark.line + 1})")
-                seen.add(key.value)
-            return super().construct_mapping(node, deep)
-
-    number = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
-    try:
-        return yaml.load(text, Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f" (line {mark.line + 1})" if mark else ""
-        raise ValueError(f"not YAML: {error.problem or error.context}{where}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from error

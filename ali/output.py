@@ -87,7 +87,14 @@ def console(**arguments: Any) -> Console:
     """rich's, for text and tables as they are: it takes `[red]` and `:smile:` for its own."""
     from rich.console import Console
 
-    return Console(**arguments, markup=False, emoji=False, highlight=False)
+    # In a notebook rich would show what is meant for a file.
+    plain: dict[str, Any] = {
+        "markup": False,
+        "emoji": False,
+        "highlight": False,
+        "force_jupyter": False,
+    }
+    return Console(**arguments, **plain)
 
 
 class _Lossy:

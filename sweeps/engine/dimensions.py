@@ -84,7 +84,7 @@ def check_value(name: str, value: Any, base: Mapping[str, Any] | None = None) ->
     if name in SWITCHES and not isinstance(value, bool):
         raise refuse(name, f"must be true or false, not {value!r}")
     if name in GROUPS and not _is_number(value):
-        raise refuse(name, f"must be a number, not {value!r}")
+        raise refuse(name, f"must be a number, or a range {{low = …, high = …}}, not {value!r}")
     for field, given in field_values(name, value).items():
         try:
             Config.from_dict({**(base or {}), field: given})

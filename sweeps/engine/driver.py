@@ -20,7 +20,7 @@ from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.objective import Objective
 from sweeps.engine.options import JOURNAL, Options
 from sweeps.engine.retry import AwayError, Retry, is_temporary
-from sweeps.engine.scripts import running_command
+from sweeps.engine.scripts import is_interactive, running_command
 from sweeps.engine.space import InitialPoint, Space, paper_defaults, suggest
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import experiment_id
@@ -98,6 +98,7 @@ class Driver:
         from sweeps.engine.shutdown import GracefulShutdown
 
         again = running_command(*self.options.arguments(), "--resume")
+        again = "resume=True among its options" if is_interactive() else again
         tell = partial(self._interrupted, experiment, STOPPED)
         with GracefulShutdown(again, tell, self.view.urgent) as shutdown:
             self._wait_for_what_is_away(lambda: shutdown.requested)

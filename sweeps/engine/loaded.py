@@ -165,7 +165,8 @@ class LoadedSweep:
             row |= {name: label(name, trial.config[name]) for name in names}
             last = found[trial.trial_id].data.metrics if trial.trial_id in found else {}
             rows.append(row | _measured(last, row))
-        return pd.DataFrame(rows, columns=_columns(rows)).set_index("trial_id")
+        columns = _columns(rows) or ["trial_id", self.objective]
+        return pd.DataFrame(rows, columns=columns).set_index("trial_id")
 
     def curves(self, metrics: bool = True) -> pd.DataFrame:
         """Learning curves: one row a trial and epoch, one column a metric.

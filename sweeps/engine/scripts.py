@@ -16,6 +16,11 @@ def script_command(name: str, *arguments: object) -> str:
     return _command(_SCRIPTS / name, *arguments)
 
 
+def is_interactive() -> bool:
+    """Whether this process is a notebook or a Python prompt, which no command repeats."""
+    return "ipykernel" in sys.modules or hasattr(sys, "ps1")
+
+
 def running_command(*arguments: object) -> str:
     """A command that runs the script of this process, with other arguments."""
     return _command(Path(sys.argv[0]).resolve(), *arguments)

@@ -16,8 +16,8 @@ import optuna
 
 from ali.config import Config
 from ali.errors import UserError
-from ali.files import read_mapping
 from ali.models.tables import LEAKY, Rows, apply_config, paper_table
+from ali.settings import missing_file, read_settings
 from sweeps.engine import dimensions
 from sweeps.engine.dimensions import GROUPS, SWITCHES, Dimension, field_value
 
@@ -161,13 +161,20 @@ def read_space(path: Path | str, other: Space | None = None) -> Space:
 
     `other`: by default the paper's ranges.
 
-    Raises UserError, naming the file and the dimension.
+    Raises UserError, naming the file, the line and the dimension.
     """
-    plain = read_mapping(Path(path))
+    path = Path(path)
     try:
-        return Space.from_dict(plain, other)
+        settings = read_settings(path)
+    except FileNotFoundError:
+        raise missing_file(path) from None
+    if not isinstance(settings.values, dict):
+        settings.refuse("", "not a table of dimensions, such as lr = {low = 1e-4, high = 1e-3}")
+    try:
+        return Space.from_dict(settings.values, other)
     except UserError as error:
-        raise UserError(f"{path}: {str(error).removeprefix('space: ')}") from None
+        name, _, problem = str(error).removeprefix("space: ").partition(" ")
+        settings.refuse(name, problem)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+import sweeps
+from ali.config import Config
 from tests.audit import read_tune
 
 pytestmark = pytest.mark.versions
@@ -77,6 +79,21 @@ def test_trials_have_pictures_and_all_there_is_to_know(swept):
         assert {"sample_distance", "sample_diversity"} <= set(run.data.metrics)
         assert pictures(client, run) == {"samples", "reconstructions", "interpolations"}
         assert run.data.params["data_fingerprint"]
+
+
+@pytest.mark.slow
+def test_it_is_read_from_python_to_its_networks(swept):
+    found = sweeps.load("s", swept / "runs")
+    frame, curves = found.dataframe(), found.curves()
+    assert len(frame) == 2 and frame.val_error.is_monotonic_increasing
+    assert (frame.seconds > 0).all() and frame.sample_diversity.notna().all()
+    assert len(curves) == 4 and curves.notna().all().all()
+    last = curves[curves.epoch == 2].set_index("trial_id")
+    assert last.d_loss.to_dict() == frame.d_loss.to_dict()
+    networks = found.best.networks()
+    images = networks.sample(4)
+    assert images.shape == (4, 32, 32, 3) and networks.encode(images).shape == (4, 256)
+    assert networks.config == Config.from_dict(found.best.config) and networks.epoch == 2
 
 
 @pytest.mark.slow

@@ -52,6 +52,11 @@ def work(tmp_path, monkeypatch):
         (["--output-dir", "s3://bucket/runs"], "--storage-path"),
         (["--data", "house-numbers", "--storage-path", "/proc/kept"], "/proc"),
         (["--name", ".."], "--name"),
+        (["--data", "house-numbers", "--space", "nowhere.toml"], "nowhere.toml"),
+        (["--data", "house-numbers", "--objective", "fidelity"], "no metric 'fidelity'; it has"),
+        (["--objective", "val_error +"], "--objective"),
+        (["--direction", "maximize"], "--direction"),
+        (["--direction", "down", "--objective", "d_loss"], "direction"),
     ],
 )
 def test_mistakes(work, options, says):
@@ -125,9 +130,11 @@ def test_a_truncated_data_file(work, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_name_in_use_two_drivers_at_once_and_what_a_resume_lacks(toy, monkeypatch):
+def test_a_name_in_use_two_drivers_at_once_and_what_a_resume_lacks(toy, monkeypatch, tmp_path):
     toy.env["TOY_SECONDS"] = "1"
-    first = toy.start("--num-trials", "2")
+    space = tmp_path / "space.toml"
+    space.write_text("lr = {low = 1e-4, high = 1e-3}")
+    first = toy.start("--num-trials", "2", "--space", str(space))
     while not (toy.runs / "toy" / "optuna.journal").exists():
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
@@ -137,6 +144,12 @@ def test_a_name_in_use_two_drivers_at_once_and_what_a_resume_lacks(toy, monkeypa
     says = toy.refused()
     assert "--resume" in says and "another --name" in says
     assert "cannot change --epochs" in toy.refused("--resume", "--epochs", "9")
+    assert "cannot change --objective" in toy.refused("--resume", "--objective", "d_loss")
+    other = tmp_path / "other.toml"
+    other.write_text("dropout = 0.1")
+    says = toy.refused("--resume", "--space", str(other))
+    assert "the space is not that of sweep 'toy' so far (dropout {'low': 0.0" in says
+    space.unlink()  # a resume needs it no more
     monkeypatch.setenv("TOY_DATA", "changed")
     assert "(fingerprint toy, now changed)" in toy.refused("--resume")
     monkeypatch.delenv("TOY_DATA")

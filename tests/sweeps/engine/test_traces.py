@@ -6,9 +6,18 @@ from types import SimpleNamespace
 import pytest
 
 from ali.errors import UserError
+from sweeps.engine.objective import Objective
 from sweeps.engine.options import JOURNAL, Options
+from sweeps.engine.space import Space, read_space
 from sweeps.engine.study import Study
-from sweeps.engine.traces import Begun, read_begun, refuse_lost_trials, refuse_other_data
+from sweeps.engine.traces import (
+    Begun,
+    begun_space,
+    read_begun,
+    refuse_lost_trials,
+    refuse_other_data,
+    refuse_other_objective,
+)
 
 pytestmark = pytest.mark.versions
 
@@ -76,3 +85,36 @@ def test_other_data_than_the_trials_have(options):
     refuse_other_data(Begun(begun.trials), options, "a", logged)
     with pytest.raises(UserError, match="fingerprint a, now b"):
         refuse_other_data(Begun(begun.trials), options, "b", logged)
+
+
+def test_a_resume_keeps_the_space_that_the_sweep_was_begun_with(tmp_path, capsys):
+    file = tmp_path / "own.toml"
+    file.write_text("slope = 0.1")
+    options = Options(name="s", output_dir=tmp_path, space=file)
+    options.folder.mkdir()
+    options.save()
+    own = read_space(file)
+    begun = Begun(frozenset({"00000"}), space=own.to_dict())
+    asked = lambda: read_space(file)  # noqa: E731
+    assert begun_space(Begun(), options, asked).fixed == own.fixed, "a new sweep"
+    assert begun_space(begun, options, asked).to_dict() == own.to_dict()
+    assert capsys.readouterr().out == ""
+    file.write_text("slope = 0.2")
+    assert begun_space(begun, options, asked).to_dict() == own.to_dict()
+    assert f"note: {file} has changed; the sweep keeps" in capsys.readouterr().out
+    file.unlink()
+    assert begun_space(begun, options, asked).to_dict() == own.to_dict()
+    without = replace(options, space=None)
+    with pytest.raises(UserError, match=r"\(slope_decoder 0.1, slope_discriminator 0.1, …; now"):
+        begun_space(begun, without, Space)
+    assert begun_space(begun, without, lambda: own) is own, "of a script of one's own"
+
+
+def test_a_resume_compares_trials_the_same_way_round():
+    options = Options(name="s")
+    more, less = Objective("sample_diversity"), Objective("val_error")
+    begun = Begun(frozenset({"00000"}), maximize=True)
+    refuse_other_objective(begun, options, more)
+    refuse_other_objective(Begun(), options, more)
+    with pytest.raises(UserError, match="does not minimize val_error"):
+        refuse_other_objective(begun, options, less)
