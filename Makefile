@@ -17,16 +17,25 @@ LAPTOP := --data house-numbers --width 0.25 --levels 2 --batch-size 32 --epochs 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
+# uv says what it fetches, and is several times as fast as pip. What an interrupted install leaves,
+# it would take for installed: then the environment is made anew. One make at a time.
+define install
+	@flock Makefile sh -ec '\
+		if [ -e $(VENV)/installing ] || ! $(BIN)/python -m pip --version > /dev/null 2>&1; then \
+			$(PYTHON) -m venv --clear $(VENV); \
+		fi; \
+		touch $(VENV)/installing; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"; \
+		$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -e "$(1)"; \
+		rm $(VENV)/installing; touch $@'
+endef
+
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)  # interrupted
-	@$(BIN)/python install.py -e .
-	@touch $@
+	$(call install,.)
 
 $(VENV)/installed-test: $(VENV)/installed
-	@$(BIN)/python install.py -e '.[test]'
-	@touch $@
+	$(call install,.[test])
 
 sweep: $(VENV)/installed  ## a laptop-sized sweep on the embedded data (NAME=…, ARGS=--resume)
 	@$(BIN)/python sweeps/svhn.py --name $(NAME) $(LAPTOP) $(ARGS)
