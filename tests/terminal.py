@@ -50,6 +50,9 @@ class Terminal:
         self._width, self._height = width, height
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
+    def press(self, key: str) -> None:
+        os.write(self._fd, key.encode())
+
     def wait_for(self, *texts: str, seconds: float = 20) -> None:
         """Until the screen shows all of these."""
         deadline = time.monotonic() + seconds
@@ -77,29 +80,27 @@ class Terminal:
     @property
     def screen(self) -> list[str]:
         """The lines of the screen that are not blank, since it was cleared."""
-        lines = self._lines(self.output.rpartition("\x1b[2J")[2])[-self._height :]
-        return [line.rstrip() for line in lines if line.strip()]
+        plain = [re.sub(r"\x1b\[[\d;]*m", "", line).rstrip() for line in self.coloured]
+        return [line for line in plain if line]
 
     @property
-    def cursor_is_hidden(self) -> bool:
-        shown = re.findall(r"\x1b\[\?25([hl])", self.output)
-        return shown[-1:] == ["l"]
-
-    def _lines(self, text: str) -> list[str]:
-        """What a terminal that is wide enough makes of this."""
-        lines, x, y = [""], 0, 0
-        for token in TOKEN.finditer(text):
+    def coloured(self) -> list[str]:
+        """All lines of the screen, with the sequences that colour them."""
+        lines, y = [""], 0
+        for token in TOKEN.finditer(self.output.rpartition("\x1b[2J")[2]):
             number, code = token.groups()
-            if token[0] == "\r":
-                x = 0
-            elif token[0] == "\n":
+            if token[0] == "\n":
                 y += 1
                 lines += [""] * (y == len(lines))
             elif code == "A":
                 y = max(0, y - int(number or 1), len(lines) - self._height)
             elif code == "K":
                 lines[y] = ""
-            elif code is None:
-                lines[y] = lines[y].ljust(x)[:x] + token[0] + lines[y][x + len(token[0]) :]
-                x += len(token[0])
-        return lines
+            elif code in ("m", None) and token[0] != "\r":  # a line is erased before it is written
+                lines[y] += token[0]
+        return lines[-self._height :]
+
+    @property
+    def cursor_is_hidden(self) -> bool:
+        shown = re.findall(r"\x1b\[\?25([hl])", self.output)
+        return shown[-1:] == ["l"]

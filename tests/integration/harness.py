@@ -57,7 +57,8 @@ class Toy:
     def uri(self) -> str:
         return self.server or f"sqlite:///{self.runs}/mlflow.db"
 
-    def start(self, *options: str, out: IO | int = subprocess.PIPE) -> subprocess.Popen:
+    def command(self, *options: str) -> tuple[list[str], dict[str, str]]:
+        """What starts it, and in which environment."""
         env = {**os.environ, "TOY_LOG": str(self.folder / "toy.log"), **WITHOUT_TORCH}
         env.pop("MLFLOW_TRACKING_URI", None)
         env |= self.env
@@ -65,8 +66,12 @@ class Toy:
             self.runs.mkdir(exist_ok=True)
             shutil.copy(self.database, self.runs)
         command = [sys.executable, str(TOY), "--name", self.name, "--output-dir", str(self.runs)]
+        return [*command, *options], env
+
+    def start(self, *options: str, out: IO | int = subprocess.PIPE) -> subprocess.Popen:
+        command, env = self.command(*options)
         return subprocess.Popen(
-            [*command, *options],
+            command,
             env=env,
             stdout=out,
             stderr=out,

@@ -33,6 +33,8 @@ def test_three_kills_and_a_resume(toy):
     # Two slots, three kills: at most the epoch in hand and the one not yet saved are done again.
     repeated = sum(count - 1 for count in toy.epochs().values())
     assert repeated <= 3 * 2 * 2
+    told = (toy.runs / "toy" / "sweep.log").read_text()  # of all drivers, one after the other
+    assert told.count(f"sweep toy: {TRIALS} trials") >= 3 and f"[{TRIALS}/{TRIALS} ended]" in told
 
 
 @pytest.mark.long
