@@ -89,7 +89,7 @@ class Arguments:
 
         others = [name for name in options if name not in named]
         outer: list[Any] = [_row(name, option, None) for name, option in (more or {}).items()]
-        outer += [] if groups else rows(others)
+        outer += [] if any(not group.names for group in groups) else rows(others)
         self._titles = [group.title for group in groups]
         for group in groups:
             made = _dataclass(group.title, rows(group.names.split() or others))
@@ -100,10 +100,10 @@ class Arguments:
 
     def build(self, parsed: Any) -> Any:
         """The dataclass that was asked for, of an instance of `type`."""
-        parts = [getattr(parsed, title) for title in self._titles] or [parsed]
-        return _build(
-            self._kind, {name: value for part in parts for name, value in vars(part).items()}
-        )
+        found = {}
+        for name, value in vars(parsed).items():
+            found |= vars(value) if name in self._titles else {name: value}
+        return _build(self._kind, found)
 
 
 def options_of(kind: type) -> Iterator[tuple[str, Option]]:

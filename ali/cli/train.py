@@ -25,6 +25,7 @@ from ali.metrics import (
     VAL_ERROR,
 )
 from ali.output import console, lossy_output
+from ali.settings import missing_file, read_settings
 
 # Metrics of the line that is printed each epoch, if measured; metrics.jsonl has all of them
 PROGRESS_METRICS = {
@@ -67,7 +68,8 @@ class Train:
     resume: bool = False
     """Resume the run in --output-dir from its last checkpoint, with its settings."""
     config: Path | None = None
-    """Settings to start from, the config.json of a run; options given here override them."""
+    """Settings to start from: the config.json of a run, or a YAML or TOML file; options given here
+    override them."""
     image_every: int = 5
     """Epochs between pictures of samples and reconstructions (the last epoch has them, too)."""
     threads: int | None = None
@@ -85,14 +87,11 @@ class Train:
         if source is None:
             return self
         try:
-            settings = json.loads(source.read_text())
-        except OSError as error:
-            raise UserError(f"cannot read {source}: {(error.strerror or '').lower()}") from error
-        except ValueError as error:
-            raise UserError(f"{source} is not JSON: give the config.json of a run") from error
-        if not isinstance(settings, dict):
-            raise UserError(f"{source} holds no settings: give the config.json of a run")
-        return parse(replace(self, experiment=Config.from_dict(settings)))
+            settings = read_settings(source)
+        except FileNotFoundError:
+            raise missing_file(source) from None
+        settings.check(Config)
+        return parse(replace(self, experiment=Config.from_dict(settings.values)))
 
     @lossy_output()
     def run(self) -> None:

@@ -1,6 +1,8 @@
 """Command lines in groups: every option once, examples that work, no line that breaks."""
 
 import shlex
+from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -43,6 +45,17 @@ def test_help_fits_into_80_columns(kind, monkeypatch, capsys):
     titles = [group.title for group in getattr(kind, "GROUPS", ())]
     assert all(f"{title} options" in shown for title in titles)
     assert "(default: None)" not in shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class More(Location):
+    data: Path = Path("here")
+    """An option that no group names, though it is called like one."""
+
+
+def test_an_option_in_no_group_is_there_all_the_same():
+    made = parse_args(More, ["--name", "s", "--data", "there"])
+    assert made == More(name="s", data=Path("there"))
 
 
 def test_what_is_parsed_is_the_dataclass_with_the_values_that_were_given():
