@@ -100,7 +100,7 @@ class Arguments:
 
     def build(self, parsed: Any) -> Any:
         """The dataclass that was asked for, of an instance of `type`."""
-        found = {}
+        found: dict[str, Any] = {}
         for name, value in vars(parsed).items():
             found |= vars(value) if name in self._titles else {name: value}
         return _build(self._kind, found)
