@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -359,7 +359,7 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
 
     Raises UserError if a resume would make the sweep's trials incomparable.
     """
-    read = partial(read_config, Options)
+    read = cache(partial(read_config, Options))  # a pipe can be read once
     options = parse_args(Options, argv, default=defaults, read=read)
     if not options.resume:
         return options

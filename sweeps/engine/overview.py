@@ -105,14 +105,17 @@ class Overview(tune.Callback):
         if CONFIRMS in trial.user_attrs:
             self._again += 1
         elif is_new(trial):
-            last = max(trial.intermediate_values, default=0)
+            last = max(trial.intermediate_values, default=1)  # diverged at once
             self._ended[last] += 1
             self._stopped[last] += trial.state != TrialState.COMPLETE
 
     # Its lines
 
     def lines(self, width: int, height: int) -> list[Text]:
-        """The view, in no more than a terminal's columns, and half of its rows."""
+        """The view, in no more than a terminal's columns, and half of its rows.
+
+        A thread calls it, while Tune's notices come in another.
+        """
         running = sorted(self._running.copy().items())
         expected = epochs_left(
             self._options.epochs,
@@ -146,7 +149,7 @@ class Overview(tune.Callback):
     def _time(
         self, width: int, running: list[tuple[str, Running]], left: list[float], to_come: float
     ) -> Text:
-        trained = sum(epoch * count for epoch, count in self._ended.items())
+        trained = sum(epoch * count for epoch, count in self._ended.copy().items())
         trained += self._again * self._options.epochs + sum(run.epoch for _, run in running)
         done = trained / max(1.0, trained + sum(left) + to_come)
         told = "time left: known after the first epoch"
