@@ -43,7 +43,9 @@ class LiveView:
         self._log = open_regular(log, "ab", buffering=0)
         self._lock = threading.RLock()  # a signal's handler may print amid a print
         self._history: deque[str] = deque(maxlen=KEPT_LINES)
-        self._waiting: deque[str] = deque(maxlen=KEPT_LINES)
+        self._waiting: deque[str] = deque(
+            maxlen=20 * KEPT_LINES
+        )  # for a terminal that stands still
         self._live = False
 
     def __enter__(self) -> LiveView:
@@ -112,13 +114,13 @@ class LiveView:
         from rich.live import Live
 
         size, last = screen.size, False
+        screen.show_cursor = lambda show=True: False  # type: ignore[method-assign]  # as it is
         live = Live(
             console=screen, auto_refresh=False, transient=True,
             redirect_stdout=False, redirect_stderr=False,
         )  # fmt: skip
         try:
             with live:
-                screen.show_cursor(True)  # which rich has hidden
                 while not last:
                     last = ended.wait(REFRESH_SECONDS)
                     lines = view(screen.width, screen.height)

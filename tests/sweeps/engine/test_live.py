@@ -62,7 +62,7 @@ def test_lines_stand_above_the_view_which_is_gone_at_the_end(log):
     assert [line[9:] for line in terminal.screen[:-2]] == ["first", "second"]
     assert terminal.screen[-2:] == ["the view " + "=" * 80, "100x24"]
     os.kill(terminal.pid, signal.SIGKILL)
-    assert terminal.end() == -signal.SIGKILL and not terminal.cursor_is_hidden
+    assert terminal.end() == -signal.SIGKILL and "\x1b[?25l" not in terminal.output
 
     terminal = Terminal(shows(log, lambda: say("third")))
     assert terminal.end() == 0 and not terminal.cursor_is_hidden
