@@ -99,6 +99,7 @@ class LoadedSweep:
             options = saved_options(here)
             study = load_study(here)
             self.options: Options = replace(options, output_dir=location.output_dir)
+            location = replace(location, storage_path=location.storage_path or options.storage_path)
             self._frozen = study.get_trials(deepcopy=False)
             self._known = study.user_attrs
             self.direction = study.direction.name.lower()

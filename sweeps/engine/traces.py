@@ -120,4 +120,4 @@ def begun_space(begun: Begun, options: Options, asked: Callable[[], Space]) -> S
 
 def _shown(names: list[str], plain: dict[str, Any]) -> str:
     more = ", …" if len(names) > 2 else ""
-    return ", ".join(f"{name} {plain.get(name, 'not searched')}" for name in names[:2]) + more
+    return ", ".join(f"{name} {plain.get(name, 'not given')}" for name in names[:2]) + more

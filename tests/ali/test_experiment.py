@@ -69,7 +69,7 @@ def test_yields_each_epoch(dataset):
     assert [epoch for epoch, _ in seen] == [1, 2, 3]
     for epoch, metrics in seen:
         measured = OF_SAMPLES | {CODE_USE, PRIOR_GAP, VAL_ERROR, EVAL_SECONDS}
-        assert set(metrics) == TRAINED | measured
+        assert set(metrics) == TRAINED | measured == experiment.metric_names(CONFIG, dataset)
         assert metrics[EPOCH] == epoch
         assert 0 <= metrics[VAL_ERROR] <= 1
         assert metrics[TRAIN_SECONDS] > 0 < metrics[EVAL_SECONDS]
@@ -95,6 +95,7 @@ def points():
 
 def last(config, dataset):
     *_, (_, metrics) = experiment.run(config.replace(epochs=1), dataset, device=CPU)
+    assert set(metrics) == experiment.metric_names(config, dataset)
     return metrics
 
 

@@ -148,7 +148,8 @@ def test_a_name_in_use_two_drivers_at_once_and_what_a_resume_lacks(toy, monkeypa
     other = tmp_path / "other.toml"
     other.write_text("dropout = 0.1")
     says = toy.refused("--resume", "--space", str(other))
-    assert "the space is not that of sweep 'toy' so far (dropout {'low': 0.0" in says
+    assert "not that of sweep 'toy' so far (dropout_x not given, dropout_xz not given, …" in says
+    assert "; now dropout_x 0.1, dropout_xz 0.1, …)" in says
     space.unlink()  # a resume needs it no more
     monkeypatch.setenv("TOY_DATA", "changed")
     assert "(fingerprint toy, now changed)" in toy.refused("--resume")

@@ -202,3 +202,14 @@ def test_a_budget_below_the_grace_never_stops_anyone_early(epochs):
     for number in range(4):
         feed(scheduler, number, epochs, 0.1 * number)
     assert scheduler.endings == {}
+
+
+def test_an_objective_to_maximize_is_stopped_for_being_low():
+    scheduler = EarlyStopping("score", 9, 1, 3, maximize=True)
+    for epoch in (1, 9):
+        for number, value in enumerate(ENDS, start=10):
+            feed(scheduler, number, epoch, 1 - value)
+    assert feed(scheduler, 0, 1, 0.9) == CONTINUE and feed(scheduler, 1, 1, 0.4) == STOP
+    assert scheduler.endings["00001"].reason.startswith(
+        "score 0.4000 after epoch 1: its chance to end at or above 0.7167, among the best 1 in 3"
+    )

@@ -86,3 +86,15 @@ def test_an_earlier_sweep_that_does_not_help_is_refused(options, tmp_path):
     with pytest.raises(UserError, match="own name"):
         warm_points(own, Space(), BASE)
     assert warm_points(Options(name="n", output_dir=tmp_path), Space(), BASE) == []
+
+
+def test_a_space_of_ones_own_takes_what_the_earlier_trial_was_trained_with(earlier):
+    space = Space(
+        fixed={"dropout_x": 0.1},
+        extra={"width": (0.3, 0.8), "lr_g": (1e-6, 1e-5), "bn_x": {"choices": ["11111", "01111"]}},
+    )
+    own = {**BASE.to_dict(), **earlier.trial(0).user_attrs[CONFIG], "bn_x": [False, *[True] * 4]}
+    trial = type("T", (), {"params": earlier.trial(0).params, "user_attrs": {CONFIG: own}})
+    params = moved(trial, space, space.apply_fixed(BASE)).params
+    assert (params["width"], params["lr_g"], params["bn_x"]) == (0.8, 1e-5, "01111")
+    assert not {"dropout_x", "bn", "bn_x1"} & set(params)
