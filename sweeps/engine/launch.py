@@ -31,6 +31,7 @@ from sweeps.engine.traces import (
     refuse_lost_trials,
     refuse_other_data,
     refuse_other_objective,
+    refuse_other_options,
 )
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import MLFLOW_ENVIRONMENT, connect, experiment_id
@@ -63,6 +64,7 @@ def launch(sweep: Sweep, options: Options) -> int:
     with contextlib.ExitStack() as held:
         mirror = None
         if options.resume:  # another driver is noticed at once, and not after Ray's start
+            refuse_other_options(options)
             mirror = held.enter_context(acquire_sweep(options, storage))
         uri = options.uri
         if not uri.startswith("sqlite:"):

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ali.errors import UserError
 from sweeps.engine.journal import DATA, SPACE
 from sweeps.engine.objective import Objective
-from sweeps.engine.options import JOURNAL, Options, read_options
+from sweeps.engine.options import JOURNAL, RESUME_MAY_CHANGE, Options, read_options
 from sweeps.engine.space import Space
 from sweeps.engine.storage import Storage
 from sweeps.engine.study import find_study, trial_id
@@ -47,6 +47,20 @@ def read_begun(options: Options) -> Begun:
     ids = frozenset(trial_id(t.number) for t in trials if t.state.name != "WAITING")
     known = study.user_attrs
     return Begun(ids, known.get(DATA), known.get(SPACE), study.direction.name == "MAXIMIZE")
+
+
+def refuse_other_options(options: Options) -> None:
+    """Raises UserError if a resume from Python has others than the sweep was started with."""
+    if not (saved := read_options(options.folder)):
+        return
+    before, now = Options.from_dict(saved).absolute(), options.absolute()
+    names = [f.name for f in fields(Options) if f.name not in RESUME_MAY_CHANGE]
+    if changed := [name for name in names if getattr(before, name) != getattr(now, name)]:
+        was = ", ".join(f"{name}={getattr(before, name)!r}" for name in changed)
+        raise UserError(
+            f"sweep {options.name!r} was started with {was}: resume it with the same, or start a "
+            "sweep with another --name"
+        )
 
 
 def refuse_lost_trials(

@@ -150,7 +150,7 @@ def test_a_name_in_use_two_drivers_at_once_and_what_a_resume_lacks(toy, monkeypa
     says = toy.refused("--resume", "--space", str(other))
     assert "not that of sweep 'toy' so far (dropout_x not given, dropout_xz not given, …" in says
     assert "; now dropout_x 0.1, dropout_xz 0.1, …)" in says
-    space.unlink()  # a resume needs it no more
+    space.rename(other)  # a resume needs it no more
     monkeypatch.setenv("TOY_DATA", "changed")
     assert "(fingerprint toy, now changed)" in toy.refused("--resume")
     monkeypatch.delenv("TOY_DATA")
@@ -159,6 +159,7 @@ def test_a_name_in_use_two_drivers_at_once_and_what_a_resume_lacks(toy, monkeypa
     journal.write_bytes(whole.replace(b"\n", b"\ngarbage\n", 1))
     assert f"{journal}, line 2: not JSON" in toy.refused("--resume")
     journal.unlink()
+    other.rename(space)  # it was in there
     assert f"{journal} lacks 00000, 00001" in toy.refused("--resume")
     assert f"{journal} lacks 00000, 00001" in toy.refused(), "nor without --resume"
     for folder in (toy.runs / "toy").glob("0000?"):

@@ -1,4 +1,4 @@
-"""A sweep of the toy in a space and for an objective of one's own, as processes."""
+"""A space and an objective of one's own, as processes."""
 
 import re
 
@@ -6,6 +6,9 @@ import pytest
 
 import sweeps
 from tests.integration.harness import EPOCHS
+from tests.integration.test_end_to_end import ROOT, python
+
+SVHN, BEST = ROOT / "sweeps" / "svhn.py", ROOT / "sweeps" / "best.py"
 
 SPACE = """
 lr = {low = 1e-4, high = 1e-3}
@@ -44,3 +47,22 @@ def test_a_space_by_file_and_an_objective_to_maximize(toy, tmp_path):
     assert parent.data.tags["formula"] == "1 - val_error"
     toy.run("--resume", "--num-trials", "7")
     assert len(sweeps.load(toy.name, toy.runs).trials) == 9
+
+
+@pytest.mark.long
+def test_the_full_training_follows_the_objective(tmp_path):
+    """And on labelled images it is tested for its error all the same."""
+    options = "--data house-numbers --width 0.1 --train-size 600 --labels 100 --draws 1 --epochs 1"
+    options += " --batch-size 50 --num-trials 1 --max-concurrent 1 --cpus-per-trial 1"
+    score = ["--objective", "score = val_error + 0.1 * sample_distance"]
+    out = python(SVHN, "--name", "own", *options.split(), *score, cwd=tmp_path)
+    assert "minimizing score" in out and "without training" not in out
+    best = [BEST, "--name", "own", "--svms", "2", "--threads", "1"]
+    told = python(*best, "--seeds", "2", cwd=tmp_path)
+    lines = [line for line in told.splitlines() if re.search(r"\d0000", line)]
+    scores = [float(value) for line in lines for value in re.findall(r"│ (\d\.\d{4}) │", line)[:1]]
+    (chosen,) = [line for line in lines if "(best by validation)" in line]
+    assert len(scores) == 2 and f"{min(scores):.4f}" in chosen
+    assert "test_error_mean" in told or "Table 1" in told
+    (run, *_) = sweeps.load("own", tmp_path / "runs").dataframe().itertuples()
+    assert run.score == pytest.approx(run.val_error + 0.1 * run.sample_distance)

@@ -17,6 +17,7 @@ from sweeps.engine.traces import (
     refuse_lost_trials,
     refuse_other_data,
     refuse_other_objective,
+    refuse_other_options,
 )
 
 pytestmark = pytest.mark.versions
@@ -118,3 +119,13 @@ def test_a_resume_compares_trials_the_same_way_round():
     refuse_other_objective(Begun(), options, more)
     with pytest.raises(UserError, match="does not minimize val_error"):
         refuse_other_objective(begun, options, less)
+
+
+def test_a_resume_from_python_has_the_same_options(tmp_path):
+    options = Options(name="s", output_dir=tmp_path, epochs=3, labels=10)
+    refuse_other_options(options)  # there is none to resume, as others say
+    options.folder.mkdir()
+    options.save()
+    refuse_other_options(replace(options, resume=True, num_trials=80))
+    with pytest.raises(UserError, match="was started with epochs=3, labels=10: resume it with"):
+        refuse_other_options(Options(name="s", output_dir=tmp_path, resume=True))
