@@ -1,7 +1,6 @@
 """ali.evaluation.table1: the published rows, and results that are measured once."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +9,12 @@ from ali.config import Config
 from ali.data import Dataset, Images
 from ali.errors import UserError
 from ali.evaluation import table1
+from tests.paths import REAL_DATA
 
 
 def test_published_rows_are_the_papers():
     """Against the text of Table 1, where it is at hand."""
-    paper = Path("/work/shared/paper.txt")
+    paper = REAL_DATA.parent / "paper.txt"
     if not paper.exists():
         pytest.skip("no text of the paper")
     text = paper.read_text().replace("\xa0", " ")
