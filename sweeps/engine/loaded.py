@@ -19,7 +19,14 @@ from sweeps.engine.confirmation import Estimate, estimates
 from sweeps.engine.dimensions import label
 from sweeps.engine.formatting import varied
 from sweeps.engine.journal import OBJECTIVE
-from sweeps.engine.options import JOURNAL, OPTIONS, Location, Options, saved_options
+from sweeps.engine.options import (
+    JOURNAL,
+    OLD_OPTIONS,
+    OPTIONS,
+    Location,
+    Options,
+    saved_options,
+)
 from sweeps.engine.results import TrialResult, load_study, ranked, valued
 from sweeps.engine.scripts import script_command
 from sweeps.engine.storage import replace_file
@@ -263,7 +270,7 @@ def _journal_folder(location: Location) -> Iterator[Location]:
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = replace(location, output_dir=Path(folder))
-        for name in (JOURNAL, OPTIONS):
+        for name in (JOURNAL, OLD_OPTIONS, OPTIONS):
             here = location.folder / name
             both = [storage.read(name) or b"", here.read_bytes() if here.exists() else b""]
             if content := max(both, key=len):
