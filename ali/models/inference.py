@@ -22,6 +22,15 @@ def mu(networks: ALI, x: np.ndarray) -> np.ndarray:
         return torch.cat([encoder(h)[0].cpu() for h in chunks(networks, x)]).numpy()
 
 
+def encode(networks: ALI, x: np.ndarray, seed: int = 0) -> np.ndarray:
+    """As `mu`; ẑ ~ q(z | x) of the mixture's networks, whose q(z | x) has no closed form."""
+    encoder, draw = networks.require_encoder(), normal(seed, networks)
+    if not encoder.noise:
+        return mu(networks, x)
+    with evaluating(networks):
+        return torch.cat([encoder.sample(h, draw)[0].cpu() for h in chunks(networks, x)]).numpy()
+
+
 @contextmanager
 def evaluating(networks: ALI) -> Iterator[None]:
     """Within: running statistics, no dropout, no gradients. The mode is restored afterwards."""
