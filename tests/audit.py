@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # How a trial ends: end_state, and what goes with it in Tune, in Optuna and in MLflow.
 ENDS = {
     "completed": ({"TERMINATED"}, "COMPLETE", "FINISHED"),
-    "stopped early": ({"TERMINATED"}, "PRUNED", "KILLED"),
+    "stopped early": ({"TERMINATED"}, "PRUNED", "FINISHED"),
     "diverged": ({"TERMINATED"}, "PRUNED", "FAILED"),
     "collapsed": ({"TERMINATED"}, "PRUNED", "FAILED"),
     "out of memory": ({"TERMINATED"}, "FAIL", "FAILED"),

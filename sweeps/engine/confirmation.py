@@ -20,6 +20,7 @@ from sweeps.engine.objective import sign
 
 CONFIRMS = "confirms"  # user attribute of a trial: number of the one whose configuration it repeats
 CONTROL = "control"  # user attribute of the trial at the paper's own point
+MIN_FREEDOM = 2  # runs beyond the first ones, from which on an interval says anything
 DROPPED_BELOW = 0.05  # probability of being better than the leader
 MIN_RUNS = 2  # before a configuration may be dropped
 RACED = 4  # most promising configurations that get more seeds while the search goes on
@@ -141,6 +142,21 @@ def estimates(trials: Sequence[FrozenTrial]) -> dict[int, Estimate]:
         mean = (sum(values) + PRIOR_RUNS * overall) / weight
         found[number] = Estimate(mean, spread / weight**0.5, freedom, maximize)
     return dict(sorted(found.items(), key=lambda item: item[1].loss))
+
+
+def intervals(trials: Sequence[FrozenTrial]) -> dict[int, str]:
+    """Of each configuration the 95 % interval of its mean as text, by its trial's number.
+
+    None before it says anything.
+    """
+    found = {number: interval_text(one) for number, one in estimates(trials).items()}
+    return {number: text for number, text in found.items() if text}
+
+
+def interval_text(expected: Estimate) -> str:
+    """The 95 % interval of a configuration's mean as text; empty if it says nothing."""
+    low, high = expected.interval
+    return f"{low:.4f} to {high:.4f}" if expected.freedom >= MIN_FREEDOM else ""
 
 
 def ranking(trials: Sequence[FrozenTrial]) -> list[int]:

@@ -21,7 +21,7 @@ from sweeps.engine.objective import Objective
 from sweeps.engine.options import JOURNAL, Options
 from sweeps.engine.retry import AwayError, Retry, is_temporary
 from sweeps.engine.scripts import is_interactive, running_command
-from sweeps.engine.space import InitialPoint, Space, paper_defaults, suggest
+from sweeps.engine.space import InitialPoint, Space, paper_defaults, searched_fields, suggest
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import experiment_id
 from sweeps.engine.tracking.schema import (
@@ -31,6 +31,7 @@ from sweeps.engine.tracking.schema import (
     SLOT_USE,
     TrackingContext,
 )
+from sweeps.engine.tracking.view import save_view
 
 if TYPE_CHECKING:
     import optuna
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from sweeps.engine.shutdown import GracefulShutdown
     from sweeps.engine.study import Study
 
+TELLING = ("data", "model", "width", "epochs", "train_size")  # options: a sweep from others
 STOP_SECONDS = 20.0  # that a sweep which was stopped waits for MLflow
 STOPPED, RAY_ENDED = "the sweep was stopped", "Ray's processes ended"
 
@@ -88,6 +90,7 @@ class Driver:
         self.client, self.mirror, self.storage = client, mirror, mirror.storage
         self.began, self.points = began, points
         self.fingerprint = sweep.experiment.fingerprint(dataset)
+        self.searched = searched_fields(sweep.space, base)
 
     def run(self, experiment: str) -> int:
         """To the end (0), until it is interrupted (130), or until Ray's processes end (1)."""
@@ -163,12 +166,14 @@ class Driver:
         if experiment is None:
             experiment = runs.restore_sweep(client, options.name)
         experiment = experiment or experiment_id(client, options.output_dir)
-        params = {**options.to_dict(), **self.sweep.space.to_dict()}
+        settings = {**options.to_dict(), **self.sweep.space.to_dict()}
+        params = {name: settings[name] for name in TELLING if settings[name] is not None}
         name, direction, formula = self.objective.name, self.objective.verb, self.objective.formula
         tags = {DIRECTION: direction, **({FORMULA: formula} if formula else {})}
-        parent = runs.start_sweep(client, experiment, options.name, name, params, tags)
+        parent = runs.start_sweep(client, experiment, options.name, name, params, tags, settings)
+        save_view(client, experiment, options.name, self.objective, self.searched, options.epochs)
         return TrackingContext(
-            options.uri, experiment, options.name, parent, name,
+            options.uri, experiment, options.name, parent, name, self.searched,
             direction=direction, formula=formula,
         )  # fmt: skip
 

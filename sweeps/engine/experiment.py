@@ -88,6 +88,13 @@ class Experiment(ABC):
         has all its epochs. Raises NonFiniteError when training diverges.
         """
 
+    def initial_state(self, config: Config, dataset: Any) -> Any | None:
+        """A new state before its first step, whose pictures are those of epoch 0.
+
+        Default: None, which has `run` make one, without pictures.
+        """
+        return None
+
     @abstractmethod
     def load_state(self, folder: Path, config: Config) -> Any:
         """The state that `state.save(folder)` wrote, for `run` to continue from.
@@ -148,6 +155,12 @@ class AliExperiment(Experiment):
 
         return run(config, dataset, state)
 
+    def initial_state(self, config: Config, dataset: Dataset) -> State:
+        from ali.training.state import State
+        from ali.training.step import device
+
+        return State.create(config, dataset.train, device())
+
     def load_state(self, folder: Path, config: Config) -> State:
         from ali.training.state import State
         from ali.training.step import device
@@ -155,9 +168,14 @@ class AliExperiment(Experiment):
         return State.load(folder, device(), config)
 
     def pictures(self, state: State, config: Config, dataset: Dataset) -> dict[str, np.ndarray]:
+        from ali.figures.annotated import marked
         from ali.figures.grids import epoch_pictures
 
-        return epoch_pictures(state.networks, dataset, config)
+        pictures = epoch_pictures(state.networks, dataset, config)
+        if config.data == "mixture":  # panels of Fig. 7, which have titles and axes
+            return pictures
+        tile = state.networks.table.image[-1]
+        return {key: marked(key, picture, tile) for key, picture in pictures.items()}
 
     def breakdown(self, history: Sequence[Metrics]) -> Ending | None:
         last = history[-1]

@@ -16,7 +16,7 @@ from ali.errors import UserError
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND
 from ali.output import without_password
 from sweeps.engine.cluster import TrialResources
-from sweeps.engine.confirmation import is_new
+from sweeps.engine.confirmation import intervals, is_new
 from sweeps.engine.endings import END_STATE, LOST, Ending, EndState, ending_of, first_try
 from sweeps.engine.formatting import format_line
 from sweeps.engine.mirror import JournalMirror
@@ -56,6 +56,7 @@ class Progress(tune.Callback):
         finished = [trial for trial in study.trials() if trial.state.is_finished()]
         self._ended_count = sum(map(is_new, finished))
         self.best: list[FrozenTrial] = best_trials(finished)[:BEST_NAMED]  # so far, best first
+        self._intervals: dict[str, str] = {}  # in MLflow, by trial
         self._kept = finished  # ended trials that may have checkpoints
         self._announce(resources)
 
@@ -157,8 +158,12 @@ class Progress(tune.Callback):
                 client, self._to, name, ending, config=config, confirms=again
             )
         )
-        ranked = best_trials(self._study.trials())
+        trials = self._study.trials()
+        ranked = best_trials(trials)
         best = ranked[:BEST_NAMED]
+        known = intervals(trials)
+        texts = {trial_id(t.number): known[t.number] for t in best if t.number in known}
+        self._log(lambda client: runs.set_intervals(client, self._to, texts, self._intervals))
         if best != self.best:
             self.best, ids = best, [trial_id(t.number) for t in best]
             self._log(lambda client: runs.set_best_trials(client, self._to, ids))

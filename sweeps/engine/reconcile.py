@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from ali.metrics import EPOCH
 from ali.output import first_line
-from sweeps.engine.endings import Ending, EndState, ending_of
+from sweeps.engine.confirmation import intervals
+from sweeps.engine.endings import END_STATE, Ending, EndState, ending_of
 from sweeps.engine.retry import Retry, is_temporary
 from sweeps.engine.study import CONFIG, Study, best_trials, confirms_of, trial_id
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.schema import (
+    INTERVAL,
     KIND,
     KIND_BEST,
     KIND_TRIAL,
@@ -40,11 +42,15 @@ def reconcile(client: MlflowClient, to: TrackingContext, study: Study, named: in
         if (
             run is None
             or run.info.status != STATUS[ending.state]
+            or run.data.tags.get(END_STATE) != ending.state.value
             or run.data.metrics.get(EPOCH, 0) < max(values, default=0)
         ):
             config = trial.user_attrs.get(CONFIG)
             again = confirms_of(trial)
             runs.end_trial(client, to, name, ending, values, config, again)
+    known_intervals = {name: run.data.tags.get(INTERVAL, "") for name, run in found.items()}
+    texts = {trial_id(number): text for number, text in intervals(trials).items()}
+    runs.set_intervals(client, to, texts, known_intervals)
     if best := [trial_id(t.number) for t in best_trials(trials)[:named]]:
         runs.set_best_trials(client, to, best)
 

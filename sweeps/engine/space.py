@@ -192,6 +192,7 @@ class InitialPoint:
     paper_values: tuple[str, ...] = ()
 
 
+DRAWS = 32  # random points: a field that is the same in all of them is not searched
 PAPER_VALUES = "as_printed"  # user attribute of a trial: InitialPoint.paper_values
 
 
@@ -286,6 +287,14 @@ def suggest(trial: optuna.Trial, space: Space, base: Config) -> dict[str, Any]:
     point |= {name: drawn(name) for name in space.extra if name not in point}
     as_printed = trial.user_attrs.get(PAPER_VALUES, ())
     return point | dict.fromkeys(name for name in as_printed if name not in space.fixed)
+
+
+def searched_fields(space: Space, base: Config) -> tuple[str, ...]:
+    """The fields of a configuration in which points of `space` differ."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    points = [suggest(study.ask(), space, base) for _ in range(DRAWS)]
+    names = dict.fromkeys(name for point in points for name in point)
+    return tuple(n for n in names if any(p.get(n) != points[0].get(n) for p in points))
 
 
 def with_optional(

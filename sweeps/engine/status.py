@@ -40,7 +40,7 @@ def status(client: MlflowClient, experiment: str, name: str) -> str:
     ends = Counter(run.data.tags.get(END_STATE, "") for run in ended)
     state = "running" if parent.info.status == RUNNING else parent.data.tags.get(END_STATE, "ended")
     out = console(width=WIDTH, color_system=None)
-    wanted = parent.data.params.get("num_trials", "?")
+    wanted = runs.options_of(parent).get("num_trials", "?")
     counts = "".join(f", {count} {end}" for end, count in sorted(ends.items()))
     objective = runs.objective_of(parent)
     with out.capture() as text:

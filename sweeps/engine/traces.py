@@ -15,6 +15,7 @@ from sweeps.engine.options import JOURNAL, RESUME_MAY_CHANGE, Options, read_opti
 from sweeps.engine.space import Space
 from sweeps.engine.storage import Storage
 from sweeps.engine.study import find_study, trial_id
+from sweeps.engine.tracking.runs import data_of
 from sweeps.engine.tracking.schema import TRIAL
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def refuse_other_data(
 
     Studies of earlier versions do not know it, but the trials' runs (`logged`) do.
     """
-    of_runs = {run.data.params[DATA] for run in logged if DATA in run.data.params}
+    of_runs = {data for run in logged if (data := data_of(run))}
     before = {begun.data} if begun.data else of_runs
     if before and before != {fingerprint}:
         raise UserError(

@@ -25,23 +25,26 @@ from ali.metrics import EPOCH, EVAL_SECONDS, TRAIN_SECONDS
 from sweeps.engine import ray_compat
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment, Metrics
-from sweeps.engine.journal import DATA
 from sweeps.engine.objective import Objective
 from sweeps.engine.retry import Retry
 from sweeps.engine.scheduler import HISTORY
 from sweeps.engine.storage import list_checkpoints
 from sweeps.engine.tracking.schema import (
     CONFIG,
+    DATA,
     TOTAL_CORE_SECONDS,
     TOTAL_EVAL_SECONDS,
     TOTAL_TRAIN_SECONDS,
     TrackingContext,
+    config_text,
+    parameters,
 )
 from sweeps.engine.tracking.trial_run import TrialRun
 
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 30.0
+CONFIG_FILE = "config.json"  # artifact of a run, for `python -m ali train --config`
 METRICS = "metrics.json"  # in a checkpoint, beside the state's files: the metrics of each epoch
 
 
@@ -100,17 +103,18 @@ class SweepTrial(tune.Trainable):
     @property
     def _run(self) -> TrialRun:
         if self._opened is None:
-            config, context = self._experiment_config, self._context
-            params = {
-                **config.to_dict(),
-                "threads": context.threads,
+            config, context = self._experiment_config.to_dict(), self._context
+            facts = {
+                CONFIG: config_text(config),
                 DATA: context.experiment.fingerprint(self._dataset),
+                "threads": str(context.threads),
                 **versions(),
             }
-            tags = {CONFIG: json.dumps(config.to_dict())}
+            params = parameters(config, context.to.searched)
             self._opened = TrialRun(
-                context.to, self.trial_id, params, context.outage_seconds, tags=tags
+                context.to, self.trial_id, params, context.outage_seconds, tags=facts
             )
+            self._opened.text(json.dumps(config, indent=1), CONFIG_FILE)
             self._runs.append(self._opened)
         return self._opened
 
@@ -145,7 +149,8 @@ class SweepTrial(tune.Trainable):
     def _epoch(self) -> dict[str, Any]:
         run, config, experiment = self._run, self._experiment_config, self._context.experiment
         if self._epochs is None:
-            self._epochs = experiment.run(config, self._dataset, self._state)
+            start = self._new_state() if self._state is None else self._state
+            self._epochs = experiment.run(config, self._dataset, start)
         try:
             self._state, metrics = next(self._epochs)
         except StopIteration:  # restored after its last epoch: the same result again
@@ -162,6 +167,14 @@ class SweepTrial(tune.Trainable):
         if done:  # a final result is in MLflow before the search hears of it
             run.queue.flush(FLUSH_SECONDS)
         return {**metrics, DONE: done}
+
+    def _new_state(self) -> Any | None:
+        """A new state with its pictures in MLflow, where the experiment makes one apart."""
+        experiment, config = self._context.experiment, self._experiment_config
+        state = experiment.initial_state(config, self._dataset)
+        if state is not None and (images := experiment.pictures(state, config, self._dataset)):
+            self._run.pictures(0, images)
+        return state
 
     def _add_totals(self, metrics: Metrics) -> None:
         """Adds the seconds of the trial so far, its restarts included."""

@@ -24,4 +24,4 @@ def local(tmp_path, database):
     client = tracking.connect(uri)
     experiment = tracking.experiment_id(client, tmp_path)
     parent = tracking.start_sweep(client, experiment, "s", "val_error", {"epochs": 3})
-    return client, tracking.TrackingContext(uri, experiment, "s", parent, "val_error")
+    return client, tracking.TrackingContext(uri, experiment, "s", parent, "val_error", ("lr_d",))

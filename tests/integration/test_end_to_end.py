@@ -78,7 +78,7 @@ def test_trials_have_pictures_and_all_there_is_to_know(swept):
         )
         assert {"sample_distance", "sample_diversity"} <= set(run.data.metrics)
         assert pictures(client, run) == {"samples", "reconstructions", "interpolations"}
-        assert run.data.params["data_fingerprint"]
+        assert run.data.tags["data_fingerprint"]
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_a_trial_replays_from_what_was_logged(swept, tmp_path):
     (tmp_path / "config.json").write_text(run.data.tags["config"])
     python(
         *f"-m ali train --config {tmp_path}/config.json --output-dir {tmp_path}/out".split(),
-        *f"--threads {run.data.params['threads']}".split(),
+        *f"--threads {run.data.tags['threads']}".split(),
         cwd=tmp_path,
     )
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
@@ -227,7 +227,7 @@ def test_a_sweep_on_real_svhn_crops(folder):
     out = python(ROOT / "sweeps" / "svhn.py", *options.split(), cwd=folder)
     _, (run,) = runs(folder, "trial")
     assert run.data.metrics["val_error"] < 0.85
-    assert run.data.params["data"] == "svhn"
+    assert json.loads(run.data.tags["config"])["data"] == "svhn"
     assert "00000" in out
 
 
@@ -245,7 +245,9 @@ def test_a_sweep_of_the_mixture_counts_modes(folder):
         assert pictures(client, run) == {"samples"}
         assert run.data.metrics["total_train_seconds"] < 20
     (paper,) = (run for run in trials if run.data.tags["trial_id"] == "00000")
-    assert (paper.data.params["dropout_xz"], paper.data.params["bn_x"]) == ("None", "None")
+    config = json.loads(paper.data.tags["config"])
+    assert (config["dropout_xz"], config["bn_x"]) == (None, None), "the table's"
+    assert "dropout_xz" not in paper.data.params and "lr_d" in paper.data.params
 
     out = python(ROOT / "sweeps" / "best.py", "--name", "mixture", "--threads", "1", cwd=folder)
     assert "test_modes_missed" in out and "Table 1" not in out

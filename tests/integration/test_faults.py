@@ -146,9 +146,13 @@ def test_each_epoch_is_logged_once_with_its_pictures(swept):
 
 def test_parameters_and_versions_are_logged(swept):
     (run,) = swept.mlflow()["00000"]
-    params = run.data.params
-    assert {"lr_d", "bn_x", "seed", "data_fingerprint", "code_version"} <= set(params)
-    assert {f"version_{name}" for name in ("torch", "ray", "optuna", "mlflow")} <= set(params)
+    params, tags = run.data.params, run.data.tags
+    assert {"lr_d", "log10_lr_d", "bn_x", "seed"} <= set(params) and len(params) < 22
+    assert {"data_fingerprint", "code_version", "threads"} <= set(tags)
+    assert {f"version_{name}" for name in ("torch", "ray", "optuna", "mlflow")} <= set(tags)
+    assert len(json.loads(tags["config"])) > 30, "the whole configuration, which is a file, too"
+    client = MlflowClient(swept.uri)
+    assert "config.json" in [a.path for a in client.list_artifacts(run.info.run_id)]
     assert params["lr_d"] == "0.0001", "the paper's own point goes first"
     (parent,) = swept.parents()
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -163,7 +167,8 @@ def test_the_report_names_ends_and_next_commands(swept):
         "diverged",
         "out of memory",
         "Importance",
-        "mlflow ui",
+        "sweeps/ui.py --name toy",
+        "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning",
         "sweeps/best.py --name toy",
     ):
         assert text in swept.output

@@ -17,14 +17,17 @@ from sweeps.engine.tracking.schema import (
     BEST_TRIALS,
     CONFIG,
     CONFIRMS,
+    DATA,
     DIRECTION,
     FORMULA,
+    INTERVAL,
     KIND,
     KIND_SWEEP,
     KIND_TRIAL,
     METRICS,
     MISSING,
     OBJECTIVE,
+    OPTIONS,
     PARENT,
     RUN_NAME,
     STATUS,
@@ -32,9 +35,12 @@ from sweeps.engine.tracking.schema import (
     TEXTS,
     TRIAL,
     TrackingContext,
+    config_text,
     missing_text,
+    parameters,
     read_missing,
 )
+from sweeps.engine.tracking.view import COMPARED, save_best_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -86,6 +92,11 @@ def require_sweep(client: MlflowClient, experiment: str, sweep: str) -> Run:
 def _unknown(sweep: str, known: Sequence[Run]) -> UserError:
     names = ", ".join(sorted({run.data.tags.get(SWEEP, "") for run in known})) or "none"
     return UserError(f"MLflow has no sweep {sweep!r}: it has {names}")
+
+
+def all_sweeps(client: MlflowClient) -> list[Run]:
+    """The runs of all sweeps."""
+    return _sweeps(client)
 
 
 def _sweeps(client: MlflowClient, sweep: str | None = None, view: str = ACTIVE) -> list[Run]:
@@ -155,6 +166,16 @@ def config_of(run: Run) -> dict[str, Any]:
     return _read_tag(run, CONFIG, {})
 
 
+def options_of(run: Run) -> dict[str, Any]:
+    """Options and space of a sweep; of one that an earlier version ran as text, from parameters."""
+    return _read_tag(run, OPTIONS, dict(run.data.params))
+
+
+def data_of(run: Run) -> str | None:
+    """The fingerprint of a run's data; None if it was not logged yet."""
+    return run.data.tags.get(DATA, run.data.params.get(DATA))
+
+
 def best_trials(run: Run) -> list[str]:
     """Ids of a sweep's best trials, best first, as its driver has written them to its run."""
     empty: list[Any] = []
@@ -183,8 +204,14 @@ def start_sweep(
     objective: str,
     params: Mapping[str, Any],
     tags: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> str:
-    """Opens the parent run of a sweep, or opens it again; returns its run id."""
+    """Opens the parent run of a sweep, or opens it again; returns its run id.
+
+    Args:
+        params: what tells it from other sweeps, as parameters.
+        options: all there is to know of it, as one tag.
+    """
     run = find_sweep(client, experiment, sweep)
     with refusals(client.tracking_uri):
         if run is None:
@@ -192,6 +219,8 @@ def start_sweep(
             run = client.create_run(experiment, tags={**own, **(tags or {})})
         if new := {k: v for k, v in params.items() if k not in run.data.params}:
             describe(client, run.info.run_id, new)
+        if options and run.data.tags.get(OPTIONS) != (text := config_text(options)):
+            client.set_tag(run.info.run_id, OPTIONS, text)
         if run.info.status != "RUNNING":
             client.update_run(run.info.run_id, status="RUNNING")
     return run.info.run_id
@@ -221,9 +250,22 @@ def to_text(value: Any) -> str:
 
 
 def set_best_trials(client: MlflowClient, to: TrackingContext, ids: Sequence[str]) -> None:
-    """Writes the ids of the best trials, best first, to the sweep's run."""
+    """Writes the ids of the best trials, best first, to the sweep's run, and their view."""
     restore(client, to.parent_run_id)
     client.set_tag(to.parent_run_id, BEST_TRIALS, json.dumps(list(ids)))
+    if best := [run for id_ in ids[:COMPARED] if (run := find_trial(client, to, id_))]:
+        epochs, found = config_of(best[0]).get("epochs", 0), [run.info.run_id for run in best]
+        save_best_view(client, to.experiment, to.sweep, to.objective, found, epochs)
+
+
+def set_intervals(
+    client: MlflowClient, to: TrackingContext, intervals: Mapping[str, str], known: dict[str, str]
+) -> None:
+    """Writes intervals to the runs of trials, by id, where they differ from those `known`."""
+    for trial_id, interval in intervals.items():
+        if known.get(trial_id) != interval and (run := find_trial(client, to, trial_id)):
+            client.set_tag(run.info.run_id, INTERVAL, interval)
+            known[trial_id] = interval
 
 
 def end_run(client: MlflowClient, run_id: str, ending: Ending) -> None:
@@ -261,7 +303,7 @@ def create_trial(
     """Opens the run of a trial, or of its full training, under its sweep's."""
     tags = {SWEEP: to.sweep, TRIAL: trial_id, KIND: kind, PARENT: to.parent_run_id}
     if config:
-        tags[CONFIG] = json.dumps(config)
+        tags[CONFIG] = config_text(config)
     tags |= {OBJECTIVE: to.objective, DIRECTION: to.direction}
     tags |= {FORMULA: to.formula} if to.formula else {}
     tags[RUN_NAME] = f"{to.sweep}-{trial_id}" + ("" if kind == KIND_TRIAL else f"-{kind}")
@@ -313,7 +355,8 @@ def end_trial(
     from mlflow.entities import Metric, RunTag
 
     run = _any_trial(client, to, trial_id, config)
-    if lacking := {k: v for k, v in (config or {}).items() if k not in run.data.params}:
+    params = parameters(config or {}, to.searched)
+    if lacking := {k: v for k, v in params.items() if k not in run.data.params}:
         describe(client, run.info.run_id, lacking)
     if confirms is not None:
         client.set_tag(run.info.run_id, CONFIRMS, confirms)
@@ -327,11 +370,10 @@ def end_trial(
         lost[METRICS] = lost.get(METRICS, set()) | {epoch for epoch, _ in missing}
         tags = [RunTag(MISSING, missing_text(lost))]
         client.log_batch(run.info.run_id, metrics=metrics, tags=tags)
-    if (
-        run.info.status != STATUS[ending.state]
-        or run.data.tags.get(END_STATE) != ending.state.value
-    ):
+    if run.data.tags.get(END_STATE) != ending.state.value or not run.info.end_time:
         end_run(client, run.info.run_id, ending)
+    elif run.info.status != STATUS[ending.state]:  # as an earlier version wrote it
+        client.update_run(run.info.run_id, status=STATUS[ending.state])
 
 
 def lost_records(trials: Sequence[Run]) -> str:

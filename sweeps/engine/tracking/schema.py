@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ali import environment
 from sweeps.engine.endings import EndState
@@ -12,6 +14,8 @@ from sweeps.engine.endings import EndState
 EXPERIMENT = "ali"  # experiment_name says where it has another name
 # Tags of a run
 CONFIG = "config"  # the whole configuration as JSON: what a run is repeated from
+OPTIONS = "options"  # of a sweep's run: its options and its space, as JSON
+DATA = "data_fingerprint"  # of the data it has; earlier versions have it as a parameter
 SWEEP, TRIAL, KIND = "sweep", "trial_id", "kind"
 OBJECTIVE = "objective"  # the metric that trials are compared by; val_error if the tag is absent
 DIRECTION, FORMULA = "direction", "formula"  # of the objective; minimize, and none, if absent
@@ -19,7 +23,9 @@ BEST_TRIALS = "best_trials"  # of a sweep's run: ids of its best trials, best fi
 CONFIRMS = "confirms"  # of a trial that repeats another with a fresh seed: the other's id
 BEST_OF = "best_of_run"  # of a full training: run id of the trial whose configuration it has
 TESTED = "tested"  # of a full training: what its test error was measured on
+INTERVAL = "interval_95"  # of a trial: of its configuration's mean objective, by all its runs
 MISSING = "missing"  # of a trial: what MLflow did not take, as JSON: epochs by kind of record
+NOTE = "mlflow.note.content"  # the description of a run, Markdown
 PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
 METRICS, PICTURES, TEXTS = "metrics", "pictures", "texts"  # kinds of records
 # Values of KIND
@@ -29,10 +35,12 @@ SLOT_USE, DRIVER_SECONDS = "slot_use", "driver_seconds"
 # Metrics of a trial's run: totals over its restarts
 TOTAL_TRAIN_SECONDS, TOTAL_EVAL_SECONDS = "total_train_seconds", "total_eval_seconds"
 TOTAL_CORE_SECONDS = "total_core_seconds"  # both, times its threads
-# MLflow's status of a run that ended
+LOG_SCALE = ("lr_d", "lr_g", "weight_std")  # and 1 − β₂: searched on a log scale
+# MLflow's status of a run that ended: one that the scheduler stopped has done its job, and FAILED
+# has a red cross. What it was is in the tag end_state.
 STATUS = {
     EndState.COMPLETED: "FINISHED",
-    EndState.STOPPED_EARLY: "KILLED",
+    EndState.STOPPED_EARLY: "FINISHED",
     EndState.INTERRUPTED: "KILLED",
     EndState.DIVERGED: "FAILED",
     EndState.COLLAPSED: "FAILED",
@@ -50,6 +58,7 @@ class TrackingContext:
     sweep: str
     parent_run_id: str
     objective: str
+    searched: tuple[str, ...] = ()  # fields of the configuration that the search varies
     direction: str = "minimize"
     formula: str | None = None  # of the objective, where it is arithmetic of other metrics
     variables: Mapping[str, str] = field(
@@ -60,6 +69,34 @@ class TrackingContext:
 def experiment_name(uri: str) -> str:
     """The experiment of all sweeps: Databricks wants a path in the workspace."""
     return f"/Shared/{EXPERIMENT}" if uri.split(":")[0] == "databricks" else EXPERIMENT
+
+
+def parameters(config: Mapping[str, Any], searched: Sequence[str]) -> dict[str, Any]:
+    """What tells a sweep's runs apart: the searched fields, and the seed.
+
+    What is searched on a log scale has its log10 beside it: MLflow's axes are linear. One that the
+    paper's table decides (None) is left out, since an axis of numbers shows no words.
+    """
+    found: dict[str, Any] = {}
+    for name in (*searched, *(["seed"] if "seed" in config else [])):
+        if (value := config.get(name)) is None:
+            continue
+        found[name] = value
+        if log10 := log10_name(name):
+            found[log10] = round(math.log10(1 - value if name.startswith("beta2") else value), 4)
+    return found
+
+
+def log10_name(field: str) -> str | None:
+    """The parameter beside a field that is searched on a log scale."""
+    if field.startswith("beta2"):
+        return f"log10_one_minus_{field}"
+    return f"log10_{field}" if field in LOG_SCALE else None
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """A configuration as the value of a tag, of which MLflow keeps 8000 characters."""
+    return json.dumps(config, ensure_ascii=False, default=str)
 
 
 def read_missing(tags: Mapping[str, str]) -> dict[str, set[int]]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ali import environment
 from ali.metrics import EPOCH
 from sweeps.engine.tracking.client import OUTAGE_SECONDS, open_client
+from sweeps.engine.tracking.pictures import FOLDER, LOGGED_IMAGES, write_pictures
 from sweeps.engine.tracking.queue import AsyncLogQueue
 from sweeps.engine.tracking.runs import (
     create_trial,
@@ -23,6 +26,7 @@ from sweeps.engine.tracking.runs import (
     to_text,
 )
 from sweeps.engine.tracking.schema import (
+    KIND_BEST,
     KIND_TRIAL,
     METRICS,
     MISSING,
@@ -37,7 +41,8 @@ if TYPE_CHECKING:
     import numpy as np
     from mlflow import MlflowClient
 
-_PICTURE = re.compile(r"images/(.+?)[%+]step[%+](\d+)[%+].*\.png")  # what log_image calls them
+_PICTURE = re.compile(r"images/(.+?)[%+]step[%+](\d+)[%+].*\.png")  # "%" by earlier versions
+TITLES = {KIND_TRIAL: "trial", KIND_BEST: "full training"}  # of pictures, by kind of run
 
 
 class TrialRun:
@@ -65,6 +70,7 @@ class TrialRun:
         self._opened = ""  # the run that this process has opened, for when it has been deleted
         self._logged: set[int] | None = None  # epochs; None: the run is to be asked
         self._pictured: set[tuple[str, int]] | None = None  # keys and epochs of pictures
+        self._texts = 0  # queued
         self.missing: dict[str, set[int]] = {METRICS: set(), PICTURES: set(), TEXTS: set()}
         self._told = "{}"  # of what is missing
         self._client: MlflowClient | None = None
@@ -74,17 +80,27 @@ class TrialRun:
 
     def epoch(self, metrics: Mapping[str, float], images: Mapping[str, np.ndarray]) -> None:
         """Queues one epoch. `metrics` holds EPOCH; `images` are uint8 (H, W, 3) by key."""
-        epoch, metrics, images = int(metrics[EPOCH]), dict(metrics), dict(images)
+        epoch, metrics = int(metrics[EPOCH]), dict(metrics)
         self._note(METRICS, epoch)
         self.queue.put(lambda: self._log_metrics(epoch, metrics))
         if images:
-            self._note(PICTURES, epoch)
-            self.queue.put_file(lambda: self._log_pictures(epoch, images))
+            self.pictures(epoch, images, metrics.get(self._to.objective))
+
+    def pictures(
+        self, epoch: int, images: Mapping[str, np.ndarray], value: float | None = None
+    ) -> None:
+        """Queues pictures after an epoch, 0: before the first; `value`: of the objective then."""
+        title = f"{self._to.sweep} · {TITLES[self._kind]} {self._trial_id} · epoch {epoch}"
+        title += f" · {self._to.objective} {value:.4f}" if value is not None else ""
+        images, now = dict(images), int(time.time() * 1000)
+        self._note(PICTURES, epoch)
+        self.queue.put_file(lambda: self._log_pictures(epoch, images, title, now))
 
     def text(self, text: str, file: str) -> None:
         """Queues a text artifact."""
-        self._note(TEXTS, 0)
-        self.queue.put_file(lambda: self._log_text(text, file))
+        number, self._texts = self._texts, self._texts + 1
+        self._note(TEXTS, number)
+        self.queue.put_file(lambda: self._log_text(text, file, number))
 
     def tell_missing(self) -> None:
         """Queues what MLflow does not have yet, for a process that may not be left time to wait."""
@@ -140,10 +156,10 @@ class TrialRun:
             self._run_id = ""
             raise
 
-    def _log_text(self, text: str, file: str) -> None:
+    def _log_text(self, text: str, file: str, number: int) -> None:
         with self._attempt() as (client, run_id):
             client.log_text(run_id, text, file)
-        self._delivered(TEXTS, 0)
+        self._delivered(TEXTS, number)
 
     def _log_metrics(self, epoch: int, metrics: dict[str, float]) -> None:
         from mlflow.entities import Metric, RunTag
@@ -164,15 +180,23 @@ class TrialRun:
         self._logged = logged | {epoch}
         self._delivered(METRICS, epoch)
 
-    def _log_pictures(self, epoch: int, images: dict[str, np.ndarray]) -> None:
+    def _log_pictures(
+        self, epoch: int, images: dict[str, np.ndarray], title: str, now: int
+    ) -> None:
+        from ali.figures.annotated import titled
+
         client, run_id = self.open()
         if self._pictured is None:
-            names = [_PICTURE.fullmatch(a.path) for a in client.list_artifacts(run_id, "images")]
+            names = [_PICTURE.fullmatch(a.path) for a in client.list_artifacts(run_id, FOLDER)]
             self._pictured = {(name[1], int(name[2])) for name in names if name}
         pictured, self._pictured = self._pictured, None
-        for key, image in images.items():
-            if (key, epoch) not in pictured:
-                client.log_image(run_id, image, key=key, step=epoch)
+        new = {key: titled(x, title) for key, x in images.items() if (key, epoch) not in pictured}
+        if new:
+            with tempfile.TemporaryDirectory() as folder:
+                write_pictures(Path(folder), new, epoch, now)
+                client.log_artifacts(run_id, folder)
+            if not pictured:
+                client.set_tag(run_id, LOGGED_IMAGES, "true")
         self._pictured = pictured | {(key, epoch) for key in images}
         self._delivered(PICTURES, epoch)
 

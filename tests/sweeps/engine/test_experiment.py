@@ -39,6 +39,11 @@ def test_the_contract(experiment, tmp_path):
     assert list(experiment.run(CONFIG, dataset, state)) == []
     assert (tmp_path / "c" / "metrics.json").read_text() == "another's"
 
+    if (start := experiment.initial_state(CONFIG, dataset)) is not None:
+        assert experiment.pictures(start, CONFIG, dataset)
+        _, first = next(experiment.run(CONFIG, dataset, start))
+        assert first["d_loss"] == whole[0]["d_loss"], "as one that `run` makes, to the bit"
+
     again = experiment.load_state(tmp_path / "c", CONFIG)
     (resumed,) = [dict(metrics) for _, metrics in experiment.run(CONFIG, dataset, again)]
     assert resumed[objective] == whole[-1][objective] and resumed["d_loss"] == whole[-1]["d_loss"]

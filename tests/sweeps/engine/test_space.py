@@ -4,7 +4,14 @@ import pytest
 
 from ali.config import Config
 from ali.models.tables import apply_config, paper_table
-from sweeps.engine.space import Space, paper_defaults, short_budget, suggest, with_optional
+from sweeps.engine.space import (
+    Space,
+    paper_defaults,
+    searched_fields,
+    short_budget,
+    suggest,
+    with_optional,
+)
 from sweeps.engine.study import CONFIG
 
 PRESETS = {
@@ -101,3 +108,14 @@ def test_optional_dimensions_start_from_the_paper(study, base):
     assert all(std <= config.weight_std <= 10 * std for config in configs)
     assert {config.batch_size for config in configs} == {50, 100, 200}
     assert with_optional(Space(), base, False, False, False) == Space()
+
+
+@presets
+def test_searched_fields_are_those_in_which_points_differ(base):
+    found = searched_fields(Space(), base)
+    assert {"lr_d", "beta1_g", "beta2_d"} <= set(found) and found == searched_fields(Space(), base)
+    table = paper_table(base)
+    assert ("dropout_x" in found) == ("bn_x" in found) == bool(table.d_x)
+    assert not {"bn_z", "bn_xz", "batch_size", "seed", "epochs"} & set(found)
+    fixed = Space(beta1=(0.5, 0.5), batch_sizes=(50, 100))
+    assert "beta1_d" not in (other := searched_fields(fixed, base)) and "batch_size" in other

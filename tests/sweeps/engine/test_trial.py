@@ -71,16 +71,20 @@ def logged(monkeypatch):
 
     class Run:
         def __init__(self, to, trial_id, params, outage_seconds, tags):
-            self.queue, self.params = Queue(), params
+            self.queue, self.params, self.tags = Queue(), params, tags
 
         def epoch(self, metrics, images):
             records.append(metrics)
+
+        def pictures(self, epoch, images):
+            records.append({"pictures": (epoch, images)})
 
         def tell_missing(self):
             """Nothing is missing."""
 
         def text(self, text, file):
-            records.append({file: text})
+            if file != "config.json":
+                records.append({file: text})
 
     monkeypatch.setattr(module, "TrialRun", Run)
     return records
@@ -201,7 +205,7 @@ def test_the_next_trial_of_a_worker_starts_clean_and_keeps_the_data(logged):
     result = trial.step()
     assert (result[EPOCH], result["total_train_seconds"]) == (1, 2)
     assert experiment.loads == 1 and trial._opened.params["seed"] == 5
-    assert trial._opened.params["data_fingerprint"] == "data 1"
+    assert trial._opened.tags["data_fingerprint"] == "data 1"
 
 
 def test_data_that_cannot_be_loaded_fails_the_trial_and_not_the_worker(logged):
@@ -239,3 +243,24 @@ def test_a_trial_drawn_before_the_data_was_moved_finds_it(logged):
     for _ in range(2):
         assert trial._experiment_config.data_dir == Path("/now")
         assert trial.reset_config(Config(data_dir=Path("/before")).to_dict())
+
+
+def test_a_new_trial_has_pictures_before_its_first_epoch_and_a_resumed_one_has_not(
+    logged, tmp_path
+):
+    """MLflow's slider of steps starts at 0."""
+
+    class Pictured(Counting):
+        def initial_state(self, config, dataset):
+            return State(0)
+
+        def pictures(self, state, config, dataset):
+            return {"samples": state.epoch}
+
+    first = started(Pictured())
+    assert first.step()[EPOCH] == 1 and logged[0] == {"pictures": (0, {"samples": 0})}
+    first.save_checkpoint(str(tmp_path))
+    logged.clear()
+    again = started(Pictured())
+    again.load_checkpoint(str(tmp_path))
+    assert again.step()[EPOCH] == 2 and not any("pictures" in record for record in logged)

@@ -1,0 +1,38 @@
+"""Pictures as files of a run: under the names by which MLflow's charts find them, and under plain
+ones that all runs share, so that its page Compare shows them side by side."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LOGGED_IMAGES = "mlflow.loggedImages"  # tag of a run that has pictures for MLflow's charts
+FOLDER = "images"  # where its charts look for them
+
+
+def write_pictures(
+    folder: Path, images: Mapping[str, np.ndarray], epoch: int, milliseconds: int
+) -> None:
+    """Writes pictures, uint8 (H, W, 3) by key, into a folder for `MlflowClient.log_artifacts`.
+
+    The same names as `MlflowClient.log_image`, which makes what charts show 256 pixels wide at
+    most, blurred; here it is as large as the picture. Written again, the names are the same.
+    """
+    from PIL import Image
+
+    for key, pixels in images.items():
+        picture = Image.fromarray(pixels)
+        name = uuid.uuid5(uuid.NAMESPACE_OID, f"{key} {epoch} {milliseconds}")
+        stem = f"{key}+step+{epoch}+timestamp+{milliseconds}+{name}"
+        shared = folder / key / f"epoch_{epoch:04d}.png"
+        for path in (shared, folder / FOLDER / f"{stem}.png"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(shared, compress_level=4)
+        shutil.copy(shared, folder / FOLDER / f"{stem}.png")
+        picture.save(folder / FOLDER / f"{stem}+compressed.webp", quality=90, method=1)
