@@ -64,14 +64,14 @@ def find_checkpoint(path: Path | str) -> Path:
     """The folder of the checkpoint that `path` leads to.
 
     `path` is a checkpoint, a run of `python -m ali train` or a full training of sweeps/best.py
-    (its `checkpoint`), or a trial of a sweep (the newest of its `checkpoint_<number>`). Trials
-    keep a checkpoint's files in `state` where an older version wrote them. Raises UserError where
-    there is none.
+    (its `checkpoint`), a model downloaded from MLflow, or a trial of a sweep (the newest of its
+    `checkpoint_<number>`). Trials keep a checkpoint's files in `state` where an older version wrote
+    them. Raises UserError where there is none.
     """
     path = Path(path)
     numbered = [folder for folder in path.glob("checkpoint_*") if folder.name[11:].isdigit()]
     newest_first = sorted(numbered, key=lambda folder: int(folder.name[11:]), reverse=True)
-    for folder in (path, path / "checkpoint", path / "state"):
+    for folder in (path, path / "checkpoint", path / "state", path / "artifacts" / "checkpoint"):
         if (folder / MANIFEST).is_file():
             return folder
     for trial_checkpoint in newest_first:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
@@ -13,14 +12,14 @@ from rich.table import Table
 from ali.config import Config
 from ali.data import Dataset, Images
 from ali.errors import NonFiniteError
-from ali.metrics import EPOCH, TEST_ERROR_MEAN, TEST_ERROR_STD, VAL_ERROR
+from ali.metrics import TEST_ERROR_MEAN, TEST_ERROR_STD, VAL_ERROR
 from ali.output import console
-from ali.training.checkpoint import read_manifest
 
 if TYPE_CHECKING:
     from ali.models.networks import ALI
 
 WIDTH = 100  # characters of the printed table
+NOT_COMPARABLE = "Not comparable with the published errors: not the official SVHN."
 
 
 @dataclass(frozen=True)
@@ -42,47 +41,26 @@ class Outcome:
 
 def test_metrics(
     networks: ALI, dataset: Dataset, test: Images, config: Config, objective: str, svms: int
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[float]]:
     """What the test split says, by metric: the protocol of §4.4, or sample quality without labels.
 
-    The error is a fraction, mean and standard deviation over `svms` labelled draws.
+    The error is a fraction, mean and standard deviation over `svms` labelled draws; each draw's
+    error is returned, too.
     """
     from ali.evaluation import protocol, quality
 
     if objective != VAL_ERROR:
         print(f"testing the samples against {len(test)} test images")
         found = quality.measure(networks, replace(dataset, valid=test), config)
-        return {f"test_{name}": value for name, value in found.items()}
+        return {f"test_{name}": value for name, value in found.items()}, []
     print(f"testing with {svms} SVMs on {len(test)} test images")
     errors = protocol.test_errors(networks, dataset, test, config, draws=svms)
     std = errors.std(ddof=1 if len(errors) > 1 else 0)
-    return {TEST_ERROR_MEAN: float(errors.mean()), TEST_ERROR_STD: float(std)}
+    found = {TEST_ERROR_MEAN: float(errors.mean()), TEST_ERROR_STD: float(std)}
+    return found, errors.tolist()
 
 
 test_metrics.__test__ = False  # type: ignore[attr-defined]  # nothing for pytest to collect
-
-
-def register(client: Any, tested: Outcome, checkpoint: Path, name: str) -> str | None:
-    """Logs a checkpoint to its run and registers it as a model, with what the test found as tags.
-
-    Returns the model's version; None if this run's checkpoint of this epoch is one already. A
-    version's files are never written again.
-    """
-    from mlflow.exceptions import MlflowException
-
-    run_id, folder = tested.run_id, f"model_{read_manifest(checkpoint).epoch:06d}"
-    source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    known = client.search_model_versions(f"run_id = '{run_id}'")
-    if any(version.source == source for version in known):
-        return None
-    client.log_artifacts(run_id, str(checkpoint), folder)
-    tags = {EPOCH: tested.epoch, **tested.found}
-    return client.create_model_version(name, source, run_id, tags).version
 
 
 def over_seeds(found: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -131,15 +109,41 @@ def seeds_table(
     return capture.get()
 
 
+def in_table_1(config: Config) -> bool:
+    """Whether Table 1 has errors to set a result beside."""
+    return config.data in ("svhn", "house-numbers")
+
+
+def result_rows(found: dict[str, float], config: Config, epochs: int) -> list[tuple[str, str]]:
+    """(model, error) of Table 1, and of this run at the end."""
+    from ali.evaluation.table1 import TABLE_1
+
+    mean, std = found[TEST_ERROR_MEAN], found[TEST_ERROR_STD]
+    own = f"this run ({config.data}, {config.labels} labels, {epochs} epochs)"
+    return [*TABLE_1, (own, f"{mean:.2%} (± {std:.2%})".replace("%", " %"))]
+
+
+def result_note(found: dict[str, float], config: Config, epochs: int, unofficial: bool) -> str:
+    """The result as Markdown: the description of the training's MLflow run."""
+    if not in_table_1(config):
+        return _markdown(("metric", "value"), [(k, f"{v:.4f}") for k, v in found.items()])
+    rows = result_rows(found, config, epochs)
+    rows[-1] = (f"**{rows[-1][0]}**", f"**{rows[-1][1]}**")
+    text = "Test error, beside Table 1 of the paper\n\n" + _markdown(("model", "error"), rows)
+    return text + (f"\n{NOT_COMPARABLE}\n" if config.data != "svhn" or unofficial else "")
+
+
+def _markdown(heads: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
+    return "".join(f"| {one} | {two} |\n" for one, two in (heads, ("---", "---:"), *rows))
+
+
 def result_table(found: dict[str, float], config: Config, epochs: int, unofficial: bool) -> str:
     """The result as text: for house numbers beside Table 1, otherwise a line a metric.
 
     Args:
         unofficial: whether the data differs from what its authors publish.
     """
-    from ali.evaluation.table1 import TABLE_1
-
-    if config.data not in ("svhn", "house-numbers"):
+    if not in_table_1(config):
         lines = [f"{config.data}, {epochs} epochs:"]
         return "\n".join(lines + [f"  {name} {value:.4f}" for name, value in found.items()])
     table = Table(
@@ -148,17 +152,14 @@ def result_table(found: dict[str, float], config: Config, epochs: int, unofficia
     )
     table.add_column("model")
     table.add_column("error", justify="right")
-    for row in TABLE_1:
+    *published, own = result_rows(found, config, epochs)
+    for row in published:
         table.add_row(*row)
     table.add_section()
-    mean, std = found[TEST_ERROR_MEAN], found[TEST_ERROR_STD]
-    table.add_row(
-        f"this run ({config.data}, {config.labels} labels, {epochs} epochs)",
-        f"{mean:.2%} (± {std:.2%})".replace("%", " %"),
-    )
+    table.add_row(*own)
     text = console(width=WIDTH, color_system=None)
     with text.capture() as capture:
         text.print(table)
         if config.data != "svhn" or unofficial:
-            text.print("Not comparable with the published errors: not the official SVHN.")
+            text.print(NOT_COMPARABLE)
     return capture.get()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,10 @@ from ali.training.state import State
 from ali.training.step import device
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import AliExperiment
-from sweeps.engine.final_test import Outcome, register, test_metrics
-from sweeps.engine.journal import DATA
+from sweeps.engine.final_test import Outcome, result_note, test_metrics
 from sweeps.engine.objective import Direction, Objective
 from sweeps.engine.options import Location
+from sweeps.engine.registered_model import CHAMPION, model_name, register
 from sweeps.engine.reporting import has_collapsed
 from sweeps.engine.storage import Storage
 from sweeps.engine.tracking import runs
@@ -35,19 +36,25 @@ from sweeps.engine.tracking.client import connect
 from sweeps.engine.tracking.schema import (
     BEST_OF,
     CONFIG,
+    DATA,
     KIND_BEST,
+    NOTE,
+    SWEEP,
     TESTED,
     TRIAL,
     TrackingContext,
+    config_text,
+    parameters,
 )
 from sweeps.engine.tracking.trial_run import TrialRun
-from sweeps.engine.trial import versions
+from sweeps.engine.trial import CONFIG_FILE, versions
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 LOG = "training.log"  # in the training's folder: the lines of several workers
 CHECKPOINT = "checkpoint"  # in the training's folder
+ERRORS = "test_errors.csv"  # artifact: the test error of each SVM
 PICTURES = 20  # epochs with pictures in MLflow, in total
 
 
@@ -96,7 +103,7 @@ class FullTraining:
         """
         run = runs.find_trial(connect(self.to.uri), self.to, self.name, KIND_BEST)
         done = max(self.saved_epochs(), int(run.data.metrics.get(EPOCH, 0)) if run else 0)
-        known = run.data.params.get(DATA, self.fingerprint) if run else self.fingerprint
+        known = (runs.data_of(run) if run else None) or self.fingerprint
         if done > self.config.epochs:
             reason = f"has {done} epochs already: give --epochs {done}, or more, to continue it"
         elif known != self.fingerprint:
@@ -143,12 +150,16 @@ class FullTraining:
 
     def open_log(self) -> TrialRun:
         """The training's MLflow run."""
-        params = {**self.config.to_dict(), DATA: self.fingerprint, **versions()}
+        config, trial = self.config.to_dict(), self.context.trial
         # Parameters of a run cannot change in MLflow, and a later call may ask for more epochs.
-        for changing in ("epochs", "data_dir"):
-            del params[changing]
-        tags = {BEST_OF: self.context.trial.info.run_id, CONFIG: json.dumps(self.config.to_dict())}
-        return TrialRun(self.to, self.name, params, kind=KIND_BEST, create=True, tags=tags)
+        changing = ("epochs", "data_dir", "seed")
+        searched = [name for name in trial.data.params if name in config and name not in changing]
+        facts = {CONFIG: config_text(config), DATA: self.fingerprint, **versions()}
+        facts[BEST_OF] = trial.info.run_id
+        params = parameters(config, searched)
+        log = TrialRun(self.to, self.name, params, kind=KIND_BEST, create=True, tags=facts)
+        log.text(json.dumps(config, indent=1), CONFIG_FILE)
+        return log
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
@@ -229,8 +240,8 @@ class FullTraining:
                 f"{known[SAMPLE_DIVERSITY]:.2f}): look at its pictures before you trust it"
             )
         candidates = self.own_checkpoints()
-        same_data = trial.data.params.get(DATA) == self.fingerprint
-        if DATA in trial.data.params and not same_data:
+        same_data = (known_data := runs.data_of(trial)) == self.fingerprint
+        if known_data and not same_data:
             self.say(f"note: trial {self.trial_id} had other data, so none of it is continued")
         if same_data and not self.context.fresh_seed:
             kept = reversed(self.storage.checkpoints(self.trial_id))
@@ -241,7 +252,21 @@ class FullTraining:
             self.say("starts from the beginning")
             return None
         self.say(f"continues from epoch {state.epoch} ({folder})")
+        self._copy_curves(state.epoch)
         return state
+
+    def _copy_curves(self, epochs: int) -> None:
+        """Logs the trial's metrics of the epochs that are continued, unless they are logged."""
+        if distributed.rank() != 0:
+            return
+        client, trial = connect(self.to.uri), self.context.trial
+        rows: dict[int, dict[str, float]] = defaultdict(dict)
+        for name in trial.data.metrics:
+            for metric in client.get_metric_history(trial.info.run_id, name):
+                rows[metric.step][name] = metric.value
+        for epoch, metrics in sorted(rows.items()):
+            if epoch <= epochs and EPOCH in metrics:
+                self.log.epoch(metrics, {})
 
     def train(self) -> State:
         """Trains to the last epoch; of several workers the first saves and logs."""
@@ -311,15 +336,24 @@ class FullTraining:
         if last.get(EPOCH) != state.epoch:  # the trial's, or a kill came after the checkpoint
             last = {EPOCH: state.epoch, **evaluate(state, self.dataset, self.config)}
             self.objective.add_to(last)
-            self.log.epoch(last, self.experiment.pictures(state, self.config, self.dataset))
+            self.log.epoch(last, {})
+        if pictures := self.experiment.pictures(state, self.config, self.dataset):
+            self.log.pictures(state.epoch, pictures, last.get(name))
         svms = self.context.svms
         tested = f"epoch {state.epoch}, {svms} SVMs, {self.fingerprint}"
         if known.tags.get(TESTED) == tested:  # the test split is read once for a result
             found = {k: v for k, v in known.metrics.items() if k.startswith("test_")}
         else:
             own = own_objective(self.config, self.dataset)
-            found = test_metrics(state.networks, self.dataset, test, self.config, own, svms)
+            found, errors = test_metrics(
+                state.networks, self.dataset, test, self.config, own, svms
+            )
             runs.restore(client, run_id)
+            lines = [f"{i},{error:.6f}\n" for i, error in enumerate(errors, start=1)]
+            if lines:
+                client.log_text(run_id, "".join(["SVM,test error\n", *lines]), ERRORS)
+            note = result_note(found, self.config, state.epoch, bool(self.notes))
+            client.set_tag(run_id, NOTE, note)
             for metric, value in found.items():
                 client.log_metric(run_id, metric, value, step=state.epoch)
             client.set_tag(run_id, TESTED, tested)
@@ -331,10 +365,13 @@ class FullTraining:
 
     def register(self, tested: Outcome) -> None:
         """Registers the model, unless an earlier call has, and says where everything is."""
-        client, model = connect(self.to.uri), f"ali-{self.to.sweep}"
+        client, model = connect(self.to.uri), model_name(self.to.sweep)
         runs.restore(client, tested.run_id)
-        if version := register(client, tested, self.folder / CHECKPOINT, model):
-            print(f"registered as model {model}, version {version}")
+        tags = {SWEEP: self.to.sweep, TRIAL: self.name, DATA: self.fingerprint}
+        if version := register(
+            client, tested.run_id, self.folder / CHECKPOINT, tested.found, tags, self.dataset
+        ):
+            print(f"registered as model {model}, version {version} (alias {CHAMPION})")
         print(f"checkpoint: {self.folder / CHECKPOINT}")
         print(f"MLflow run: {tested.run_id} (tag {BEST_OF} = {self.context.trial.info.run_id})")
 

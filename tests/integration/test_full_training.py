@@ -7,6 +7,8 @@ import json
 import shutil
 import signal
 
+import mlflow.pyfunc
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 
@@ -54,11 +56,20 @@ class Best:
     def runs(self):
         return tracking.find_runs(self.client, self.experiment, kind="best")
 
+    def trial(self):
+        (run,) = tracking.find_runs(self.client, self.experiment, kind="trial")
+        return run.info.run_id
+
+    def aliases(self):
+        found = self.client.get_registered_model("ali-s").aliases
+        return {name: int(version) for name, version in found.items()}
+
     def models(self):
         """{version: (run, epoch of the checkpoint in it, its files' contents)}."""
         found = {}
         for version in self.client.search_model_versions("name = 'ali-s'"):
             folder = self.folder / "artifacts" / version.source.split("/artifacts/", 1)[1]
+            folder = folder / "artifacts" / "checkpoint"  # of the model, in MLflow's layout
             epoch = json.loads((folder / "state.json").read_text())["epoch"]
             files = {path.name: path.read_bytes() for path in folder.iterdir()}
             found[int(version.version)] = version.run_id, epoch, files
@@ -192,3 +203,49 @@ def test_a_training_is_not_continued_on_other_data(best):
     best.client.delete_run(best.runs()[0].info.run_id)
     best.train(epochs=3)  # anew, as it was told to
     assert len(best.models()) == 2 and best.models()[1] == before[1]
+
+
+def test_the_champion_is_loaded_with_a_copy_of_the_library_and_no_pickle(best):
+    """Encodings, and by parameters reconstructions and samples; registered with all it says."""
+    best.train()
+    assert best.aliases() == {"champion": 1}
+    assert "@champion" in best.client.get_registered_model("ali-s").description
+    version = best.client.get_model_version_by_alias("ali-s", "champion")
+    assert "2 epochs on mixture" in version.description
+    assert {"sweep", "trial_id", "epoch", "test_modes_missed"} <= version.tags.keys()
+    folder = best.folder / "artifacts" / version.source.split("/artifacts/", 1)[1]
+    names = {path.name for path in folder.rglob("*")}
+    assert "config.py" in names and not [name for name in names if name.endswith(".pkl")]
+    loaded = mlflow.pyfunc.load_model(str(folder))
+    points = data.load(CONFIG).valid.x[:5]
+    encoded = loaded.predict(points)
+    assert encoded.shape == (5, 2) and np.isfinite(encoded).all()
+    for output in ("reconstructions", "samples"):
+        made = [loaded.predict(points, {"output": output, "seed": seed}) for seed in (0, 0, 1)]
+        assert made[0].shape == points.shape and made[0].dtype == points.dtype
+        assert (made[0] == made[1]).all() and (made[0] != made[2]).any()
+    with pytest.raises(ValueError, match="encodings, reconstructions, samples"):
+        loaded.predict(points, {"output": "labels"})
+    assert loaded.metadata.signature.params and loaded.input_example.shape == (2, 1, 1, 2)
+
+
+def test_a_models_alias_that_a_kill_kept_is_set_by_the_next_call(best):
+    best.train()
+    best.client.delete_registered_model_alias("ali-s", "champion")
+    best.train()
+    assert best.aliases() == {"champion": 1}
+
+
+def test_a_training_that_goes_on_has_the_trials_curve_and_its_result_as_a_description(best):
+    best.keep_checkpoint()
+    trial = best.trial()
+    for epoch, value in ((1, 8.0), (2, 7.0)):
+        best.client.log_metric(trial, "modes_missed", value, step=epoch)
+        best.client.log_metric(trial, "epoch", epoch, step=epoch)
+    best.train(epochs=3)
+    (run,) = best.runs()
+    history = best.client.get_metric_history(run.info.run_id, "modes_missed")
+    assert [m.step for m in history] == [1, 2, 3] and [m.value for m in history][:2] == [8.0, 7.0]
+    assert "| test_modes_missed |" in run.data.tags["mlflow.note.content"]
+    files = [a.path for a in best.client.list_artifacts(run.info.run_id)]
+    assert {"config.json", "mlflow_model_000003"} <= set(files)

@@ -125,6 +125,7 @@ def test_a_manifest_without_a_checksum_is_of_format_1_and_is_read(folder):
     [
         ".",  # the checkpoint itself
         "checkpoint",  # a run of `train`, a full training
+        "artifacts/checkpoint",  # a model downloaded from MLflow
         "state",  # a checkpoint of a trial, as older versions wrote it
         "checkpoint_000007",  # a trial
         "checkpoint_000007/state",

@@ -1,0 +1,53 @@
+"""A trained model as MLflow loads it: encodings, reconstructions or samples of images.
+
+A copy of this file is in every registered model, with one of the package `ali`, which is all of the
+project that it needs; MLflow runs it when it loads the model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+CHECKPOINT = "checkpoint"  # the model's one artifact: a checkpoint of `ali`
+ENCODINGS, RECONSTRUCTIONS, SAMPLES = "encodings", "reconstructions", "samples"  # values of output
+
+
+class AliModel(PythonModel):
+    """An ALI or a GAN. The device is a GPU where there is one."""
+
+    def load_context(self, context: Any) -> None:
+        from ali.training.state import load_networks
+        from ali.training.step import device
+
+        self.networks, _ = load_networks(Path(context.artifacts[CHECKPOINT]), device())
+
+    def predict(
+        self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
+    ) -> np.ndarray:
+        """Of images, uint8 (N, H, W, 3), or points of the mixture, fp32 (N, 1, 1, 2).
+
+        Args:
+            params: `output`: ENCODINGS, the mean of q(z | x), fp32 (N, z), or for the mixture ẑ;
+                RECONSTRUCTIONS; or SAMPLES, as many as there are images, of which nothing else is
+                used. `seed`: of ẑ and z.
+        """
+        from ali.models import inference
+
+        params = params or {}
+        output, seed = params.get("output", ENCODINGS), int(params.get("seed", 0))
+        if output == ENCODINGS:
+            return inference.encode(self.networks, model_input, seed)
+        if output == RECONSTRUCTIONS:
+            return inference.reconstruct(self.networks, model_input, seed)
+        if output == SAMPLES:
+            return inference.sample(self.networks, len(model_input), seed)
+        choices = ", ".join((ENCODINGS, RECONSTRUCTIONS, SAMPLES))
+        raise ValueError(f"output must be one of {choices}, not {output!r}")
+
+
+set_model(AliModel())

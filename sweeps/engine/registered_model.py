@@ -1,0 +1,117 @@
+"""The model that a full training registers in MLflow: its files, description, tags and alias."""
+
+from __future__ import annotations
+
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import ali
+from ali.config import Config
+from ali.metrics import EPOCH
+from ali.training.checkpoint import read_manifest
+from sweeps.engine.tracking.schema import SWEEP, TRIAL
+
+if TYPE_CHECKING:
+    from ali.data import Dataset
+
+CHAMPION = "champion"  # alias of the newest version
+EXAMPLES = 2  # images in the input example
+NEEDED = ("mlflow", "torch", "numpy", "safetensors", "pillow")  # by what `predict` imports
+CODE = Path(__file__).with_name("pyfunc_model.py")
+
+
+def model_name(sweep: str) -> str:
+    """The registered model of a sweep."""
+    return f"ali-{sweep}"
+
+
+def register(
+    client: Any,
+    run_id: str,
+    checkpoint: Path,
+    found: dict[str, float],
+    tags: dict[str, str],
+    dataset: Dataset,
+) -> str | None:
+    """Logs a checkpoint to its run as a model of MLflow, and registers it as the champion.
+
+    Returns the model's version; None if this run's checkpoint of this epoch is one already. A
+    version's files are never written again.
+
+    Args:
+        found: by metric, what the test found.
+        tags: of the run: SWEEP, TRIAL and DATA say what it was trained on.
+    """
+    from mlflow.exceptions import MlflowException
+
+    manifest, name = read_manifest(checkpoint), model_name(tags[SWEEP])
+    folder = f"mlflow_model_{manifest.epoch:06d}"  # model_*: an earlier version's, not loadable
+    source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
+    try:
+        client.create_registered_model(name, description=_about_all(tags[SWEEP]))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    known = [v for v in client.search_model_versions(f"run_id = '{run_id}'") if v.source == source]
+    if known:  # perhaps a kill came before it was made the champion
+        newest = max(int(v.version) for v in known)
+        if int(client.get_registered_model(name).aliases.get(CHAMPION, 0)) < newest:
+            client.set_registered_model_alias(name, CHAMPION, str(newest))
+        return None
+    with tempfile.TemporaryDirectory() as place:
+        save_model(Path(place, folder), checkpoint, manifest.config, dataset)
+        client.log_artifacts(run_id, str(Path(place, folder)), folder)
+    about = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items())
+    about = (
+        f"Trial {tags[TRIAL].partition('-')[0]} of sweep {tags[SWEEP]}, {manifest.epoch} epochs on "
+        f"{manifest.config.data}, seed {manifest.config.seed}: {about}."
+    )
+    made = client.create_model_version(
+        name, source, run_id, {**tags, EPOCH: manifest.epoch, **found}, description=about
+    )
+    client.set_registered_model_alias(name, CHAMPION, made.version)
+    return made.version
+
+
+def save_model(folder: Path, checkpoint: Path, config: Config, dataset: Dataset) -> None:
+    """Writes a checkpoint as a model of MLflow: `mlflow.pyfunc.load_model` reads it.
+
+    No object is pickled: the code is a file, the networks are the checkpoint's safetensors. Beside
+    them is a copy of the package `ali`.
+    """
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+
+    from sweeps.engine.pyfunc_model import CHECKPOINT, ENCODINGS, SAMPLES
+
+    example = np.ascontiguousarray(dataset.valid.x[:EXAMPLES])
+    output = ENCODINGS if config.model == "ali" else SAMPLES
+    params = ParamSchema([ParamSpec("output", "string", output), ParamSpec("seed", "long", 0)])
+    inputs = Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))])
+    encodings = Schema([TensorSpec(np.dtype(np.float32), (-1, -1))])
+    outputs = encodings if output == ENCODINGS else inputs
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=str(CODE),
+        artifacts={CHECKPOINT: str(checkpoint)},
+        code_paths=[str(Path(ali.__file__).parent)],
+        signature=ModelSignature(inputs, outputs, params),
+        input_example=example,
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in NEEDED],
+    )
+
+
+def _about_all(sweep: str) -> str:
+    return (
+        f"The best configuration of sweep `{sweep}`, trained in full by `sweeps/best.py`.\n\n"
+        "```python\n"
+        f'model = mlflow.pyfunc.load_model("models:/{model_name(sweep)}@{CHAMPION}")\n'
+        "model.predict(images)                                         # encodings\n"
+        'model.predict(images, params={"output": "reconstructions"})   # or "samples"; "seed": 1\n'
+        "```\n"
+    )
