@@ -6,6 +6,7 @@ NAME   ?= laptop
 PORT   ?= 5000
 URI    ?= sqlite:///$(CURDIR)/runs/mlflow.db
 ARGS   ?=
+ONE    := $(if $(filter file,$(origin NAME)),,--name $(NAME))
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 # The laptop-sized choice of options of sweeps/svhn.py.
@@ -40,9 +41,8 @@ $(VENV)/installed-test: $(VENV)/installed
 sweep: $(VENV)/installed  ## a laptop-sized sweep on the embedded data (NAME=…, ARGS=--resume)
 	@$(BIN)/python sweeps/svhn.py --name $(NAME) $(LAPTOP) $(ARGS)
 
-ui: $(VENV)/installed  ## the MLflow UI on what was logged, at http://127.0.0.1:5000 (PORT=…, URI=…)
-	@echo "open http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
-	@$(BIN)/mlflow ui --backend-store-uri "$(URI)" --host 127.0.0.1 --port $(PORT) --workers 1
+ui: $(VENV)/installed  ## the MLflow UI, and the link that opens each sweep in it (NAME=…, PORT=…, URI=…)
+	@$(BIN)/python sweeps/ui.py --tracking-uri "$(URI)" --port $(PORT) $(ONE)
 
 report: $(VENV)/installed  ## the tables of a finished or running sweep (NAME=…)
 	@$(BIN)/python sweeps/report.py --name $(NAME) $(ARGS)

@@ -40,19 +40,20 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         (
             *("sweeps.svhn", "sweeps.cifar10", "sweeps.celeba", "sweeps.tiny_imagenet"),
             *("sweeps.mixture", "sweeps.folder", "sweeps.best", "sweeps.report", "sweeps.status"),
+            "sweeps.ui",
         ),
         ("sweeps",),  # the public API
         ("sweeps.engine.launch",),
         ("sweeps.engine.driver", "sweeps.engine.final"),
         (
             *("sweeps.engine.full_training", "sweeps.engine.status", "sweeps.engine.watchdog"),
-            "sweeps.engine.overview",
+            *("sweeps.engine.overview", "sweeps.engine.ui"),
         ),
         (
             *("sweeps.engine.progress", "sweeps.engine.search", "sweeps.engine.trial"),
             *("sweeps.engine.reporting", "sweeps.engine.reconcile", "sweeps.engine.shutdown"),
             *("sweeps.engine.workers", "sweeps.engine.final_test", "sweeps.engine.warm_start"),
-            *("sweeps.engine.traces", "sweeps.engine.loaded"),
+            *("sweeps.engine.traces", "sweeps.engine.loaded", "sweeps.engine.registered_model"),
         ),
         (
             *("sweeps.engine.scheduler", "sweeps.engine.retention", "sweeps.engine.results"),
@@ -70,7 +71,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ),
         (
             *("sweeps.engine.endings", "sweeps.engine.retry", "sweeps.engine.beside"),
-            *("sweeps.engine.dimensions", "sweeps.engine.objective", "sweeps.engine"),
+            *("sweeps.engine.dimensions", "sweeps.engine.objective", "sweeps.engine.pyfunc_model"),
+            "sweeps.engine",
         ),
     ),
 }

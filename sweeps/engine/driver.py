@@ -171,7 +171,10 @@ class Driver:
         name, direction, formula = self.objective.name, self.objective.verb, self.objective.formula
         tags = {DIRECTION: direction, **({FORMULA: formula} if formula else {})}
         parent = runs.start_sweep(client, experiment, options.name, name, params, tags, settings)
-        save_view(client, experiment, options.name, self.objective, self.searched, options.epochs)
+        save_view(
+            client, experiment, options.name, name, self.searched, options.epochs,
+            ascending=not self.objective.maximize,
+        )  # fmt: skip
         return TrackingContext(
             options.uri, experiment, options.name, parent, name, self.searched,
             direction=direction, formula=formula,

@@ -345,9 +345,7 @@ class FullTraining:
             found = {k: v for k, v in known.metrics.items() if k.startswith("test_")}
         else:
             own = own_objective(self.config, self.dataset)
-            found, errors = test_metrics(
-                state.networks, self.dataset, test, self.config, own, svms
-            )
+            found, errors = test_metrics(state.networks, self.dataset, test, self.config, own, svms)
             runs.restore(client, run_id)
             lines = [f"{i},{error:.6f}\n" for i, error in enumerate(errors, start=1)]
             if lines:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ali.errors import UserError
 from ali.metrics import EPOCH
-from sweeps.engine.confirmation import Estimate, estimates
+from sweeps.engine.confirmation import MIN_FREEDOM, Estimate, estimates
 from sweeps.engine.dimensions import label
 from sweeps.engine.formatting import varied
 from sweeps.engine.journal import OBJECTIVE
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
     from ali.trained import TrainedNetworks
 
-MIN_FREEDOM = 2  # runs beyond the first ones, from which on an interval says anything
 AT_ONCE = 8  # requests for learning curves
 
 

@@ -30,12 +30,13 @@ from sweeps.engine.confirmation import (
     Estimate,
     confirmed,
     estimates,
+    interval_text,
 )
 from sweeps.engine.formatting import HYPERPARAMETERS, MISSING, format_hyperparameters, varied
 from sweeps.engine.options import Location, Options, saved_options
 from sweeps.engine.pareto import front
 from sweeps.engine.results import TrialResult, load_study, ranked, valued
-from sweeps.engine.scripts import script_command, ui_command
+from sweeps.engine.scripts import script_command
 from sweeps.engine.study import trial_id
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import connect, is_database
@@ -48,6 +49,7 @@ from sweeps.engine.tracking.schema import (
     TOTAL_TRAIN_SECONDS,
     TRIAL,
 )
+from sweeps.engine.tracking.view import view_path
 
 if TYPE_CHECKING:
     import optuna
@@ -62,8 +64,7 @@ QUALITY = {  # metric shown beside the objective: heading
     NEAR_MODES: "near modes",
 }
 WIDTH = 118  # characters of a printed report
-OPTIONAL_WIDTH = 10  # more for each hyperparameter that is not searched by default
-MIN_FREEDOM = 2  # runs beyond the first ones, from which on an interval says anything
+OPTIONAL_WIDTH = 6  # more for each hyperparameter that is not searched by default
 SURE = 0.95  # probability from which on a difference is no tie
 COLLAPSED_WORDS, UNTRAINED = "which has collapsed", "which is no better than untrained"
 Runs = dict[str, "Run"]  # of trials, by id
@@ -113,7 +114,7 @@ def report(options: Options, study: optuna.Study, client: MlflowClient, experime
     if lost := runs.lost_records(found):
         text.print(f"{lost}\n", soft_wrap=True)
     text.print("Next:")
-    for what, line in _next_commands(options, doubts):
+    for what, line in _next_commands(options, doubts, experiment):
         text.print(f"  {what:<20}  {line}", soft_wrap=True)
     return out.getvalue()
 
@@ -160,10 +161,15 @@ def _too_short(options: Options, values: Sequence[float], parent: Run) -> str:
     )
 
 
-def _next_commands(options: Options, doubts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    uri, shown = options.uri, without_password(options.uri)
-    serve = ui_command(uri if shown == uri else None) if is_database(uri) else f"open {shown}"
-    yield "compare the runs", serve
+def _next_commands(
+    options: Options, doubts: Sequence[str], experiment: str
+) -> Iterator[tuple[str, str]]:
+    uri, local = without_password(options.uri), is_database(options.uri)
+    server = "http://127.0.0.1:5000" if local else uri
+    link = f"{server}/{view_path(experiment, options.name)}"
+    yield "compare the runs", script_command("ui.py", *options.arguments()) if local else link
+    if local:
+        yield "then open", link
     yield ", ".join(["train the best", *doubts]), script_command("best.py", *options.arguments())
 
 
@@ -257,7 +263,7 @@ def announcement(
     line += f" over {len(first.values)} fresh seed{'s' * (len(first.values) > 1)}"
     expected = known[first.number]
     line += f"; expect {expected.mean:.4f}"
-    if interval := _interval(expected):
+    if interval := interval_text(expected):
         line += f" (95 % interval {interval})"
     paper = next((c for c in others if c.number == control), None)
     rivals = [(paper, "the paper's point")] if paper else []
@@ -267,11 +273,6 @@ def announcement(
         assert rival is not None
         line += f"; better than {name}, with probability {expected.beats(known[rival.number]):.0%}"
     return line + ".\n"
-
-
-def _interval(expected: Estimate) -> str:
-    low, high = expected.interval
-    return f"{low:.4f} to {high:.4f}" if expected.freedom >= MIN_FREEDOM else ""
 
 
 def _confirmation(
@@ -308,7 +309,7 @@ def _confirmation(
             f"{len(one.values)}" + (f", {one.diverged} diverged" if one.diverged else ""),
             f"{collapsed}",
             f"{expected.mean:.4f}",
-            _interval(expected) or MISSING,
+            interval_text(expected) or MISSING,
             "" if one is found[0] else verdict,
         )
     return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -24,14 +23,6 @@ def is_interactive() -> bool:
 def running_command(*arguments: object) -> str:
     """A command that runs the script of this process, with other arguments."""
     return _command(Path(sys.argv[0]).resolve(), *arguments)
-
-
-def ui_command(uri: str | None) -> str:
-    """A command that serves the MLflow UI on a database; None: the one in $MLFLOW_TRACKING_URI."""
-    quiet = "env MLFLOW_DISABLE_TELEMETRY=true"  # `env`: for every shell
-    store = '"$MLFLOW_TRACKING_URI"' if uri is None else shlex.quote(uri)
-    serve = command("-m", "mlflow", "ui", "--workers", "1", "--backend-store-uri")
-    return f"{quiet} {serve} {store}"
 
 
 def here(path: Path) -> Path:

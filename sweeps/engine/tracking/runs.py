@@ -255,7 +255,8 @@ def set_best_trials(client: MlflowClient, to: TrackingContext, ids: Sequence[str
     client.set_tag(to.parent_run_id, BEST_TRIALS, json.dumps(list(ids)))
     if best := [run for id_ in ids[:COMPARED] if (run := find_trial(client, to, id_))]:
         epochs, found = config_of(best[0]).get("epochs", 0), [run.info.run_id for run in best]
-        save_best_view(client, to.experiment, to.sweep, to.objective, found, epochs)
+        ascending = to.direction != "maximize"
+        save_best_view(client, to.experiment, to.sweep, to.objective, found, epochs, ascending)
 
 
 def set_intervals(

@@ -79,15 +79,17 @@ def save_view(
     client: MlflowClient,
     experiment: str,
     sweep: str,
-    objective: Objective,
+    objective: str,
     searched: Sequence[str],
     epochs: int,
+    ascending: bool = True,
 ) -> None:
     """Writes a sweep's view, unless it is there already.
 
     Args:
         searched: fields of the configuration that the search varies.
         epochs: after which the pictures are shown first.
+        ascending: the order of the objective, the best first.
     """
     where = f"tags.{SWEEP} = '{sweep}'"
     logged = [log10_name(name) or name for name in searched if name != "bn_x"]
@@ -98,7 +100,8 @@ def save_view(
         _chart("PARALLEL", "search", **parallel),
         _chart("LINE", "search", metricKey=objective, selectedMetricKeys=[objective]),
     ]
-    _save(client, experiment, view_key(sweep), _view(where, objective, searched, sections, charts))
+    state = _view(where, objective, searched, sections, charts, ascending)
+    _save(client, experiment, view_key(sweep), state)
 
 
 def save_best_view(
@@ -108,13 +111,14 @@ def save_best_view(
     objective: str,
     run_ids: Sequence[str],
     epochs: int,
+    ascending: bool = True,
 ) -> None:
     """Writes the view of a sweep that compares its best trials, given by their runs."""
     where = "attributes.run_id IN (" + ", ".join(f"'{one}'" for one in run_ids) + ")"
     keys = [SAMPLES, RECONSTRUCTIONS, INTERPOLATIONS]
     sections, charts = [_section("pictures", "Pictures", 1150)], [_pictures(keys, epochs)]
-    state = _view(where, objective, [], sections, charts) | {"runListHidden": True}
-    _save(client, experiment, view_key(sweep) + BEST, state)
+    state = _view(where, objective, [], sections, charts, ascending)
+    _save(client, experiment, view_key(sweep) + BEST, state | {"runListHidden": True})
 
 
 def _save(client: MlflowClient, experiment: str, key: str, state: Mapping[str, Any]) -> None:
@@ -125,10 +129,11 @@ def _save(client: MlflowClient, experiment: str, key: str, state: Mapping[str, A
 
 def _view(
     where: str,
-    objective: Objective,
+    objective: str,
     searched: Sequence[str],
     sections: list[dict[str, Any]],
     charts: list[dict[str, Any]],
+    ascending: bool,
 ) -> dict[str, Any]:
     """What MLflow's UI keeps of a view."""
     columns = [("metrics", objective), ("tags", INTERVAL), ("metrics", SAMPLE_DIVERSITY)]
@@ -138,7 +143,7 @@ def _view(
     return DEFAULTS | {
         "searchFilter": where,
         "orderByKey": f"metrics.`{objective}`",
-        "orderByAsc": True,
+        "orderByAsc": ascending,
         "selectedColumns": list(shown),
         "columnOrder": list(widths),
         "columnWidths": widths,

@@ -60,8 +60,9 @@ def best(value, diversity):
 def test_a_doubtful_best_is_offered_with_the_doubt(value, diversity, label):
     trial, by_id, parent = best(value, diversity)
     doubts = reporting._doubts(trial, [value], by_id, parent)
-    labels = [what for what, _ in reporting._next_commands(Options(name="s"), doubts)]
-    assert labels == ["compare the runs", label]
+    commands = dict(reporting._next_commands(Options(name="s"), doubts, "7"))
+    assert list(commands) == ["compare the runs", "then open", label]
+    assert "/#/experiments/7/runs?" in commands["then open"]
 
 
 def test_a_budget_that_is_too_short_is_called_so():

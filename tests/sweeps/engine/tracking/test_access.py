@@ -13,7 +13,6 @@ import pytest
 
 from ali import environment
 from ali.errors import UserError
-from sweeps.engine import scripts
 from sweeps.engine.tracking import TrackingContext, access, connect, experiment_id, start_sweep
 
 pytestmark = pytest.mark.versions
@@ -139,12 +138,6 @@ def test_an_address_that_does_not_work_is_shown_without_its_password(clean, uri)
 )
 def test_what_is_shown_of_an_address(shown, uri):
     assert access.without_password(uri) == shown
-
-
-def test_a_printed_command_names_the_variable_in_place_of_a_password():
-    line = scripts.ui_command(None)
-    assert line.endswith(' --backend-store-uri "$MLFLOW_TRACKING_URI"')
-    assert scripts.ui_command("sqlite:///a b").endswith(" --backend-store-uri 'sqlite:///a b'")
 
 
 def test_the_login_travels_to_trials_on_other_machines_and_is_not_shown(clean, stub):
