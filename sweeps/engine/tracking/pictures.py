@@ -1,5 +1,5 @@
-"""Pictures as files of a run: under the names by which MLflow's charts find them, and under plain
-ones that all runs share, so that its page Compare shows them side by side."""
+"""Pictures as files of a run: under the names by which MLflow's charts find them, and the last
+ones under names that all runs share, which its page Compare shows side by side."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ LOGGED_IMAGES = "mlflow.loggedImages"  # tag of a run that has pictures for MLfl
 FOLDER = "images"  # where its charts look for them
 
 
+def file_key(key: str) -> str:
+    """A key as it is in names of files: charts show "a~b" as b in a section a."""
+    return key.replace("/", "~")
+
+
 def write_pictures(
     folder: Path, images: Mapping[str, np.ndarray], epoch: int, milliseconds: int
 ) -> None:
@@ -29,10 +34,9 @@ def write_pictures(
     for key, pixels in images.items():
         picture = Image.fromarray(pixels)
         name = uuid.uuid5(uuid.NAMESPACE_OID, f"{key} {epoch} {milliseconds}")
-        stem = f"{key}+step+{epoch}+timestamp+{milliseconds}+{name}"
-        shared = folder / key / f"epoch_{epoch:04d}.png"
-        for path in (shared, folder / FOLDER / f"{stem}.png"):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        stem = f"{file_key(key)}+step+{epoch}+timestamp+{milliseconds}+{name}"
+        shared = folder / f"{file_key(key)}.png"  # Compare looks at no folders
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
         picture.save(shared, compress_level=4)
         shutil.copy(shared, folder / FOLDER / f"{stem}.png")
         picture.save(folder / FOLDER / f"{stem}+compressed.webp", quality=90, method=1)

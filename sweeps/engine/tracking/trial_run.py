@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ali import environment
 from ali.metrics import EPOCH
 from sweeps.engine.tracking.client import OUTAGE_SECONDS, open_client
-from sweeps.engine.tracking.pictures import FOLDER, LOGGED_IMAGES, write_pictures
+from sweeps.engine.tracking.pictures import FOLDER, LOGGED_IMAGES, file_key, write_pictures
 from sweeps.engine.tracking.queue import AsyncLogQueue
 from sweeps.engine.tracking.runs import (
     create_trial,
@@ -190,14 +190,15 @@ class TrialRun:
             names = [_PICTURE.fullmatch(a.path) for a in client.list_artifacts(run_id, FOLDER)]
             self._pictured = {(name[1], int(name[2])) for name in names if name}
         pictured, self._pictured = self._pictured, None
-        new = {key: titled(x, title) for key, x in images.items() if (key, epoch) not in pictured}
+        seen = {key for key, at in pictured if at == epoch}
+        new = {key: titled(x, title) for key, x in images.items() if file_key(key) not in seen}
         if new:
             with tempfile.TemporaryDirectory() as folder:
                 write_pictures(Path(folder), new, epoch, now)
                 client.log_artifacts(run_id, folder)
             if not pictured:
                 client.set_tag(run_id, LOGGED_IMAGES, "true")
-        self._pictured = pictured | {(key, epoch) for key in images}
+        self._pictured = pictured | {(file_key(key), epoch) for key in images}
         self._delivered(PICTURES, epoch)
 
     def _missing_before(self, epoch: float) -> str:

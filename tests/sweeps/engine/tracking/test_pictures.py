@@ -31,8 +31,8 @@ def test_names_are_those_of_log_image(tmp_path, monkeypatch):
     monkeypatch.setattr(MlflowClient, "log_artifact", log_artifact)
     monkeypatch.setattr(MlflowClient, "set_tag", lambda self, run, key, *_: tags.append(key))
     client = MlflowClient(f"sqlite:///{tmp_path}/none.db")
-    client.log_image("run", PICTURE, key="samples", step=3)
-    write_pictures(tmp_path / "ours", {"samples": PICTURE}, 3, 1795676871042)
+    client.log_image("run", PICTURE, key="worst/samples", step=3)
+    write_pictures(tmp_path / "ours", {"worst/samples": PICTURE}, 3, 1795676871042)
     ours = [name for name in names(tmp_path / "ours") if name.startswith("images/")]
     assert names(written) == ours and len(ours) == 2
     assert tags == ["mlflow.loggedImages"]
@@ -44,5 +44,5 @@ def test_they_are_as_large_as_the_picture_and_the_same_when_written_again(tmp_pa
     files = {p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*")}
     assert files == {p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*.*")}
     assert {Image.open(tmp_path / "one" / name).size for name in files} == {(500, 300)}
-    shared = Image.open(tmp_path / "one" / "samples" / "epoch_0012.png")
+    shared = Image.open(tmp_path / "one" / "samples.png")
     np.testing.assert_array_equal(np.asarray(shared), PICTURE)
