@@ -60,7 +60,7 @@ def test_the_full_training_follows_the_objective(tmp_path):
     best = [BEST, "--name", "own", "--svms", "2", "--threads", "1"]
     told = python(*best, "--seeds", "2", cwd=tmp_path)
     lines = [line for line in told.splitlines() if re.search(r"\d0000", line)]
-    scores = [float(value) for line in lines for value in re.findall(r"│ (\d\.\d{4}) │", line)[:1]]
+    scores = [float(value) for line in lines for value in re.findall(r"│ +(\d\.\d{4}) │", line)[:1]]
     (chosen,) = [line for line in lines if "(best by validation)" in line]
     assert len(scores) == 2 and f"{min(scores):.4f}" in chosen
     assert "test_error_mean" in told or "Table 1" in told
