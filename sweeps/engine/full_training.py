@@ -170,14 +170,11 @@ class FullTraining:
     @cached_property
     def objective(self) -> Objective:
         """What the sweep compared its trials by, or the data set's own where that is not known."""
-        asked = Objective(self.to.objective, self._direction, self.to.formula)
+        direction: Direction = "maximize" if self.to.direction == "maximize" else "minimize"
+        asked = Objective(self.to.objective, direction, self.to.formula)
         if asked.metrics <= metric_names(self.config, self.dataset):
             return asked
         return Objective(own_objective(self.config, self.dataset), "minimize")
-
-    @property
-    def _direction(self) -> Direction:
-        return "maximize" if self.to.direction == "maximize" else "minimize"
 
     @property
     def fingerprint(self) -> str:

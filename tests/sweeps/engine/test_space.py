@@ -117,5 +117,5 @@ def test_searched_fields_are_those_in_which_points_differ(base):
     table = paper_table(base)
     assert ("dropout_x" in found) == ("bn_x" in found) == bool(table.d_x)
     assert not {"bn_z", "bn_xz", "batch_size", "seed", "epochs"} & set(found)
-    fixed = Space(beta1=(0.5, 0.5), batch_sizes=(50, 100))
+    fixed = Space(fixed={"beta1": 0.5}, batch_sizes=(50, 100))
     assert "beta1_d" not in (other := searched_fields(fixed, base)) and "batch_size" in other
