@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 LAPTOP := --data house-numbers --width 0.25 --levels 2 --batch-size 32 --epochs 6 --draws 2 \
           --num-trials 3 --race 3 --startup-trials 2
 
-.PHONY: help sweep ui report best test test-fast test-long test-numerics test-versions testbed faults lint bench clean
+.PHONY: help sweep ui report dashboard best test test-fast test-long test-numerics test-versions testbed faults lint bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,14 +38,20 @@ $(VENV)/installed: pyproject.toml
 $(VENV)/installed-test: $(VENV)/installed
 	$(call install,.[test])
 
+$(VENV)/installed-dashboard: $(VENV)/installed
+	$(call install,.[dashboard])
+
 sweep: $(VENV)/installed  ## a laptop-sized sweep on the embedded data (NAME=…, ARGS=--resume)
 	@$(BIN)/python sweeps/svhn.py --name $(NAME) $(LAPTOP) $(ARGS)
 
 ui: $(VENV)/installed  ## the MLflow UI, and the link that opens each sweep in it (NAME=…, PORT=…, URI=…)
 	@$(BIN)/python sweeps/ui.py --tracking-uri "$(URI)" --port $(PORT) $(ONE)
 
-report: $(VENV)/installed  ## the tables of a finished or running sweep (NAME=…)
+report: $(VENV)/installed  ## the tables of a finished or running sweep, or a page (NAME=…, ARGS="--html report.html")
 	@$(BIN)/python sweeps/report.py --name $(NAME) $(ARGS)
+
+dashboard: $(VENV)/installed-dashboard  ## the sweep in Optuna's dashboard, at http://127.0.0.1:8080 (NAME=…, ARGS="--port 8081")
+	@$(BIN)/python sweeps/dashboard.py --name $(NAME) $(ARGS)
 
 best: $(VENV)/installed  ## trains the best trial of a sweep in full and tests it (NAME=…, ARGS=--epochs 50)
 	@$(BIN)/python sweeps/best.py --name $(NAME) $(ARGS)

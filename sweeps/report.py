@@ -1,14 +1,14 @@
-"""Prints what a sweep found: best trials, importance, how trials ended, and what it cost.
+"""What a sweep found: best trials, importance, how trials ended, and what it cost.
 
-    python sweeps/report.py --name laptop
-    make report NAME=laptop
+    python sweeps/report.py --name laptop                       tables
+    python sweeps/report.py --name laptop --html report.html    a page to share: figures, pictures
+    make report NAME=laptop                                     tables, and where the page is
 
 Works while the sweep is running, too; it only reads.
 """
 
 from ali.cli import main, parse_args
-from sweeps.engine.options import Location
-from sweeps.engine.reporting import show_report
+from sweeps.engine.reporting import ReportOptions, show_report
 
 if __name__ == "__main__":
-    main(lambda: show_report(parse_args(Location)))
+    main(lambda: show_report(parse_args(ReportOptions)))

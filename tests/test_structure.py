@@ -41,6 +41,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("sweeps.svhn", "sweeps.cifar10", "sweeps.celeba", "sweeps.tiny_imagenet"),
             *("sweeps.mixture", "sweeps.folder", "sweeps.best", "sweeps.report", "sweeps.status"),
             "sweeps.ui",
+            "sweeps.dashboard",
         ),
         ("sweeps",),  # the public API
         ("sweeps.engine.launch",),
@@ -48,6 +49,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         (
             *("sweeps.engine.full_training", "sweeps.engine.status", "sweeps.engine.watchdog"),
             *("sweeps.engine.overview", "sweeps.engine.ui"),
+            *("sweeps.engine.front_page", "sweeps.engine.dashboard"),
         ),
         (
             *("sweeps.engine.progress", "sweeps.engine.search", "sweeps.engine.trial"),

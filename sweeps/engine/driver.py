@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -15,12 +16,13 @@ from ali.config import Config
 from ali.output import first_line
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import AliExperiment, Experiment
+from sweeps.engine.journal import EXPERIMENT, SCRIPT
 from sweeps.engine.live import LOG, LiveView
 from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.objective import Objective
 from sweeps.engine.options import JOURNAL, Options
 from sweeps.engine.retry import AwayError, Retry, is_temporary
-from sweeps.engine.scripts import is_interactive, running_command
+from sweeps.engine.scripts import is_interactive, running_command, running_script
 from sweeps.engine.space import InitialPoint, Space, paper_defaults, searched_fields, suggest
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import experiment_id
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from sweeps.engine.cluster import TrialResources
+    from sweeps.engine.front_page import FrontPage
     from sweeps.engine.overview import Overview
     from sweeps.engine.progress import Progress
     from sweeps.engine.scheduler import EarlyStopping
@@ -130,6 +133,7 @@ class Driver:
 
     def _sweep(self, experiment: str, shutdown: GracefulShutdown) -> bool:
         """Runs the sweep to its end (True), or until it is interrupted (False)."""
+        from sweeps.engine.front_page import FrontPage
         from sweeps.engine.progress import BEST_NAMED
         from sweeps.engine.reconcile import reconcile
         from sweeps.engine.study import Study
@@ -144,12 +148,17 @@ class Driver:
             )  # fmt: skip
             study.set_data(self.fingerprint)
             study.set_search(self.sweep.space.to_dict(), self.objective.name)
+            experiment_class = type(self.sweep.experiment).__name__
+            names = {SCRIPT: running_script(), EXPERIMENT: experiment_class}
+            study.describe(self.objective.name, **names)
             if not any(trial.state.name != "WAITING" for trial in study.trials()):
                 for point, control in self.points:
                     study.enqueue(point, control)
         to = self.ask_mlflow(lambda: self._open(experiment))
         self.ask_mlflow(lambda: reconcile(self.client, to, study, BEST_NAMED))
-        done, trial_seconds = self._train(study, to, shutdown)
+        front_page = FrontPage(options, study.records, to)
+        with front_page.kept() if options.front_page else contextlib.nullcontext():
+            done, trial_seconds = self._train(study, to, shutdown)
         to = self.ask_mlflow(self._open)
         seconds = time.monotonic() - self.began
         use = trial_seconds / (self.resources.concurrent * seconds)
@@ -157,7 +166,9 @@ class Driver:
             self.ask_mlflow(partial(self.client.log_metric, to.parent_run_id, name, value))
         self.ask_mlflow(lambda: reconcile(self.client, to, study, BEST_NAMED))
         if done:
-            self._complete(study, to)
+            self._complete(study, to, front_page)
+        elif options.front_page and not shutdown.requested:
+            self.ask_mlflow(lambda: front_page.update(full=False))
         return done
 
     def _open(self, experiment: str | None = None) -> TrackingContext:
@@ -302,8 +313,8 @@ class Driver:
         seconds = min(STOP_SECONDS, options.outage_seconds)
         tell_interrupted(self.client, experiment, options.name, reason, seconds)
 
-    def _complete(self, study: Study, to: TrackingContext) -> None:
-        from sweeps.engine.reporting import report
+    def _complete(self, study: Study, to: TrackingContext, front_page: FrontPage) -> None:
+        from sweeps.engine.reporting import as_text, find
         from sweeps.engine.retention import delete_checkpoints
         from sweeps.engine.study import best_trials
 
@@ -319,8 +330,11 @@ class Driver:
             self.ask_storage(lambda: delete_checkpoints(self.storage, ended, best))
         except AwayError as error:
             print(f"note: not all old checkpoints are deleted: {error}")
-        found = (self.options, study.records, self.client, to.experiment)
-        print(self.ask_mlflow(lambda: report(*found)))
+        where = (study.records, self.client, to.experiment)
+        found = self.ask_mlflow(lambda: find(self.options, *where))
+        if self.options.front_page:
+            self.ask_mlflow(lambda: front_page.finish(found))
+        print(as_text(found))
 
 
 def _trial_name(trial: Any) -> str:

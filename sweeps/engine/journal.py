@@ -24,6 +24,8 @@ CONFIG = "config"  # user attribute of a trial: its whole configuration, plain J
 DATA = "data_fingerprint"  # user attribute of a study: of the data that all its trials have
 SPACE = "space"  # user attribute of a study: what its search draws from (`Space.to_dict`)
 OBJECTIVE = "objective"  # user attribute of a study: name of the metric that is its value
+# More of them, for people who look at it: the script that was run, and what a trial of it runs
+SCRIPT, EXPERIMENT = "script", "experiment"
 WAY_ON = "restore it from a copy, or start a sweep with another --name"
 
 _NUMBER, _NAMES = (int, float), {"op_code": int, "worker_id": str}
@@ -44,6 +46,7 @@ _FIELDS: dict[int, dict[str, type | tuple[type, ...]]] = {
 _CREATE_TRIAL, _SET_PARAMETER, _OF_TRIALS = 4, 5, range(5, 10)
 _ATTRIBUTES = {END_REASON: str, CONFIRMS: int, RETRIES: int, CONTROL: bool, PAPER_VALUES: list}
 _ATTRIBUTES |= {DATA: str, SPACE: dict, OBJECTIVE: str, MAXIMIZE: bool}
+_ATTRIBUTES |= {SCRIPT: str, EXPERIMENT: str}
 
 
 def open_journal(path: Path) -> JournalStorage:

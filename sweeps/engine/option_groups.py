@@ -36,6 +36,6 @@ OPTION_GROUPS: tuple[Group, ...] = (
     Group(
         "storage",
         "--storage-path s3://BUCKET/runs --keep 5",
-        "output_dir storage_path tracking_uri keep image_every outage_seconds",
+        "output_dir storage_path tracking_uri keep image_every front_page outage_seconds",
     ),
 )

@@ -154,6 +154,8 @@ class Options(Common, Location):
     outage_seconds: float = OUTAGE_SECONDS
     """Seconds that a trial keeps its log records, and the driver waits, while the MLflow server or
     the bucket is away."""
+    front_page: bool = True
+    """Keep the sweep's run in MLflow up to date: its result in words, figures, the report."""
     seed: int = 0
     """Seed of the search; trial n trains with seed + n."""
 
@@ -249,7 +251,7 @@ class Options(Common, Location):
 RESUME_MAY_CHANGE = frozenset(
     {"resume", "num_trials", "max_concurrent", "cpus_per_trial", "gpus_per_trial", "data_dir"}
     | {"max_failures", "keep", "tracking_uri", "outage_seconds", "output_dir", "image_every"}
-    | {"hang_seconds", "storage_path", "race", "confirm", "confirm_seeds"}
+    | {"hang_seconds", "storage_path", "race", "confirm", "confirm_seeds", "front_page"}
     | {"space"}  # the journal has what is in it: traces.begun_space
 )
 

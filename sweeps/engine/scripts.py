@@ -25,6 +25,14 @@ def running_command(*arguments: object) -> str:
     return _command(Path(sys.argv[0]).resolve(), *arguments)
 
 
+def running_script() -> str | None:
+    """The script of this process, as `script_command` takes it; None: there is none."""
+    script = Path(sys.argv[0]).resolve()
+    if not script.is_file():
+        return None
+    return script.name if script.parent == _SCRIPTS else str(script)
+
+
 def here(path: Path) -> Path:
     """A path as it is written in the working folder."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -92,6 +92,14 @@ class Study:
         if key not in self._study.user_attrs:
             self._study.set_user_attr(key, value)
 
+    def describe(self, objective: str, **attributes: str | None) -> None:
+        """Records, where they differ, the objective's name and more that people want to see."""
+        if self._study.metric_names != [objective]:
+            self._study.set_metric_names([objective])
+        for name, value in attributes.items():
+            if value is not None and self._study.user_attrs.get(name) != value:
+                self._study.set_user_attr(name, value)
+
     def trials(self) -> list[FrozenTrial]:
         """All trials by number: takes longer the more there are; see `trial`."""
         return self._study.get_trials(deepcopy=False)

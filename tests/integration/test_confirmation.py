@@ -1,6 +1,7 @@
 """The best configurations again with fresh seeds, through a kill, as real processes."""
 
 import json
+from urllib.parse import quote
 
 import pytest
 from mlflow import MlflowClient
@@ -20,7 +21,7 @@ def test_the_best_are_confirmed_with_fresh_seeds_through_a_kill(toy):
     toy.env["TOY_SECONDS"] = "0.3"
     kill_when(toy, lambda: any(seed >= 5 for seed, _ in toy.epochs()), *OPTIONS)
     toy.env["TOY_SECONDS"] = "0.02"
-    out = toy.run("--resume")
+    out = toy.run("--resume", "--front-page")
     trials = toy.study().get_trials()
     audit(toy, len(trials))
     again = [t for t in trials if "confirms" in t.user_attrs]
@@ -50,6 +51,17 @@ def test_the_best_are_confirmed_with_fresh_seeds_through_a_kill(toy):
     assert best.confirms is None and f"trial {best.trial_id} has" in out
     kept = {path.parent.name for path in (toy.runs / "toy").glob("*/checkpoint_*")}
     assert best.trial_id in kept
+
+    note = parent.data.tags["mlflow.note.content"]  # the sweep's page has what was printed
+    assert " ".join(out.split()).count(note.partition("**\n")[0].strip("*")) == 1
+    (run,) = toy.mlflow()[best.trial_id]
+    assert f"[{best.trial_id}](#/experiments/{where}/runs/{run.info.run_id}" in note
+    files = [file.path for file in client.list_artifacts(parent.info.run_id)]
+    assert set(files) == {"contact_sheet.jpg", "figures", "report.html"}
+    figures = {file.path for file in client.list_artifacts(parent.info.run_id, "figures")}
+    assert "figures/learning_curves.png" in figures and "figures/slot_use.png" in figures
+    assert all(f"path={quote(figure, safe='')}" in note for figure in figures)
+    assert toy.study().metric_names == ["val_error"], "and not Objective 0, in Optuna's dashboard"
 
 
 @pytest.mark.long

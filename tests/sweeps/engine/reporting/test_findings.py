@@ -1,20 +1,18 @@
 """The report: its tables are whole."""
 
-import io
 import re
 from types import SimpleNamespace
 
 import numpy as np
 import optuna
 import pytest
-from rich.console import Console
+from rich.cells import cell_len
 
-from ali import output
 from ali.config import Config
-from sweeps.engine import reporting
-from sweeps.engine.confirmation import Confirmed, Estimate
+from sweeps.engine.confirmation import Confirmed, Estimate, confirmed, estimates
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.options import Options
+from sweeps.engine.reporting import evidence, findings, text
 from sweeps.engine.results import TrialResult
 
 pytestmark = pytest.mark.versions
@@ -30,11 +28,9 @@ def test_the_table_of_best_trials_is_not_cut():
     other = Config.from_dict(plain).replace(weight_std=0.025, batch_size=128).to_dict()
     trials = [trial, TrialResult("00001", other, 0.123456, {1: 0.123456}, None, True)]
     for count in (1, 2):
-        table = reporting._best(Options(name="s"), trials[:count], {"00000": run}, "val_error")
-        width = reporting.WIDTH + 2 * reporting.OPTIONAL_WIDTH * (count - 1)
-        console = Console(file=io.StringIO(), width=width, color_system=None)
-        console.print(table)
-        shown = console.file.getvalue()
+        table = findings.best_table(Options(name="s"), trials[:count], {"00000": run}, "val_error")
+        width = text.WIDTH + 2 * text.OPTIONAL_WIDTH * (count - 1)
+        (shown,) = text.tables_of(table, width)  # in one piece
         assert "…" not in shown
     assert "diversity" in shown and "1.0e-4/1.0e-4" in shown
     assert "11111" in shown and "0.1235" in shown and ".025" in shown and "128" in shown
@@ -59,15 +55,15 @@ def best(value, diversity):
 )
 def test_a_doubtful_best_is_offered_with_the_doubt(value, diversity, label):
     trial, by_id, parent = best(value, diversity)
-    doubts = reporting._doubts(trial, [value], by_id, parent)
-    commands = dict(reporting._next_commands(Options(name="s"), doubts, "7"))
+    doubts = findings._doubts(trial, value, by_id, parent)
+    commands = dict(findings.next_commands(Options(name="s"), doubts, "7"))
     assert list(commands) == ["compare the runs", "then open", label]
     assert "/#/experiments/7/runs?" in commands["then open"]
 
 
 def test_a_budget_that_is_too_short_is_called_so():
     trial, _, parent = best(0.55, 0.9)
-    line = reporting._too_short(Options(name="s", epochs=6), [trial.value], parent)
+    line = findings._too_short(Options(name="s", epochs=6), [trial.value], trial.value, parent)
     assert line.startswith("6 epochs are too short: the best trial, 0.5500,")
     assert "0.5000" in line and "--epochs" in line
 
@@ -89,26 +85,30 @@ def study(trials, effect, seed):
 
 
 def shown(table):
-    console = Console(file=io.StringIO(), width=reporting.WIDTH, color_system=None)
-    console.print(table)
-    return console.file.getvalue()
+    return "\n\n".join([table.title, *text.tables_of(table, text.WIDTH)])
+
+
+def importance(trials):
+    return evidence.importance_table(evidence.importance_of(trials))
 
 
 def test_importance_is_shown_where_it_exceeds_chance():
-    text = shown(reporting._importance(study(60, effect=2, seed=0)))
-    assert "p0" in text and "90 % interval" in text
-    assert not any(f"p{i}" in text for i in range(1, 8))
+    found = evidence.importance_of(study(60, effect=2, seed=0))
+    table = shown(evidence.importance_table(found))
+    assert "p0" in table and "90 % interval" in table
+    assert not any(f"p{i}" in table for i in range(1, 8))
+    assert re.match(r"What mattered: p0 \d+% \(90 % interval", evidence.what_mattered(found))
 
 
 def test_what_is_chance_is_called_chance():
-    said = [reporting._importance(study(30, effect=0, seed=seed)) for seed in range(8)]
-    lines = [text for text in said if isinstance(text, str)]
+    said = [importance(study(30, effect=0, seed=seed)) for seed in range(8)]
+    lines = [line for line in said if isinstance(line, str)]
     assert len(lines) >= 7, "one of twenty may seem important"
     assert re.search(r"none can be told from chance in 30 trials.* some \d+ trials", lines[0])
 
 
 def test_few_trials_tell_nothing():
-    assert "11 trials are too few" in reporting._importance(study(11, effect=2, seed=0))
+    assert "11 trials are too few" in importance(study(11, effect=2, seed=0))
 
 
 FOUND = [
@@ -120,7 +120,7 @@ KNOWN = {3: Estimate(0.33, 0.02, 6), 2: Estimate(0.34, 0.02, 6), 0: Estimate(0.6
 
 
 def test_what_a_sweep_announces():
-    line = reporting.announcement(FOUND, KNOWN, control=0)
+    line = evidence.announcement(FOUND, KNOWN, control=0)
     assert "trial 00003 has 0.3200 over 3 fresh seeds; expect 0.3300 (95 % interval 0.28" in line
     assert re.search(r"the paper's point, with probability (9\d|100)%", line)
     assert re.search(r"the second, 00002, with probability [67]\d%", line)
@@ -128,16 +128,16 @@ def test_what_a_sweep_announces():
 
 def test_one_repetition_has_no_interval():
     found, known = [Confirmed(1, (0.5,), 0, 1)], {1: Estimate(0.49, 0.1, 1)}
-    line = reporting.announcement(found, known, control=None)
+    line = evidence.announcement(found, known, control=None)
     says = "the configuration of trial 00001 has 0.5000 over 1 fresh seed; expect 0.4900.\n"
     assert line == f"Confirmed: {says}"
-    other = reporting.announcement(found, known, control=None, best="00007")
+    other = evidence.announcement(found, known, control=None, best="00007")
     ahead = "Not confirmed: trial 00007, ahead with one seed only. Of those repeated, "
     assert other == ahead + says
 
 
 def test_a_difference_within_the_noise_is_a_tie():
-    table = reporting._confirmation(FOUND, KNOWN, {}, [])
+    table = evidence.confirmation_table(FOUND, KNOWN, {}, [])
     lines = {
         n: line
         for line in shown(table).splitlines()
@@ -154,17 +154,45 @@ def test_the_best_is_judged_by_all_runs_of_its_configuration():
     again.number = 1
     own = optuna.trial.create_trial(value=0.52)
     own.number = 0
-    values = reporting.runs_of(trial, reporting.confirmed([own, again]))
+    values = findings.runs_of(trial, confirmed([own, again]))
     assert values == [0.52, 0.44]
-    assert reporting._doubts(trial, values, by_id, parent) == []
-    assert reporting._doubts(trial, values[:1], by_id, parent) == [reporting.UNTRAINED]
-    line = reporting._too_short(Options(name="s", epochs=6), [0.52, 0.54], parent)
-    assert "0.5300 on average over 2 seeds" in line
+    both, one = (estimates(trials)[0].mean for trials in ([own, again], [own]))
+    assert findings._doubts(trial, both, by_id, parent) == []
+    assert findings._doubts(trial, one, by_id, parent) == [findings.UNTRAINED]
+    line = findings._too_short(Options(name="s", epochs=6), [0.52, 0.54], 0.53, parent)
+    assert "0.5300 on average over 2 seeds, is no better" in line
+    line = findings._too_short(Options(name="s", epochs=6), [0.52, 0.44], 0.51, parent)
+    assert "0.4800 on average over 2 seeds (expect 0.5100 of another), is no better" in line
 
 
 def test_the_text_of_an_error_is_shown_as_it_is():
     reason = "KeyError: size [64, 3] of [/layers/0] in [bold] :smile:"
     ended = TrialResult("00000", {}, None, {}, Ending(EndState.FAILED, reason), False)
-    out = output.console(file=io.StringIO(), width=reporting.WIDTH, color_system=None)
-    out.print(reporting._ends([ended]))
-    assert reason in out.file.getvalue()
+    assert reason in shown(findings.ends_table([ended]))
+
+
+LONG = [f"a_hyperparameter_with_a_long_name_{i}" for i in range(7)]
+
+
+@pytest.mark.parametrize("width", [60, 80, 118])
+def test_no_table_is_broken_on_a_narrow_terminal(width):
+    """Long names, many columns, wide characters, long reasons: no line is too long, none is cut."""
+    rows = [("00000", *(f"{i}.25e-05/{i}.25e-05" for i in range(7)), "why " * 40, "値" * 9)] * 2
+    headings = ("trial", *LONG, "why", "labels")
+    table = evidence.Table("title", headings, rows, left=("why",), bars=(1.0, 0.5))
+    parts = text.tables_of(table, width)
+    assert max(cell_len(line) for part in parts for line in part.splitlines()) <= width
+    for part in parts:
+        assert part.split()[0] == "trial" and "…" not in part
+    whole = " ".join("\n".join(parts).split())
+    assert all(whole.count(name) == 1 for name in LONG) and whole.count("値" * 9) == 2
+    assert whole.count("why") == 81 and "6.25e-05/6.25e-05" in whole
+
+
+def test_no_cell_is_cut_at_any_width():
+    table = evidence.confirmation_table(FOUND, KNOWN, {}, [])
+    for width in range(60, 125, 3):
+        whole = "\n".join(text.tables_of(table, width))
+        assert all(cell in whole for row in table.rows for cell in row[:-1]), width
+        assert all(heading in whole for heading in table.headings), width
+        assert max(map(cell_len, whole.splitlines())) <= width

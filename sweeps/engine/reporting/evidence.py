@@ -1,0 +1,150 @@
+"""How sure it is what a sweep has found: fresh seeds, collapse, and importance beside chance."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ali.metrics import COLLAPSED, SAMPLE_DIVERSITY
+from sweeps.engine.confirmation import CONFIRMS, CONTROL, Confirmed, Estimate, interval_text
+from sweeps.engine.formatting import MISSING
+from sweeps.engine.reporting.table import Table
+from sweeps.engine.results import valued
+from sweeps.engine.study import trial_id
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from optuna.trial import FrozenTrial
+
+    from sweeps.engine.importance import Importance
+
+SURE = 0.95  # probability from which on a difference is no tie
+
+
+def has_collapsed(run: Run) -> bool:
+    """Whether a trial's samples were nearly identical at the end, whatever its objective."""
+    return run.data.metrics.get(SAMPLE_DIVERSITY, math.inf) < COLLAPSED
+
+
+def control_of(trials: Sequence[FrozenTrial]) -> int | None:
+    """Number of the trial at the paper's own point, if the sweep has one."""
+    return next((t.number for t in trials if t.user_attrs.get(CONTROL)), None)
+
+
+def announcement(
+    found: Sequence[Confirmed],
+    known: Mapping[int, Estimate],
+    control: int | None,
+    best: str | None = None,
+) -> str:
+    """The winner on fresh seeds, what to expect of it, and how sure that is, in one line.
+
+    `best`: the best trial's id; if it has no run with a fresh seed, that is said first.
+    """
+    first, *others = found
+    line = "Confirmed:"
+    if best is not None and best not in map(_id, found):
+        line = f"Not confirmed: trial {best}, ahead with one seed only. Of those repeated,"
+    line += f" the configuration of trial {_id(first)} has {first.mean:.4f}"
+    line += f" over {len(first.values)} fresh seed{'s' * (len(first.values) > 1)}"
+    expected = known[first.number]
+    line += f"; expect {expected.mean:.4f}"
+    if shown := interval_text(expected):
+        line += f" (95 % interval {shown})"
+    paper = next((c for c in others if c.number == control), None)
+    rivals = [(paper, "the paper's point")] if paper else []
+    second = next((c for c in others if c.number != control), None)
+    rivals += [(second, f"the second, {_id(second)}")] if second else []
+    for rival, name in rivals:
+        assert rival is not None
+        line += f"; better than {name}, with probability {expected.beats(known[rival.number]):.0%}"
+    return line + ".\n"
+
+
+def confirmation_table(
+    found: Sequence[Confirmed],
+    known: Mapping[int, Estimate],
+    by_id: Mapping[str, Run],
+    trials: Sequence[FrozenTrial],
+) -> Table:
+    """Objective over fresh seeds, and expected; what cannot be told from the best is a tie."""
+    control = control_of(trials)
+    again: dict[int, list[str]] = defaultdict(list)
+    for trial in trials:
+        if CONFIRMS in trial.user_attrs:
+            again[trial.user_attrs[CONFIRMS]].append(trial_id(trial.number))
+    rows = []
+    for one in found:
+        collapsed = sum(name in by_id and has_collapsed(by_id[name]) for name in again[one.number])
+        expected = known[one.number]
+        behind = known[found[0].number].beats(expected)
+        verdict = "worse" if behind >= SURE else "tie: cannot be told apart"
+        rows.append(
+            (
+                _id(one) + (" (the paper's)" if one.number == control else ""),
+                f"{one.mean:.4f}",
+                f"{one.std:.4f}" if len(one.values) > 1 else MISSING,
+                f"{len(one.values)}" + (f", {one.diverged} diverged" if one.diverged else ""),
+                f"{collapsed}",
+                f"{expected.mean:.4f}",
+                interval_text(expected) or MISSING,
+                "" if one is found[0] else verdict,
+            )
+        )
+    headings = ("configuration of", "mean", "std", "seeds", "collapsed", "expected")
+    return Table(
+        "Confirmation, on fresh seeds",
+        (*headings, "95 % interval", "against the first"),
+        rows,
+        "expected: the mean over other seeds, from all runs and the mean of all trials",
+        left=("against the first",),
+    )
+
+
+def _id(one: Confirmed) -> str:
+    return trial_id(one.number)
+
+
+def importance_of(trials: Sequence[FrozenTrial]) -> Importance:
+    """Of all trials with values: a stopped one counts with its last, a diverged one as worst."""
+    from sweeps.engine.importance import importance
+
+    return importance(valued(trials))
+
+
+def importance_table(found: Importance) -> Table | str:
+    """The shares that exceed chance, or a sentence that says why there are none."""
+    from sweeps.engine.importance import MIN_TRIALS
+
+    if not found.shares:
+        return f"Importance: {found.trials} trials are too few to tell; it takes {MIN_TRIALS}."
+    if not found.significant:
+        first = found.shares[0]
+        return (
+            f"Importance: none can be told from chance in {found.trials} trials. The largest "
+            f"share, {first.value:.0%} of {first.name}, is below the {found.chance:.0%} that "
+            f"shuffled values reach; it would take some {found.trials_needed} trials."
+        )
+    rows = [
+        (share.name, f"{share.value:.0%}", f"{share.low:.0%} to {share.high:.0%}")
+        for share in found.significant
+    ]
+    return Table(
+        f"Importance, from {found.trials} trials",
+        ("hyperparameter", "share", "90 % interval"),
+        rows,
+        f"Shares up to {found.chance:.0%} are chance, and left out.",
+        left=("hyperparameter",),
+        bars=[share.value for share in found.significant],
+    )
+
+
+def what_mattered(found: Importance) -> str:
+    """Importance in a sentence."""
+    table = importance_table(found)
+    if isinstance(table, str):
+        return table
+    shares = [f"{name} {share} (90 % interval {interval})" for name, share, interval in table.rows]
+    return f"What mattered: {', '.join(shares)}; shares up to {found.chance:.0%} are chance."

@@ -1,0 +1,327 @@
+"""What a sweep found, as sentences and tables: `text` prints them, `page` makes HTML of them."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from ali.metrics import (
+    COLLAPSED,
+    EPOCH,
+    NEAR_MODES,
+    RAW_PIXEL_ERROR,
+    SAMPLE_DISTANCE,
+    SAMPLE_DIVERSITY,
+    UNTRAINED_BN_ERROR,
+    UNTRAINED_ERROR,
+)
+from ali.output import without_password
+from sweeps.engine.confirmation import (
+    Confirmed,
+    Estimate,
+    confirmed,
+    estimates,
+)
+from sweeps.engine.formatting import MISSING, format_hyperparameters, varied
+from sweeps.engine.options import Options
+from sweeps.engine.pareto import front
+from sweeps.engine.reporting.evidence import (
+    announcement,
+    control_of,
+    has_collapsed,
+    importance_of,
+)
+from sweeps.engine.reporting.table import Table
+from sweeps.engine.results import TrialResult, ranked
+from sweeps.engine.scripts import script_command
+from sweeps.engine.study import trial_id
+from sweeps.engine.tracking import runs
+from sweeps.engine.tracking.client import is_database
+from sweeps.engine.tracking.schema import (
+    DRIVER_SECONDS,
+    KIND_TRIAL,
+    SLOT_USE,
+    TOTAL_CORE_SECONDS,
+    TOTAL_EVAL_SECONDS,
+    TOTAL_TRAIN_SECONDS,
+    TRIAL,
+)
+from sweeps.engine.tracking.view import view_path
+
+if TYPE_CHECKING:
+    import optuna
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from optuna.trial import FrozenTrial
+
+    from sweeps.engine.importance import Importance
+
+BEST_SHOWN = 10
+QUALITY = {  # metric shown beside the objective: heading
+    SAMPLE_DISTANCE: "distance",
+    SAMPLE_DIVERSITY: "diversity",
+    NEAR_MODES: "near modes",
+}
+COLLAPSED_WORDS, UNTRAINED = "which has collapsed", "which is no better than untrained"
+NOT_ENDED = "not ended"
+Runs = dict[str, "Run"]  # of trials, by id
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A sweep's study and its runs in MLflow, at one moment."""
+
+    options: Options
+    frozen: Sequence[FrozenTrial]
+    runs: Sequence[Run]  # of its trials
+    parent: Run | None
+    experiment: str = "0"  # in MLflow
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # of the study
+
+    @cached_property
+    def by_id(self) -> Runs:
+        return {run.data.tags[TRIAL]: run for run in self.runs}
+
+    @cached_property
+    def objective(self) -> str:
+        return runs.objective_of(self.parent) if self.parent else "objective"
+
+    @cached_property
+    def sign(self) -> int:
+        """What the objective is multiplied by so that less is better: 1, or −1 to maximize."""
+        return -1 if self.parent and runs.direction_of(self.parent) == "maximize" else 1
+
+    @cached_property
+    def trials(self) -> list[TrialResult]:
+        """All that have begun, the best first."""
+        return [trial for trial in ranked(self.frozen) if trial.config]
+
+    @cached_property
+    def complete(self) -> list[TrialResult]:
+        """The search's trials that reached their full budget, the best first."""
+        return [trial for trial in self.trials if trial.complete and trial.confirms is None]
+
+    @cached_property
+    def again(self) -> list[Confirmed]:
+        """Configurations with runs of fresh seeds, the best to expect first."""
+        return [one for one in confirmed(self.frozen) if one.values]
+
+    @cached_property
+    def estimates(self) -> dict[int, Estimate]:
+        return estimates(self.frozen)
+
+    @cached_property
+    def control(self) -> int | None:
+        return control_of(self.frozen)
+
+    @cached_property
+    def importance(self) -> Importance:
+        return importance_of(self.frozen)
+
+    @cached_property
+    def doubts(self) -> list[str]:
+        """What speaks against the best trial: words that follow its name."""
+        if not self.complete or self.parent is None:
+            return []
+        best = self.complete[0]
+        return _doubts(best, self.expected(best).mean, self.by_id, self.parent)
+
+    def expected(self, trial: TrialResult) -> Estimate:
+        """Of a trial in `complete`: the objective to expect of its configuration."""
+        return self.estimates[int(trial.trial_id)]
+
+
+def find(options: Options, study: optuna.Study, client: MlflowClient, experiment: str) -> Findings:
+    """Reads a sweep's study and its runs."""
+    trials, attributes = study.get_trials(deepcopy=False), study.user_attrs
+    found = runs.find_runs(client, experiment, sweep=options.name, kind=KIND_TRIAL)
+    parent = runs.find_sweep(client, experiment, options.name)
+    return Findings(options, trials, found, parent, experiment, attributes)
+
+
+def verdict(found: Findings) -> list[str]:
+    """The result of a sweep in a few sentences, the most important one first."""
+    if not found.complete:
+        waiting = sum(trial.ending is None for trial in found.trials)
+        return [
+            f"No trial has reached its full budget of {found.options.epochs} epochs yet: of "
+            f"{len(found.trials)} that have begun, {waiting} have not ended."
+        ]
+    best, said = found.complete[0], []
+    values, expected = runs_of(best, found.again), found.expected(best).mean
+    if UNTRAINED in found.doubts and found.parent:
+        said.append(_too_short(found.options, values, expected, found.parent))
+    if found.again:
+        known, ahead = found.estimates, best.trial_id
+        said.append(announcement(found.again, known, found.control, ahead).strip())
+    else:
+        said.append(
+            f"Best: trial {best.trial_id}, {found.objective} {best.value:.4f} with one seed; "
+            f"expect {expected:.4f} of another."
+        )
+    if COLLAPSED_WORDS in found.doubts:
+        said.append(f"The samples of trial {best.trial_id} have collapsed: look at them first.")
+    return said
+
+
+def untrained_error(parent: Run) -> float:
+    """The lowest val_error without training of a sweep, infinity if that is not its objective."""
+    known = parent.data.metrics
+    return min(known.get(name, math.inf) for name in (UNTRAINED_ERROR, UNTRAINED_BN_ERROR))
+
+
+def runs_of(trial: TrialResult, again: Sequence[Confirmed]) -> list[float]:
+    """The objective of a completed trial and of those that repeat its configuration."""
+    assert trial.value is not None
+    return [
+        trial.value,
+        *next((c.values for c in again if trial_id(c.number) == trial.trial_id), ()),
+    ]
+
+
+def _doubts(best: TrialResult, expected: float, by_id: Runs, parent: Run) -> list[str]:
+    """What speaks against the best trial, of whose configuration `expected` is to expect."""
+    run = by_id.get(best.trial_id)
+    collapsed = [COLLAPSED_WORDS] if run and has_collapsed(run) else []
+    return collapsed + ([UNTRAINED] if expected >= untrained_error(parent) else [])
+
+
+def _too_short(options: Options, values: Sequence[float], expected: float, parent: Run) -> str:
+    several = f" on average over {len(values)} seeds" if len(values) > 1 else ""
+    shown, expect = f"{mean(values):.4f}", f"{expected:.4f}"
+    more = f" (expect {expect} of another)" if expect != shown else ""
+    return (
+        f"{options.epochs} epochs are too short: the best trial, {shown}{several}{more}, is no "
+        f"better than an untrained encoder, {untrained_error(parent):.4f}. The ranking below says "
+        "little; start a sweep with more --epochs."
+    )
+
+
+def next_commands(
+    options: Options, doubts: Sequence[str], experiment: str
+) -> Iterator[tuple[str, str]]:
+    """What to do next, and the command."""
+    uri, local = without_password(options.uri), is_database(options.uri)
+    server = "http://127.0.0.1:5000" if local else uri
+    link = f"{server}/{view_path(experiment, options.name)}"
+    yield "compare the runs", script_command("ui.py", *options.arguments()) if local else link
+    if local:
+        yield "then open", link
+    yield ", ".join(["train the best", *doubts]), script_command("best.py", *options.arguments())
+
+
+def best_table(options: Options, best: Sequence[TrialResult], by_id: Runs, objective: str) -> Table:
+    """The best trials with their measures and hyperparameters."""
+    logged = {key for run in by_id.values() for key in run.data.metrics}
+    quality = [key for key in QUALITY if key in logged and key != objective]
+    headings = varied([trial.config for trial in best])
+    rows = []
+    for trial in best:
+        run = by_id.get(trial.trial_id)
+        metrics = run.data.metrics if run else {}
+        values = [f"{trial.value:.4f}"]
+        values += [f"{metrics.get(key, math.nan):.2f}" for key in quality]
+        cells = format_hyperparameters(trial.config, headings).values()
+        rows.append((trial.trial_id, *values, *cells))
+    return Table(
+        f"Best trials of {options.name} at their full budget of {options.epochs} epochs",
+        ("trial", objective, *(QUALITY[key] for key in quality), *headings),
+        rows,
+        f"{MISSING}: not searched, or as the paper's table has it",
+    )
+
+
+def notes(found: Findings) -> Iterator[str]:
+    """Lines that say how far the best trials' objective is to be trusted."""
+    ids, by_id = [trial.trial_id for trial in found.complete[:BEST_SHOWN]], found.by_id
+    if alike := [name for name in ids if name in by_id and has_collapsed(by_id[name])]:
+        yield f"samples have collapsed ({SAMPLE_DIVERSITY} below {COLLAPSED}) in {', '.join(alike)}"
+    known = found.parent.data.metrics if found.parent else {}
+    if UNTRAINED_BN_ERROR in known:
+        yield (
+            f"without training, the same SVMs: {known[RAW_PIXEL_ERROR]:.4f} on raw pixels, "
+            f"{known[UNTRAINED_ERROR]:.4f} on an untrained encoder, "
+            f"{known[UNTRAINED_BN_ERROR]:.4f} once its batch norm has seen the data"
+        )
+
+
+def pareto(found: Findings) -> Table | str | None:
+    """The trials that are best in the objective and the quality of samples together."""
+    points, objective = {}, found.objective
+    for trial in found.complete:
+        run = found.by_id.get(trial.trial_id)
+        distance = run.data.metrics.get(SAMPLE_DISTANCE) if run else None
+        if trial.value is not None and distance is not None:
+            points[trial.trial_id] = (found.sign * trial.value, distance)
+    if objective == SAMPLE_DISTANCE or len(points) < 2:
+        return None
+    names = front(points)
+    if len(names) == 1:
+        end = "lowest" if found.sign > 0 else "highest"
+        return f"Trial {names[0]} has the {end} {objective} and the lowest {SAMPLE_DISTANCE}."
+    return Table(
+        f"Best in {objective} and {SAMPLE_DISTANCE} together (Pareto front)",
+        ("trial", objective, SAMPLE_DISTANCE),
+        [(name, f"{found.sign * points[name][0]:.4f}", f"{points[name][1]:.2f}") for name in names],
+    )
+
+
+def ends_table(trials: Sequence[TrialResult]) -> Table:
+    """How many trials ended in which way, and why the first of them did."""
+    groups: dict[str, list[TrialResult]] = defaultdict(list)
+    for trial in trials:
+        groups[trial.ending.state.value if trial.ending else NOT_ENDED].append(trial)
+    rows = []
+    for end, group in sorted(groups.items()):
+        group.sort(key=lambda trial: trial.trial_id)
+        epochs = [max(trial.values, default=0) for trial in group]
+        why = [f"{t.trial_id}: {t.ending.reason if t.ending else ''}" for t in group[:3]]
+        span = f"{min(epochs)}–{max(epochs)}" if min(epochs) < max(epochs) else f"{epochs[0]}"
+        rows.append((end, str(len(group)), span, "\n".join(why)))
+    headings = ("end", "trials", "epochs", "why (the first three)")
+    return Table("How trials ended", headings, rows, left=headings)
+
+
+def trials_table(found: Findings) -> Table:
+    """Every trial: its value, how it ended and its hyperparameters."""
+    headings = varied([trial.config for trial in found.trials])
+    rows = []
+    for trial in sorted(found.trials, key=lambda trial: trial.trial_id):
+        end = trial.ending.state.value if trial.ending else NOT_ENDED
+        value = MISSING if trial.value is None else f"{trial.value:.4f}"
+        epochs, again = str(max(trial.values, default=0)), trial.confirms or ""
+        cells = format_hyperparameters(trial.config, headings).values()
+        rows.append((trial.trial_id, end, epochs, value, again, *cells))
+    own = ("trial", "end", "epochs", found.objective, "confirms")
+    return Table("All trials", (*own, *headings), rows, left=("end",))
+
+
+def cost_table(by_id: Runs) -> Table:
+    """What the trials took."""
+    metrics = [run.data.metrics for run in by_id.values()]
+    train = sum(m.get(TOTAL_TRAIN_SECONDS, 0.0) for m in metrics)
+    evaluation = sum(m.get(TOTAL_EVAL_SECONDS, 0.0) for m in metrics)
+    cores = sum(m.get(TOTAL_CORE_SECONDS, 0.0) for m in metrics)
+    row = (
+        str(len(by_id)),
+        str(sum(int(m.get(EPOCH, 0)) for m in metrics)),
+        f"{train:.0f}",
+        f"{evaluation:.0f}",
+        f"{(train + evaluation) / max(1, len(by_id)):.1f}",
+        f"{cores / 3600:.2f}",
+    )
+    headings = ("trials", "epochs", "training s", "evaluation s", "s/trial", "core-hours")
+    return Table("Time and cost", headings, [row])
+
+
+def slot_use(found: Findings) -> str:
+    """How much of its slots' time the last driver used, in a sentence; empty until it has ended."""
+    known = found.parent.data.metrics if found.parent else {}
+    if SLOT_USE not in known:
+        return ""
+    return f"slots were in use {known[SLOT_USE]:.0%} of {known[DRIVER_SECONDS]:.0f} s"

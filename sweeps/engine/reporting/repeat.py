@@ -1,0 +1,72 @@
+"""How each number of a report is computed again: command lines."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from typing import Any
+
+from ali.cli import command
+from ali.config import Config
+from ali.errors import UserError
+from sweeps.engine.journal import EXPERIMENT, SCRIPT
+from sweeps.engine.options import Location, Options
+from sweeps.engine.reporting.findings import Findings
+from sweeps.engine.results import TrialResult
+from sweeps.engine.scripts import script_command
+
+ALI = "AliExperiment"  # what a trial of a sweep runs that `python -m ali train` runs, too
+
+
+def commands(found: Findings) -> list[tuple[str, str]]:
+    """What is computed, and by which command."""
+    options = found.options
+    shown = [
+        ("these tables", script_command("report.py", *options.arguments())),
+        ("this page", script_command("report.py", *options.arguments(), "--html", "report.html")),
+        ("the state of a running sweep", script_command("status.py", *options.arguments())),
+    ]
+    if script := found.attributes.get(SCRIPT):
+        again = script_command(script, "--name", f"{options.name}-again", *arguments_of(options))
+        shown.append(("the whole sweep, under another name", again))
+    if found.complete and found.attributes.get(EXPERIMENT, ALI) == ALI:
+        best = found.complete[0]
+        with contextlib.suppress(UserError):  # of a version that had other settings
+            shown.append((f"trial {best.trial_id} alone", trial_command(found, best)))
+    shown.append(("the test error of the best", script_command("best.py", *options.arguments())))
+    return shown
+
+
+def arguments_of(options: Options) -> list[str]:
+    """The options of a sweep, but for where it is, that are not what `Options` has by default."""
+    left_out = {"resume"} | {field.name for field in dataclasses.fields(Location)}
+    defaults = Options(name=options.name).to_dict()
+    changed = {k: v for k, v in options.to_dict().items() if v != defaults[k]}
+    return _arguments({k: v for k, v in changed.items() if k not in left_out})
+
+
+def trial_command(found: Findings, trial: TrialResult) -> str:
+    """Trains a configuration with the seed that it had. Raises UserError if it is not valid."""
+    defaults = Config().to_dict()
+    config = Config.from_dict(trial.config).to_dict()
+    changed = {k: v for k, v in config.items() if v != defaults[k]}
+    run = found.by_id.get(trial.trial_id)
+    threads = run.data.params.get("threads") or run.data.tags.get("threads") if run else None
+    more = ["--threads", threads] if threads else []
+    folder = f"runs/{found.options.name}-{trial.trial_id}-again"
+    return command("-m", "ali", "train", "--output-dir", folder, *more, *_arguments(changed))
+
+
+def _arguments(changed: dict[str, Any]) -> list[str]:
+    """As tyro takes them: lists as several words, switches as --x or --no-x."""
+    words = []
+    for name, value in changed.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, list):
+            words += [f"--{option}", *map(str, value)]
+        elif value is not None:
+            words += [f"--{option}", value if isinstance(value, str) else json.dumps(value)]
+    return words

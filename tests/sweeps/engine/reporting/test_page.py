@@ -1,0 +1,132 @@
+"""The report as one file of HTML, and its figures."""
+
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sweeps.engine.options import Options
+from sweeps.engine.reporting import findings, interactive, page, repeat, series, sheet, static
+from tests.sweeps.engine.reporting.sweep import REASON, Logged, sweep
+
+FOUND, LOGGED = sweep(), Logged()
+
+
+class Elements(HTMLParser):
+    """The elements of a page with their attributes, and its text outside of scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.text, self._inside = [], "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag if tag in ("script", "style") else self._inside
+
+    def handle_endtag(self, tag):
+        self._inside = "" if tag == self._inside else self._inside
+
+    def handle_data(self, data):
+        self.text += "" if self._inside else data
+
+
+@pytest.fixture(scope="module")
+def written():
+    return page.html(FOUND, LOGGED, static.draw(FOUND, LOGGED))
+
+
+def test_the_page_is_one_file_with_the_verdict_first(written):
+    read = Elements(written)
+    addresses = [
+        attrs[key] for _, attrs in read.elements for key in ("src", "href") if key in attrs
+    ]
+    inside = [address for address in addresses if address.startswith("data:image/")]
+    others = [address for address in addresses if not address.startswith(("data:", "#"))]
+    assert others == [] and len(inside) == 5, "best and paper's point, of each kind, and the sheet"
+    text = " ".join(read.text.split())
+    verdict = findings.verdict(FOUND)
+    places = [text.index(sentence) for sentence in (*verdict, "Best trials", "Time and cost")]
+    assert places == sorted(places)
+    assert "--html report.html" in text and "svhn.py --name shown-again" in text
+    assert written.count("Plotly.react") > 0 and len(written.encode()) < 8 * 2**20
+
+
+def test_the_text_of_a_user_is_text_on_the_page(written):
+    assert REASON not in written and REASON in Elements(written).text
+    specs = re.findall(r'<script type="application/json".*?>(.*?)</script>', written, re.S)
+    assert len(specs) == len(static.FIGURES) and all(json.loads(spec)["data"] for spec in specs)
+
+
+def test_every_figure_is_drawn_both_ways():
+    assert list(static.FIGURES) == list(interactive.FIGURES) == list(page.CAPTIONS)
+    for name, figure in static.draw(FOUND, LOGGED).items():
+        assert interactive.FIGURES[name](FOUND, LOGGED) is not None, name
+        assert static.svg(figure).startswith("<svg") and static.png(figure)[:4] == b"\x89PNG"
+    empty = findings.Findings(Options(name="new"), [], [], FOUND.parent)
+    assert static.draw(empty, LOGGED) == {}
+    assert all(make(empty, LOGGED) is None for make in interactive.FIGURES.values())
+    assert "No trial has reached its full budget" in page.html(empty, LOGGED, {})
+
+
+def test_curves_say_how_trials_ended():
+    known = series.groups(series.curves(FOUND))
+    counts = {end: len(group) for end, group in known.items()}
+    assert counts == {
+        "completed": 12, series.AGAIN: 1, "stopped early": 1, "diverged": 1, "failed": 1,
+    }  # fmt: skip
+    assert len({(style.symbol, style.dash) for style in series.STYLES.values()}) == len(
+        series.STYLES
+    )
+    assert series.best_so_far(FOUND)[-1] == (11, pytest.approx(0.3))
+
+
+def test_learning_rates_are_on_a_log_axis_and_what_a_trial_lacks_is_below_it():
+    axes = {axis.name: axis for axis in series.parallel(FOUND).axes}
+    assert axes["lr_d"].log and not axes["dropout_x"].log
+    middle = axes["lr_d"].positions[3]  # 10^-3.5, of 10^-5 to 10^-2
+    assert middle == pytest.approx(0.5)
+    assert axes["lr_g"].positions[0] == series.ABSENT < min(axes["lr_g"].positions[1::2])
+
+
+def test_trials_take_the_first_free_slot():
+    bars = series.slot_bars(FOUND, LOGGED)
+    assert {bar.slot for bar in bars} == {0, 1} and bars[0].start == 0
+    assert series.time_unit(200) == ("minutes", 60) and series.time_unit(20) == ("seconds", 1)
+
+
+def test_one_value_far_off_does_not_flatten_the_others():
+    low, high = series.value_range(FOUND)
+    assert low < 0.3 and 0.9 < high < 2
+
+
+def test_the_contact_sheet_has_the_best_and_the_papers_point():
+    assert sheet.shown_trials(FOUND)[0].trial_id == FOUND.complete[0].trial_id
+    drawn = sheet.contact_sheet(FOUND, LOGGED)
+    assert drawn.width == sheet.LABEL + 2 * (sheet.CELL + sheet.GAP)
+    small = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
+    assert set(map(tuple, np.array(sheet.fitted(small, 8)).reshape(-1, 3))) == set(
+        map(tuple, np.array(small).reshape(-1, 3))
+    ), "enlarged without blur"
+    assert sheet.spread(list(range(1, 101)), 6) == [1, 21, 41, 60, 80, 100]
+
+
+def test_commands_repeat_the_sweep_and_its_best_trial():
+    lines = {what: shlex.split(line) for what, line in repeat.commands(FOUND)}
+    again = lines["the whole sweep, under another name"]
+    words = " ".join(again)
+    assert "--num-trials 15" in words and "--race 3" in words and "--width 0.25" in words
+    assert "--output-dir" not in again and "--resume" not in again
+    best = FOUND.complete[0]
+    alone = lines[f"trial {best.trial_id} alone"]
+    train = alone[alone.index("train") :]
+    assert train[3:5] == ["--threads", "2"] and "--epochs" in train
+
+    from ali.cli import parse_args
+    from ali.cli.train import Train
+
+    assert parse_args(Train, train[1:]).experiment.to_dict() == best.config
