@@ -48,7 +48,7 @@ def test_the_next_update_is_due_when_this_one_is_a_small_share_of_the_time(least
     assert cadence.due - time.monotonic() > max(least, 0.02 / share) - 0.1
 
 
-def test_all_updates_take_less_than_a_hundredth_of_the_time():
+def test_the_shares_of_both_kinds_of_updates_are_less_than_a_hundredth():
     assert front_page.SHARE_WORDS + front_page.SHARE_FIGURES < 0.01
 
 
