@@ -131,6 +131,11 @@ class Findings:
         best = self.complete[0]
         return _doubts(best, self.expected(best).mean, self.by_id, self.parent)
 
+    @property
+    def next_commands(self) -> list[tuple[str, str]]:
+        doubts = self.doubts if self.complete else None
+        return list(next_commands(self.options, doubts, self.experiment))
+
     def expected(self, trial: TrialResult) -> Estimate:
         """Of a trial in `complete`: the objective to expect of its configuration."""
         return self.estimates[int(trial.trial_id)]
@@ -147,11 +152,11 @@ def find(options: Options, study: optuna.Study, client: MlflowClient, experiment
 def verdict(found: Findings) -> list[str]:
     """The result of a sweep in a few sentences, the most important one first."""
     if not found.complete:
-        waiting = sum(trial.ending is None for trial in found.trials)
-        return [
-            f"No trial has reached its full budget of {found.options.epochs} epochs yet: of "
-            f"{len(found.trials)} that have begun, {waiting} have not ended."
-        ]
+        waiting, begun = sum(trial.ending is None for trial in found.trials), len(found.trials)
+        none = f"No trial has reached its full budget of {found.options.epochs} epochs"
+        if begun and not waiting:
+            return [f"{none}: all {begun} ended before; why is said below."]
+        return [f"{none} yet: of {begun} that have begun, {waiting} have not ended."]
     best, said = found.complete[0], []
     values, expected = runs_of(best, found.again), found.expected(best).mean
     if UNTRAINED in found.doubts and found.parent:
@@ -203,16 +208,18 @@ def _too_short(options: Options, values: Sequence[float], expected: float, paren
 
 
 def next_commands(
-    options: Options, doubts: Sequence[str], experiment: str
+    options: Options, doubts: Sequence[str] | None, experiment: str
 ) -> Iterator[tuple[str, str]]:
-    """What to do next, and the command."""
+    """What to do next, and the command; `doubts`: of the best trial, None if there is none."""
     uri, local = without_password(options.uri), is_database(options.uri)
     server = "http://127.0.0.1:5000" if local else uri
     link = f"{server}/{view_path(experiment, options.name)}"
     yield "compare the runs", script_command("ui.py", *options.arguments()) if local else link
     if local:
         yield "then open", link
-    yield ", ".join(["train the best", *doubts]), script_command("best.py", *options.arguments())
+    if doubts is not None:
+        best = ", ".join(["train the best", *doubts])
+        yield best, script_command("best.py", *options.arguments())
 
 
 def best_table(options: Options, best: Sequence[TrialResult], by_id: Runs, objective: str) -> Table:

@@ -77,7 +77,7 @@ def html(found: Findings, records: Records, drawn: dict[str, Figure]) -> str:
         pictures=_pictures(found, records),
         sheet=contact and data_uri(sheet.encoded(contact), "jpeg"),
         commands=repeat.commands(found),
-        next=list(findings.next_commands(found.options, found.doubts, found.experiment)),
+        next=found.next_commands,
         lost=runs.lost_records(found.runs),
         plotly=get_plotlyjs(),
     )

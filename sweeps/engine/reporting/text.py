@@ -48,8 +48,8 @@ def as_text(found: Findings, width: int | None = None) -> str:
     if found.parent:
         for sentence in findings.verdict(found):
             show(sentence)
-        best = found.complete[: findings.BEST_SHOWN]
-        show(findings.best_table(found.options, best, found.by_id, found.objective))
+        if best := found.complete[: findings.BEST_SHOWN]:
+            show(findings.best_table(found.options, best, found.by_id, found.objective))
         for line in findings.notes(found):
             show(line)
         show(findings.pareto(found))
@@ -61,7 +61,7 @@ def as_text(found: Findings, width: int | None = None) -> str:
     show(findings.slot_use(found))
     show(runs.lost_records(found.runs))
     text.print("Next:")
-    for what, line in findings.next_commands(found.options, found.doubts, found.experiment):
+    for what, line in found.next_commands:
         text.print(f"  {what:<20}  {line}", soft_wrap=True)
     return out.getvalue()
 

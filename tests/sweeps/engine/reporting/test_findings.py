@@ -59,6 +59,7 @@ def test_a_doubtful_best_is_offered_with_the_doubt(value, diversity, label):
     commands = dict(findings.next_commands(Options(name="s"), doubts, "7"))
     assert list(commands) == ["compare the runs", "then open", label]
     assert "/#/experiments/7/runs?" in commands["then open"]
+    assert label not in dict(findings.next_commands(Options(name="s"), None, "7"))
 
 
 def test_a_budget_that_is_too_short_is_called_so():
