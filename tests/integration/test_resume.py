@@ -130,7 +130,7 @@ def test_ctrl_c_ends_cleanly_a_second_one_at_once_and_a_damaged_checkpoint_gives
     toy.runs_folder = before.rename(toy.folder / "moved")
     toy.run("--resume")
     assert audit(toy, 3)["00000"] == "COMPLETE"
-    pictures = [path.parents[1] for path in (toy.runs / "artifacts").rglob("samples*.png")]
+    pictures = [path.parents[1] for path in (toy.runs / "artifacts").rglob("images/samples*.png")]
     assert len({folder.parent.name for folder in pictures}) == 3, "of all trials, old and new"
     assert not before.exists()
     assert toy.epochs()[0, 1] == 1, "not from the beginning"

@@ -25,7 +25,7 @@ def test_options_and_data_are_read_from_tags_or_as_an_earlier_version_wrote_them
     earlier = tracking.require_sweep(client, to.experiment, "s")
     assert runs.options_of(earlier) == {"epochs": "3"}
     options = {"epochs": 3, "num_trials": 9}
-    tracking.start_sweep(client, to.experiment, "s", "val_error", {}, options)
+    tracking.start_sweep(client, to.experiment, "s", "val_error", {}, options=options)
     assert runs.options_of(tracking.require_sweep(client, to.experiment, "s")) == options
     run = tracking.open_trial(client, to, "00000")
     assert tracking.data_of(run) is None
