@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+from screenshots import browser
+
 from sweeps import Location
 from sweeps.engine.options import saved_options
 from sweeps.engine.tracking import connect, experiment_of, require_sweep
@@ -32,29 +33,6 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 1400, 1000
 PATIENCE = 120  # seconds for a server on a busy machine
 DRAWN = 3.0  # seconds for what is drawn without an element to wait for
-
-
-@contextlib.contextmanager
-def browser(width: int = WIDTH, height: int = HEIGHT) -> Iterator[Any]:
-    """Chromium without a window, and with an empty profile."""
-    from selenium import webdriver
-
-    driver = shutil.which("chromedriver")
-    if driver is None or shutil.which("chromium") is None:
-        raise SystemExit("this takes Debian's packages chromium and chromium-driver")
-    with tempfile.TemporaryDirectory() as profile:
-        options = webdriver.ChromeOptions()
-        options.binary_location = shutil.which("chromium") or ""
-        for option in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
-            options.add_argument(f"--{option}")
-        options.add_argument(f"--user-data-dir={profile}")
-        chromium = webdriver.Chrome(options, webdriver.ChromeService(driver))
-        try:
-            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-            chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-            yield chromium
-        finally:
-            chromium.quit()
 
 
 @contextlib.contextmanager
@@ -139,7 +117,7 @@ def main() -> None:
     options = parser.parse_args()
     sweep = Location(name=options.name, output_dir=options.output_dir)
     for name in options.only or PICTURES:
-        with browser() as chromium:
+        with browser(WIDTH, HEIGHT) as chromium:
             PICTURES[name](chromium, sweep)
             chromium.save_screenshot(str(options.to / f"{name}.png"))
             print(options.to / f"{name}.png")

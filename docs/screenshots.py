@@ -151,16 +151,6 @@ def compare(page: Page) -> None:
     page.settle(4)
 
 
-@picture
-def front_page(page: Page) -> None:
-    """The sweep's own run, a click from the table."""
-    ui(page)
-    rows = page.chromium.find_elements("css selector", ".ag-pinned-left-cols-container a")
-    next(row for row in rows if row.text == page.sweep).click()
-    page.wait("h2, h1, header, main", page.sweep)
-    page.settle(5)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--name", default="laptop", help="of the sweep")

@@ -21,7 +21,7 @@ from sweeps.engine.reporting.records import Records
 from sweeps.engine.reporting.table import Table
 from sweeps.engine.retry import is_temporary
 from sweeps.engine.tracking.client import open_client
-from sweeps.engine.tracking.schema import TrackingContext
+from sweeps.engine.tracking.schema import NOTE, TrackingContext
 
 if TYPE_CHECKING:
     import optuna
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from sweeps.engine.importance import Importance
 
-NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description, in Markdown
 NOTE_CHARACTERS = 5000  # what servers of all versions take
 FIGURES, SHEET, REPORT = "figures", "contact_sheet.jpg", "report.html"
 BEST_SHOWN = 5
