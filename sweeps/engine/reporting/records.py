@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,13 @@ from typing import TYPE_CHECKING
 
 from ali import environment
 from ali.metrics import EVAL_SECONDS, SAMPLES, TRAIN_SECONDS
+from sweeps.engine.tracking.pictures import logged_pictures
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from PIL.Image import Image
 
-PICTURES = "images"  # MLflow's folder of what log_image writes
-# MLflow separates the parts of a name by +, its older versions by %
-_NAME = re.compile(rf"{PICTURES}/(.+?)[%+]step[%+](\d+)[%+].*\.png")
 PAUSE = 2.0  # seconds without training that are no pause of a trial
 
 
@@ -83,9 +80,7 @@ class Records:
     def _pictures(self, run: Run) -> dict[tuple[str, int], str]:
         name = run.info.run_id
         if name not in self._names:
-            files = self._client.list_artifacts(name, PICTURES)
-            matches = [_NAME.fullmatch(file.path) for file in files]
-            self._names[name] = {(m[1], int(m[2])): m[0] for m in matches if m}
+            self._names[name] = logged_pictures(self._client, name)
         return self._names[name]
 
     def forget_running(self, ended: set[str]) -> None:

@@ -3,6 +3,7 @@ ones under names that all runs share, which its page Compare shows side by side.
 
 from __future__ import annotations
 
+import re
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -11,9 +12,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+    from mlflow import MlflowClient
 
 LOGGED_IMAGES = "mlflow.loggedImages"  # tag of a run that has pictures for MLflow's charts
 FOLDER = "images"  # where its charts look for them
+# MLflow separates the parts of a name by +, its older versions by %
+_NAME = re.compile(rf"{FOLDER}/(.+?)[%+]step[%+](\d+)[%+].*\.png")
+
+
+def logged_pictures(client: MlflowClient, run_id: str) -> dict[tuple[str, int], str]:
+    """The pictures that a run has: their paths by key and epoch."""
+    names = [_NAME.fullmatch(file.path) for file in client.list_artifacts(run_id, FOLDER)]
+    return {(name[1], int(name[2])): name[0] for name in names if name}
 
 
 def file_key(key: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import tempfile
 import threading
 import time
@@ -15,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 from ali import environment
 from ali.metrics import EPOCH
 from sweeps.engine.tracking.client import OUTAGE_SECONDS, open_client
-from sweeps.engine.tracking.pictures import FOLDER, LOGGED_IMAGES, file_key, write_pictures
+from sweeps.engine.tracking.pictures import (
+    LOGGED_IMAGES,
+    file_key,
+    logged_pictures,
+    write_pictures,
+)
 from sweeps.engine.tracking.queue import AsyncLogQueue
 from sweeps.engine.tracking.runs import (
     create_trial,
@@ -41,7 +45,6 @@ if TYPE_CHECKING:
     import numpy as np
     from mlflow import MlflowClient
 
-_PICTURE = re.compile(r"images/(.+?)[%+]step[%+](\d+)[%+].*\.png")  # "%" by earlier versions
 TITLES = {KIND_TRIAL: "trial", KIND_BEST: "full training"}  # of pictures, by kind of run
 
 
@@ -187,8 +190,7 @@ class TrialRun:
 
         client, run_id = self.open()
         if self._pictured is None:
-            names = [_PICTURE.fullmatch(a.path) for a in client.list_artifacts(run_id, FOLDER)]
-            self._pictured = {(name[1], int(name[2])) for name in names if name}
+            self._pictured = set(logged_pictures(client, run_id))
         pictured, self._pictured = self._pictured, None
         seen = {key for key, at in pictured if at == epoch}
         new = {key: titled(x, title) for key, x in images.items() if file_key(key) not in seen}
