@@ -18,17 +18,9 @@ LAPTOP := --data house-numbers --width 0.25 --levels 2 --batch-size 32 --epochs 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-# uv says what it fetches, and is several times as fast as pip. What an interrupted install leaves,
-# it would take for installed: then the environment is made anew. One make at a time.
 define install
-	@flock Makefile sh -ec '\
-		if [ -e $(VENV)/installing ] || ! $(BIN)/python -m pip --version > /dev/null 2>&1; then \
-			$(PYTHON) -m venv --clear $(VENV); \
-		fi; \
-		touch $(VENV)/installing; \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"; \
-		$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -e "$(1)"; \
-		rm $(VENV)/installing; touch $@'
+	@PYTHON=$(PYTHON) bash cluster/install.sh $(VENV) "$(1)"
+	@touch $@
 endef
 
 $(VENV)/installed: pyproject.toml
@@ -98,4 +90,4 @@ bench: $(VENV)/installed  ## the benchmarks
 	$(BIN)/python benchmarks/mixture.py --seeds 1
 
 clean:  ## removes the virtual environment and caches; runs/ stays
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build
+	rm -rf $(VENV) $(VENV).lock .pytest_cache .mypy_cache .ruff_cache *.egg-info build

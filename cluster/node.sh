@@ -11,8 +11,7 @@ shared=$1 bucket=${2:-}
 own=~/.ali-sweeps
 mkdir -p "$own" "$shared/runs" "$shared/data"
 
-[ -x "$own/venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$own/venv"
-"$own/venv/bin/pip" install --quiet --disable-pip-version-check -e ~/ali-sweeps'[cluster]'
+bash ~/ali-sweeps/cluster/install.sh "$own/venv" ~/ali-sweeps'[cluster]'
 
 cat > "$own/env" <<EOF
 export PATH=$own/venv/bin:\$PATH

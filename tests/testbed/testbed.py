@@ -231,7 +231,7 @@ class Testbed:
 
 
 def _fill_home(home: Path, key: Path | None, public: Path) -> None:
-    """Writes what ssh, sshd and pip read on a host; the desk has the `key`, the others do not."""
+    """Writes what ssh, sshd, pip and uv read on a host; the desk has the `key`, the others do not."""
     ssh = home / ".ssh"
     ssh.mkdir(mode=0o700)
     if key:
@@ -246,9 +246,14 @@ def _fill_home(home: Path, key: Path | None, public: Path) -> None:
         own.mkdir()
         (own / "venv").symlink_to(sys.prefix)
         # No host has a way to a package index: what is to be installed must be there.
-        pip = home / ".config" / "pip"
-        pip.mkdir(parents=True)
-        (pip / "pip.conf").write_text("[install]\nno-build-isolation = 0\nno-index = true\n")
+        settings = {
+            "uv/uv.toml": "no-index = true\n[pip]\nno-build-isolation = true\n",
+            "pip/pip.conf": "[install]\nno-index = true\n",
+        }
+        for name, text in settings.items():
+            file = home / ".config" / name
+            file.parent.mkdir(parents=True)
+            file.write_text(text)
 
 
 def _ip(*arguments: str, at: int | None = None) -> None:
