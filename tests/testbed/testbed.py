@@ -231,7 +231,7 @@ class Testbed:
 
 
 def _fill_home(home: Path, key: Path | None, public: Path) -> None:
-    """Writes what ssh, sshd, pip and uv read on a host; the desk has the `key`, the others do not."""
+    """Writes what ssh, sshd, pip and uv read on a host; the desk also has the `key`."""
     ssh = home / ".ssh"
     ssh.mkdir(mode=0o700)
     if key:
