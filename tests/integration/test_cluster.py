@@ -197,7 +197,7 @@ def cluster():
         yield f"http://127.0.0.1:{port}", env
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_as_a_ray_job(cluster, toy):
     address, env = cluster
     submit = ["ray", "job", "submit", "--address", address, "--working-dir", str(CLUSTER.parent)]

@@ -231,7 +231,7 @@ def test_a_sweep_on_real_svhn_crops(folder):
     assert "00000" in out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_of_the_mixture_counts_modes(folder):
     options = "--num-trials 3 --epochs 3 --grace-epochs 3 --train-size 2000"
     out = python(ROOT / "sweeps" / "mixture.py", *options.split(), cwd=folder)

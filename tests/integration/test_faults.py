@@ -180,7 +180,7 @@ def test_disk_used_by_checkpoints_is_bounded(swept):
     assert "00005" in kept, "and of the one that was given up: a resume tries it again"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk_loses_nothing(small_disk, tmp_path):
     folder, resize = small_disk
     toy = Toy(tmp_path, runs_folder=folder / "runs")

@@ -40,7 +40,7 @@ def most_at_a_time(toy: Toy) -> int:
     [
         ((), 4, 1),
         pytest.param(("--max-concurrent", "3"), 3, 1, marks=pytest.mark.long),
-        (("--cpus-per-trial", "2"), 2, 2),
+        pytest.param(("--cpus-per-trial", "2"), 2, 2, marks=pytest.mark.long),
     ],
     ids=["all", "max-concurrent", "cpus-per-trial"],
 )

@@ -37,7 +37,7 @@ def test_the_last_checkpoints_of_the_best_trials_remain(toy):
     assert len(list((toy.runs / toy.name).glob("*/checkpoint_*"))) == 2, "and no empty folders"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_remain_after_a_kill_and_a_resume(toy):
     toy.env["TOY_SECONDS"] = "0.3"
 

@@ -314,7 +314,7 @@ sys.addaudithook(note)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_outlives_its_server_for_a_while(server, toy, monkeypatch):
     """It asks nobody else: no telemetry of MLflow's, no cloud, as Ray would, and no proxy."""
     for name in ("CI", "PYTEST_CURRENT_TEST"):  # with which MLflow is silent

@@ -28,7 +28,7 @@ def test_a_stopped_trial_is_killed_and_goes_on_and_a_slow_one_is_left_alone(toy)
     assert [seed for seed, _, _ in toy.starts()].count(0) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_paused_driver_kills_nobody(toy):
     """Ctrl-Z, or a laptop's sleep: the time that the driver stood still is no trial's silence."""
     toy.env["TOY_SECONDS"] = "0.5"
