@@ -49,7 +49,7 @@ def attempt(end: str, interpreter: str) -> str:
     try:
         run(*UV, "venv", "--quiet", "--clear", "--python", interpreter, str(folder))
         install = (*UV, "pip", "install", "--quiet", "--compile-bytecode", "--python", python)
-        run(*install, "--resolution", RESOLUTION[end], "-e", ".[cluster,fid]")
+        run(*install, "--resolution", RESOLUTION[end], "-e", ".[cluster,dashboard,fid]")
         versions = frozen(python)
         pins = folder / "constraints.txt"  # what runs the tests must not move what is tested
         pins.write_text("\n".join(versions))

@@ -8,6 +8,8 @@ from sweeps.engine.endings import EndState
 from sweeps.engine.options import Options
 from tests.sweeps.engine.reporting.sweep import sweep, trial
 
+pytestmark = pytest.mark.versions
+
 pytest.importorskip("optuna_dashboard")
 
 

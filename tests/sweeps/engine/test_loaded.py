@@ -9,6 +9,8 @@ from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.options import JOURNAL, Options
 from sweeps.engine.study import Study
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.fixture
 def options(tmp_path):

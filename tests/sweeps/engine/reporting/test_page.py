@@ -13,6 +13,8 @@ from sweeps.engine.options import Options
 from sweeps.engine.reporting import findings, interactive, page, repeat, series, sheet, static
 from tests.sweeps.engine.reporting.sweep import REASON, Logged, sweep
 
+pytestmark = pytest.mark.versions
+
 FOUND, LOGGED = sweep(), Logged()
 
 
