@@ -54,14 +54,20 @@ class Rows:
 
 
 class RandomSearch(Method):
-    """Random rows, each trained to the end; `keep`: the best so many after `part` of the budget."""
+    """Random rows, each trained to the end; `keep`: the best so many after `part` of the budget.
+
+    `noisy` False: each shows the mean over its seeds, what no search can know. It bounds what less
+    noise alone, by whatever repetitions, could gain.
+    """
 
     def __init__(
-        self, rows: Rows, rng: np.random.Generator, folder: Path, keep: int = 0, part: float = 1
-    ) -> None:
+        self, rows: Rows, rng: np.random.Generator, folder: Path, keep: int = 0, part: float = 1,
+        noisy: bool = True,
+    ) -> None:  # fmt: skip
         self._rows = rng.permutation(len(rows.points)).tolist()
         self._trials = min(RANDOM_TRIALS, len(self._rows))
         self._full, self._keep = rows.curves.epochs, keep
+        self._means = None if noisy else rows.curves.means
         self._epochs = round(part * self._full)
         self._early: dict[str, float] = {}
         self._resume: list[str] = []
@@ -79,8 +85,11 @@ class RandomSearch(Method):
         return trial, self._row[trial]
 
     def report(self, trial: str, epoch: int, value: float) -> Decision:
+        row = self._row[trial]
+        if self._means is not None:
+            value = float(self._means[row])
         if epoch == self._full and value < (self._best.mean if self._best else np.inf):
-            self._best = Choice(self._row[trial], value)
+            self._best = Choice(row, value)
         if self._keep and (epoch == self._epochs or not np.isfinite(value)):
             if trial not in self._early:
                 self._early[trial] = value if np.isfinite(value) else np.inf
@@ -255,6 +264,7 @@ class RayTune(Method):
 
 METHODS: dict[str, Callable[..., Method]] = {
     "random": RandomSearch,
+    "random, true means": partial(RandomSearch, noisy=False),
     "top-4 after a third": partial(RandomSearch, keep=4, part=1 / 3),
     "Ray ASHA": partial(RayTune, optuna_search=False),
     "Ray Optuna ASHA": partial(RayTune, optuna_search=True),
