@@ -88,7 +88,9 @@ def state(found: Findings) -> str:
     """How far the sweep is, in a few words."""
     new = [trial for trial in found.trials if trial.confirms is None]
     ended = sum(trial.ending is not None for trial in new)
-    return f"{ended} of {found.options.num_trials} trials ended"
+    text = f"{ended} of {found.options.num_trials} trials ended"
+    reason = found.parent and runs.why_interrupted(found.parent)
+    return f"{text}; interrupted: {reason}" if reason else text
 
 
 def numbers(found: Findings) -> list[tuple[str, str]]:

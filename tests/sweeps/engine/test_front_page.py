@@ -23,6 +23,11 @@ def test_the_description_says_first_what_was_found_and_what_mattered():
     assert parts[1].startswith("Importance: none can be told from chance in 15 trials")
     assert "14 of 15 trials ended" in parts[2] or "15 of 15 trials ended" in parts[2]
     assert "(#/experiments/7/runs/parent/artifacts/report.html?" in parts[2]
+    assert "best two" not in parts[2], "no driver has said yet which they are"
+    found.parent.data.tags["best_trials"] = '["00000", "00001"]'
+    assert "runs?workflowType=machine_learning&viewStateShareKey=shown/best&" in description(
+        found, TO, FILES
+    )
     text = "\n".join(parts)
     assert "| [00000](#/experiments/7/runs/run00000?" in text
     pictures = [part for part in parts if part.startswith("![")]
