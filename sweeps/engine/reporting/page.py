@@ -62,6 +62,7 @@ def html(found: Findings, records: Records, drawn: dict[str, Figure]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["unbroken"] = _unbroken
     template = environment.from_string(TEMPLATE.read_text())
     contact = sheet.contact_sheet(found, records)
     parts = template.generate(
@@ -82,6 +83,14 @@ def html(found: Findings, records: Records, drawn: dict[str, Figure]) -> str:
         plotly=get_plotlyjs(),
     )
     return "".join(parts)
+
+
+def _unbroken(text: str) -> str:
+    """A text that no browser breaks at its hyphens: --option."""
+    from markupsafe import Markup, escape
+
+    word = Markup('<span class="word">{}</span>')
+    return Markup(" ").join(word.format(w) if "-" in w else escape(w) for w in text.split(" "))
 
 
 def state(found: Findings) -> str:
