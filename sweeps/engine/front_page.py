@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 NOTE_CHARACTERS = 5000  # what servers of all versions take
 FIGURES, SHEET, REPORT = "figures", "contact_sheet.jpg", "report.html"
 BEST_SHOWN = 5
+WIDTH = 720  # pixels of a picture; what is wider, MLflow makes all lines as wide as
 # Of the time from one update to the next: under 1 % together. The last update comes on top.
 SHARE_WORDS, SHARE_FIGURES = 0.0025, 0.0065
 FIRST_WORDS, FIRST_FIGURES = 10.0, 600.0  # seconds after the start, and between updates at least
@@ -161,6 +162,8 @@ def write_files(folder: Path, found: Findings, records: Records) -> None:
         (folder / FIGURES / f"{figure}.png").write_bytes(static.png(what))
     if contact := sheet.contact_sheet(found, records):
         (folder / SHEET).write_bytes(sheet.encoded(contact))
+        contact.thumbnail((WIDTH, WIDTH))
+        (folder / FIGURES / SHEET).write_bytes(sheet.encoded(contact))
 
 
 class Cadence:
@@ -204,8 +207,10 @@ def description(
         parts += ["### Best trials", markdown(table, links)]
     for file in files:
         query = urlencode({"path": file, "run_uuid": to.parent_run_id})
-        if file.endswith((".png", ".jpg")):
-            parts.append(f"![{Path(file).stem.replace('_', ' ')}](get-artifact?{query})")
+        if file.startswith(f"{FIGURES}/"):
+            picture = f"![{Path(file).stem.replace('_', ' ')}](get-artifact?{query})"
+            large = run_path(to.experiment, to.parent_run_id, SHEET)
+            parts.append(f"[{picture}]({large})" if Path(file).name == SHEET else picture)
     text = ""
     for part in parts:  # whole parts only
         if len(text) + len(part) + 2 <= NOTE_CHARACTERS:
@@ -228,7 +233,9 @@ def markdown(table: Table, links: dict[str, str] | None = None) -> str:
     links = links or {}
     rows = [tuple(table.headings), tuple("---" for _ in table.headings)]
     rows += [(links.get(row[0], _plain(row[0])), *map(_plain, row[1:])) for row in table.rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    apart = [" &emsp; | ", " | "]  # MLflow puts the columns side by side without a gap
+    lines = [apart[row[0] == "---"].join(row) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def _plain(text: str) -> str:

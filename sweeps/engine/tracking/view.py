@@ -120,11 +120,14 @@ def save_best_view(
     epochs: int,
     ascending: bool = True,
 ) -> None:
-    """Writes the view of a sweep that compares its best trials, given by their runs."""
+    """Writes the view of a sweep that compares its best trials, given by their runs.
+
+    MLflow's charts show the last run first, so that the best one is on the left.
+    """
     where = "attributes.run_id IN (" + ", ".join(f"'{one}'" for one in run_ids) + ")"
     keys = [SAMPLES, RECONSTRUCTIONS, INTERPOLATIONS]
     sections, charts = [_section("pictures", "Pictures", 1150)], [_pictures(keys, epochs)]
-    state = _view(where, objective, [], sections, charts, ascending)
+    state = _view(where, objective, [], sections, charts, not ascending)
     _save(client, experiment, view_key(sweep) + BEST, state | {"runListHidden": True})
 
 
