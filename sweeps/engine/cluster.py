@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ali import environment
 from ali.errors import UserError
-from ali.output import first_line
+from ali.output import first_line, without_password
+from sweeps.engine.live import say
 from sweeps.engine.options import Options
 
 # What Ray appends to its folder, and the longest path of a socket.
@@ -132,6 +133,8 @@ def start_ray() -> dict[str, float]:
     from sweeps.engine import ray_compat
 
     address, _ = find_cluster() or ("local", None)
+    joins = f"joins the Ray cluster at {without_password(address)}"
+    say("starts Ray on this machine" if address == "local" else joins)
     if address == "local":
         environment.set_defaults(RAY_TMPDIR=str(own_temp_folder()))
         ray_compat.enable_token_authentication()

@@ -31,6 +31,7 @@ from sweeps.engine.study import CONFIG, confirms_of, trial_id
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import connect, is_server
 from sweeps.engine.tracking.schema import KIND_TRIAL, TRIAL
+from sweeps.engine.tracking.view import run_path
 
 HOST, MLFLOW_UI = "127.0.0.1", "http://127.0.0.1:5000"
 REFRESH_SECONDS = 5.0
@@ -176,9 +177,9 @@ class _MlflowRuns:
         if not self._experiment:
             return {}
         known = runs.find_runs(self._client, self._experiment, sweep=self._name, kind=KIND_TRIAL)
-        view = "?workflowType=machine_learning"
-        where = f"{self._url.rstrip('/')}/#/experiments/{self._experiment}/runs"
-        return {run.data.tags[TRIAL]: f"{where}/{run.info.run_id}{view}" for run in known}
+        server = self._url.rstrip("/")
+        paths = {run.data.tags[TRIAL]: run_path(self._experiment, run.info.run_id) for run in known}
+        return {name: f"{server}/{path}" for name, path in paths.items()}
 
 
 def _refuse_taken(port: int) -> None:

@@ -94,6 +94,7 @@ class Driver:
         self.began, self.points = began, points
         self.fingerprint = sweep.experiment.fingerprint(dataset)
         self.searched = searched_fields(sweep.space, base)
+        self.front_page: FrontPage | None = None  # once the sweep's run is open
 
     def run(self, experiment: str) -> int:
         """To the end (0), until it is interrupted (130), or until Ray's processes end (1)."""
@@ -115,11 +116,12 @@ class Driver:
                 pass
             except Exception as error:
                 if not shutdown.requested:
-                    self._interrupted(experiment, f"its driver ended: {first_line(error)}")
+                    why = f"its driver ended: {first_line(error)}"
+                    self._interrupted(experiment, why, STOP_SECONDS)
                     raise
                 print(f"note: {first_line(error)}", flush=True)
             code, why = (130, STOPPED) if shutdown.requested else (1, RAY_ENDED)
-            self._interrupted(experiment, why)
+            self._interrupted(experiment, why, STOP_SECONDS)
         print(f"{'stopped' if code == 130 else why}; resume with: {again}")
         if shutdown.without_ray:  # for which Ray would wait at the process's exit
             atexit.register(os._exit, code)
@@ -156,8 +158,10 @@ class Driver:
                     study.enqueue(point, control)
         to = self.ask_mlflow(lambda: self._open(experiment))
         self.ask_mlflow(lambda: reconcile(self.client, to, study, BEST_NAMED))
-        front_page = FrontPage(options, study.records, to)
-        with front_page.kept() if options.front_page else contextlib.nullcontext():
+        with contextlib.ExitStack() as within:
+            if options.front_page:
+                self.front_page = FrontPage(options, study.records, to)
+                within.enter_context(self.front_page.kept())
             done, trial_seconds = self._train(study, to, shutdown)
         to = self.ask_mlflow(self._open)
         seconds = time.monotonic() - self.began
@@ -166,9 +170,7 @@ class Driver:
             self.ask_mlflow(partial(self.client.log_metric, to.parent_run_id, name, value))
         self.ask_mlflow(lambda: reconcile(self.client, to, study, BEST_NAMED))
         if done:
-            self._complete(study, to, front_page)
-        elif options.front_page and not shutdown.requested:
-            self.ask_mlflow(lambda: front_page.update(full=False))
+            self._complete(study, to)
         return done
 
     def _open(self, experiment: str | None = None) -> TrackingContext:
@@ -306,14 +308,16 @@ class Driver:
         ray_compat.disable_per_checkpoint_snapshots()
         tune.Tuner(trainable, tune_config=tune_config, run_config=run_config).fit()
 
-    def _interrupted(self, experiment: str, reason: str) -> None:
+    def _interrupted(self, experiment: str, reason: str, page_seconds: float = 0.0) -> None:
         from sweeps.engine.reconcile import tell_interrupted
 
         options = self.options
         seconds = min(STOP_SECONDS, options.outage_seconds)
-        tell_interrupted(self.client, experiment, options.name, reason, seconds)
+        told = tell_interrupted(self.client, experiment, options.name, reason, seconds)
+        if told and self.front_page:
+            self.front_page.interrupted(page_seconds)
 
-    def _complete(self, study: Study, to: TrackingContext, front_page: FrontPage) -> None:
+    def _complete(self, study: Study, to: TrackingContext) -> None:
         from sweeps.engine.reporting import as_text, find
         from sweeps.engine.retention import delete_checkpoints
         from sweeps.engine.study import best_trials
@@ -332,8 +336,8 @@ class Driver:
             print(f"note: not all old checkpoints are deleted: {error}")
         where = (study.records, self.client, to.experiment)
         found = self.ask_mlflow(lambda: find(self.options, *where))
-        if self.options.front_page:
-            self.ask_mlflow(lambda: front_page.finish(found))
+        if page := self.front_page:
+            self.ask_mlflow(lambda: page.finish(found))
         print(as_text(found))
 
 

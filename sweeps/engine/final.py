@@ -18,8 +18,9 @@ from ali.output import lossy_output
 from sweeps.engine.final_test import Outcome, over_seeds, result_table, seeds_table
 from sweeps.engine.full_training import FullTraining, TrainingContext
 from sweeps.engine.lock import driver_lock
-from sweeps.engine.options import JOURNAL, Location
+from sweeps.engine.options import BEST_OPTIONS, JOURNAL, Location
 from sweeps.engine.results import results
+from sweeps.engine.scripts import here, running_command
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import connect
 from sweeps.engine.tracking.moved import follow_move
@@ -69,6 +70,13 @@ class FinalOptions(Location):
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
+    def save(self) -> None:
+        """Writes them to the sweep's folder, from which --config repeats them, all or nothing."""
+        make_folder(self.folder)
+        file = self.folder / BEST_OPTIONS
+        what = f"The options of the full training of sweep {self.name}'s best. To repeat it:"
+        self.write(file, what, running_command("--config", here(file)))
+
 
 @lossy_output()
 def train_best(options: FinalOptions) -> int:
@@ -117,6 +125,7 @@ def train_best(options: FinalOptions) -> int:
     trainings = [FullTraining(one, dataset) for one in contexts]
     for training in trainings:
         training.check_resumable()
+    options.save()
     try:
         trained = [(training, train(training, test)) for training in trainings]
     except KeyboardInterrupt:

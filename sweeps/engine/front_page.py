@@ -20,8 +20,10 @@ from sweeps.engine.reporting.findings import Findings, find
 from sweeps.engine.reporting.records import Records
 from sweeps.engine.reporting.table import Table
 from sweeps.engine.retry import is_temporary
+from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import open_client
 from sweeps.engine.tracking.schema import NOTE, TrackingContext
+from sweeps.engine.tracking.view import COMPARED, best_path, run_path, view_path
 
 if TYPE_CHECKING:
     import optuna
@@ -32,10 +34,10 @@ if TYPE_CHECKING:
 NOTE_CHARACTERS = 5000  # what servers of all versions take
 FIGURES, SHEET, REPORT = "figures", "contact_sheet.jpg", "report.html"
 BEST_SHOWN = 5
-# Of the time from one update to the next: under 1 % together. The first and the last update come on
-# top, and weigh on a sweep of minutes.
+WIDTH = 720  # pixels of a picture; what is wider, MLflow makes all lines as wide as
+# Of the time from one update to the next: under 1 % together. The last update comes on top.
 SHARE_WORDS, SHARE_FIGURES = 0.0025, 0.0065
-FIRST_WORDS, FIRST_FIGURES = 10.0, 300.0  # seconds after the start, and between updates at least
+FIRST_WORDS, FIRST_FIGURES = 10.0, 600.0  # seconds after the start, and between updates at least
 LAST_SECONDS = 30.0  # that the end of a sweep waits for an update that has begun
 
 
@@ -103,6 +105,22 @@ class FrontPage:
             print(f"note: the sweep's page in MLflow lacks its figures: {first_line(error)}")
             self.update(full=False, found=found)
 
+    def interrupted(self, seconds: float) -> None:
+        """Shows the state of a sweep that is stopped: at once in words, in the background.
+
+        In `seconds`, which are waited for, also in figures and in the report.
+        """
+
+        def show() -> None:
+            with contextlib.suppress(Exception):  # a resume sets it right
+                self.update(full=False)
+                if seconds:
+                    self.update()
+
+        thread = threading.Thread(target=show, daemon=True)
+        thread.start()
+        thread.join(seconds)
+
     def _open(self) -> tuple[MlflowClient, Records]:
         if self._client is None or self._records is None:
             self._client = open_client(self._to.uri)
@@ -144,6 +162,8 @@ def write_files(folder: Path, found: Findings, records: Records) -> None:
         (folder / FIGURES / f"{figure}.png").write_bytes(static.png(what))
     if contact := sheet.contact_sheet(found, records):
         (folder / SHEET).write_bytes(sheet.encoded(contact))
+        contact.thumbnail((WIDTH, WIDTH))
+        (folder / FIGURES / SHEET).write_bytes(sheet.encoded(contact))
 
 
 class Cadence:
@@ -172,25 +192,25 @@ def description(
 
     MLflow shows some five lines of it at once: the verdict, what mattered, a link to the report.
     """
-    run, view = f"#/experiments/{to.experiment}/runs", "?workflowType=machine_learning"
     first, *others = findings.verdict(found)
     parts = [f"**{_plain(first)}**", *map(_plain, others)]
     if importance:
         parts.append(_plain(evidence.what_mattered(importance)))
     when = time.strftime("%Y-%m-%d %H:%M %Z")
-    report = f"{run}/{to.parent_run_id}/artifacts/{REPORT}{view}"
-    link = f" [The whole report]({report}), with figures and pictures." if REPORT in files else ""
-    parts.append(f"{page.state(found)} ({when}).{link}")
+    parts.append(f"{_plain(page.state(found))} ({when}). {_links(found, to, files)}")
     if best := found.complete[:BEST_SHOWN]:
         links = {
-            name: f"[{name}]({run}/{its.info.run_id}{view})" for name, its in found.by_id.items()
+            name: f"[{name}]({run_path(to.experiment, its.info.run_id)})"
+            for name, its in found.by_id.items()
         }
         table = findings.best_table(found.options, best, found.by_id, found.objective)
         parts += ["### Best trials", markdown(table, links)]
     for file in files:
         query = urlencode({"path": file, "run_uuid": to.parent_run_id})
-        if file.endswith((".png", ".jpg")):
-            parts.append(f"![{Path(file).stem.replace('_', ' ')}](get-artifact?{query})")
+        if file.startswith(f"{FIGURES}/"):
+            picture = f"![{Path(file).stem.replace('_', ' ')}](get-artifact?{query})"
+            large = run_path(to.experiment, to.parent_run_id, SHEET)
+            parts.append(f"[{picture}]({large})" if Path(file).name == SHEET else picture)
     text = ""
     for part in parts:  # whole parts only
         if len(text) + len(part) + 2 <= NOTE_CHARACTERS:
@@ -198,12 +218,24 @@ def description(
     return text
 
 
+def _links(found: Findings, to: TrackingContext, files: Sequence[str]) -> str:
+    """Where to look next, in a line."""
+    links = {"all trials": view_path(to.experiment, to.sweep)}
+    if found.parent and len(runs.best_trials(found.parent)) >= COMPARED:
+        links["pictures of the best two, side by side"] = best_path(to.experiment, to.sweep)
+    if REPORT in files:
+        links["the whole report"] = run_path(to.experiment, to.parent_run_id, REPORT)
+    return "Open " + ", ".join(f"[{what}]({link})" for what, link in links.items()) + "."
+
+
 def markdown(table: Table, links: dict[str, str] | None = None) -> str:
     """A table in Markdown; `links` are put in place of first cells."""
     links = links or {}
     rows = [tuple(table.headings), tuple("---" for _ in table.headings)]
     rows += [(links.get(row[0], _plain(row[0])), *map(_plain, row[1:])) for row in table.rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    apart = [" &emsp; | ", " | "]  # MLflow puts the columns side by side without a gap
+    lines = [apart[row[0] == "---"].join(row) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def _plain(text: str) -> str:

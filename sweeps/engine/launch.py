@@ -18,6 +18,7 @@ from ali.files import existing_part, make_folder
 from ali.output import lossy_output, without_password
 from sweeps.engine.cluster import allocate_resources, check_ray, start_ray
 from sweeps.engine.driver import Driver, Sweep
+from sweeps.engine.live import LOG, say
 from sweeps.engine.lock import driver_lock
 from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.objective import Objective
@@ -75,6 +76,7 @@ def launch(sweep: Sweep, options: Options) -> int:
         space = begun_space(begun, options, lambda: asked_space(sweep.space, options))
         base = space.apply_fixed(base)
         largest = base.replace(batch_size=space.largest_batch or base.batch_size)
+        say(f"sweep {options.name}: loads {options.data}")
         dataset = sweep.experiment.load_data(largest)  # bad data is found here, not in trials
         for note in sweep.experiment.notes(dataset):
             print(f"note: {note}", flush=True)
@@ -159,9 +161,10 @@ def acquire_sweep(options: Options, storage: Storage) -> Iterator[JournalMirror]
     with (
         driver_lock(folder, what),
         JournalMirror(
-            storage, what, folder / JOURNAL, folder / OPTIONS, outage_seconds=options.outage_seconds
+            storage, what, folder / JOURNAL, folder / OPTIONS, logs=[folder / LOG],
+            outage_seconds=options.outage_seconds,
         ) as mirror,
-    ):
+    ):  # fmt: skip
         yield mirror
 
 

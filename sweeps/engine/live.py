@@ -29,6 +29,11 @@ LOG_WIDTH = 100  # columns of the view in the log
 View = Callable[[int, int], "Sequence[Text]"]  # its lines, for a terminal's columns and rows
 
 
+def say(text: str) -> None:
+    """Prints a line with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
 class LiveView:
     """Within, all that is printed also goes to a log, with the date.
 

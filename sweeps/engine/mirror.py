@@ -1,10 +1,11 @@
-"""A sweep's journal, copied to its bucket while it runs, and the lease that keeps drivers apart."""
+"""A sweep's files, copied to its bucket while it runs, and the lease that keeps drivers apart."""
 
 from __future__ import annotations
 
 import logging
 import secrets
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from ali.errors import UserError
@@ -59,7 +60,7 @@ class Lease:
 
 
 class JournalMirror:
-    """Copies a sweep's journal and options to its bucket, of which this is the only driver within.
+    """Copies a sweep's files to its bucket, of which this is the only driver within.
 
     The copies are at most seconds old: with them a sweep is resumed on another machine when its own
     is lost. If the bucket cannot be reached, copying is retried; the sweep does not wait for it.
@@ -68,6 +69,7 @@ class JournalMirror:
         what: the sweep, in words.
         journal: a file that only grows; replaced by its copy if that has more lines.
         others: files that are replaced as a whole.
+        logs: files that only grow; begun with what their copies have.
         outage_seconds: for so long the end waits for a bucket that is away.
     """
 
@@ -77,10 +79,11 @@ class JournalMirror:
         what: str,
         journal: Path,
         *others: Path,
+        logs: Sequence[Path] = (),
         outage_seconds: float = 0.0,
     ) -> None:
         self.storage, self._lease = storage, Lease(storage, what)
-        self._journal, self._files = journal, (journal, *others)
+        self._journal, self._files, self._logs = journal, (journal, *others, *logs), logs
         self._wake, self._ended = threading.Event(), False
         self._sizes: dict[Path, int] = {}  # of the files, as copied
         self._thread: threading.Thread | None = None
@@ -91,6 +94,8 @@ class JournalMirror:
         if self.storage.remote:
             self._lease.take()
             self.storage.catch_up(self._journal)
+            for log_file in self._logs:
+                self.storage.join_lines(log_file)
             self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
             self._thread.start()
         return self

@@ -8,7 +8,7 @@ import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import yaml
 
@@ -28,6 +28,7 @@ from sweeps.engine.tracking.client import OUTAGE_SECONDS, default_uri
 NOT_IN_NAMES = "'`:\\"  # MLflow's registry has no names with ":", its queries none with the others
 MAX_NAME = 200  # bytes; longer ones, with what we add, exceed what MLflow's tables hold
 JOURNAL, OPTIONS = "optuna.journal", "options.yaml"  # files in a sweep's folder
+BEST_OPTIONS = "best.yaml"  # there, too: of the full training of its best
 OLD_OPTIONS = "sweep.json"  # of a sweep that an earlier version has started
 
 
@@ -43,8 +44,8 @@ class Location:
     """Folder of all sweeps: journal, checkpoints, Tune's state; default: $ALI_OUTPUT_DIR, or
     runs."""
     storage_path: str | None = field(default_factory=environment.storage_path)
-    """Bucket for checkpoints, Tune's state and a copy of the journal (s3://bucket/runs, gs://…);
-    default: $ALI_STORAGE_PATH, or --output-dir."""
+    """Bucket for checkpoints, Tune's state, copies of journal, options and log (s3://bucket/runs,
+    gs://…); default: $ALI_STORAGE_PATH, or --output-dir."""
     tracking_uri: str | None = None
     """MLflow server; default: the one that the sweep was started with, else $MLFLOW_TRACKING_URI,
     else the file mlflow.db in --output-dir."""
@@ -81,6 +82,32 @@ class Location:
         """The MLflow address, by the same rule in every command."""
         saved = self.tracking_uri or read_options(self.folder).get("tracking_uri")
         return saved or environment.tracking_uri() or default_uri(self.output_dir)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+    def absolute(self) -> Self:
+        """The same, with paths that do not depend on the working folder."""
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        changes: dict[str, Any] = {k: v.resolve() for k, v in given.items() if isinstance(v, Path)}
+        storage, uri = self.storage_path, self.tracking_uri
+        if storage and "://" not in storage:
+            changes["storage_path"] = str(Path(storage).resolve())
+        if uri and uri.startswith("sqlite:///"):
+            path = Path(uri.removeprefix("sqlite:///")).resolve()
+            changes["tracking_uri"] = f"sqlite:///{path}"
+        return replace(self, **changes)
+
+    def write(self, file: Path, *about: str) -> None:
+        """Writes them to a file that --config reads, all or nothing; `about`: its first lines."""
+        plain, text = self.absolute().to_dict(), "".join(f"# {line}\n" for line in about)
+        for group in self.GROUPS:
+            known = {name: plain[name] for name in group.names.split() if name != "resume"}
+            shown = yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=10**6)
+            text += f"\n# {group.title} options\n{shown}"
+        with atomic_write(file) as path:
+            path.write_text(text, encoding="utf-8")
 
     def arguments(self) -> list[str]:
         """The command-line arguments by which another command finds this sweep."""
@@ -202,44 +229,17 @@ class Options(Common, Location):
             common["data_dir"] = data_dir.resolve()
         return Config(**common, seed=self.seed)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
-
     def save(self) -> None:
         """Writes them to the sweep's folder, where a resume and --config find them, all or nothing.
 
         A resume from another working folder means the same places. Raises UserError if it fails.
         """
-        file, plain = self.folder / OPTIONS, self.absolute().to_dict()
+        file = self.folder / OPTIONS
         again = running_command("--config", here(file), "--name", "again")
-        text = (
-            f"# The options of sweep {self.name}; a resume reads them. To repeat it:\n# {again}\n"
-        )
-        for group in self.GROUPS:
-            known = {name: plain[name] for name in group.names.split() if name != "resume"}
-            shown = yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=10**6)
-            text += f"\n# {group.title} options\n{shown}"
-        with atomic_write(file) as path:
-            path.write_text(text, encoding="utf-8")
+        what = f"The options of sweep {self.name}; a resume reads them. To repeat it:"
+        self.write(file, what, again)
         with contextlib.suppress(OSError):  # it is read no more
             (self.folder / OLD_OPTIONS).unlink(missing_ok=True)
-
-    def absolute(self) -> Options:
-        """The same, with paths that do not depend on the working folder."""
-        storage, uri = self.storage_path, self.tracking_uri
-        if storage and "://" not in storage:
-            storage = str(Path(storage).resolve())
-        if uri and uri.startswith("sqlite:///"):
-            uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
-        return replace(
-            self,
-            output_dir=self.output_dir.resolve(),
-            data_dir=self.data_dir and self.data_dir.resolve(),
-            space=self.space and self.space.resolve(),
-            storage_path=storage,
-            tracking_uri=uri,
-        )
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Options:
@@ -280,7 +280,7 @@ def read_options(folder: Path) -> dict[str, Any]:
 def read_config(kind: type[Location], file: Path) -> dict[str, Any]:
     """The values of options in a file that a user gives (--config).
 
-    The file that a sweep has written means the places where they are now. Raises UserError, naming
+    A file that a sweep has written means the places where they are now. Raises UserError, naming
     the line, if they are not options of `kind`.
     """
     folder = file.absolute().parent
@@ -288,7 +288,8 @@ def read_config(kind: type[Location], file: Path) -> dict[str, Any]:
         plain = _read(kind, file)
     except FileNotFoundError:
         raise missing_file(file) from None
-    if options_file(folder) == file.absolute() and plain.get("name") == folder.name:
+    own = {options_file(folder), folder / BEST_OPTIONS}
+    if file.absolute() in own and plain.get("name") == folder.name:
         plain |= _moved(plain, folder.parent.resolve()) | {"output_dir": str(folder.parent)}
         plain.pop("resume", None)  # that it was resumed says nothing of another
     return _with_paths(plain)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from sweeps.engine.cluster import TrialResources
 from sweeps.engine.confirmation import intervals, is_new
 from sweeps.engine.endings import END_STATE, LOST, Ending, EndState, ending_of, first_try
 from sweeps.engine.formatting import format_line
+from sweeps.engine.live import say
 from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.options import Options
 from sweeps.engine.retention import delete_checkpoints
@@ -178,8 +178,3 @@ class Progress(tune.Callback):
             record(self._client)
 
         self._queue.put(deliver)
-
-
-def say(text: str) -> None:
-    """Prints a line with the time of day."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)

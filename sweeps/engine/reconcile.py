@@ -57,8 +57,8 @@ def reconcile(client: MlflowClient, to: TrackingContext, study: Study, named: in
 
 def tell_interrupted(
     client: MlflowClient, experiment: str, sweep: str, reason: str, seconds: float
-) -> None:
-    """Writes to MLflow that a sweep and its trials do not run any more.
+) -> bool:
+    """Writes to MLflow that a sweep and its trials do not run any more; whether it could.
 
     If it is away for `seconds`, that is printed: a resume sets it right.
     """
@@ -72,3 +72,5 @@ def tell_interrupted(
         Retry("MLflow", seconds, is_temporary)(tell)
     except Exception as error:
         print(f"note: MLflow was not told of the end: {first_line(error)}", flush=True)
+        return False
+    return True

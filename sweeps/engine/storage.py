@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -147,6 +148,18 @@ class Storage:
                 f"sweep {self.name!r} was continued in {file.parent} and, independently, in "
                 f"{self.folder}: move the first away to resume the second"
             )
+
+    def join_lines(self, file: Path) -> None:
+        """Adds to a local log the lines of its copy in the sweep's folder that it lacks.
+
+        Raises UserError like `read`.
+        """
+        there = _whole_lines(self.read(file.name)).splitlines(keepends=True)
+        here = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(here, there, strict=False))
+        both = len(list(same))
+        if there[both:]:
+            replace_file(file, b"".join([*here, *there[both:]]))
 
 
 def list_checkpoints(filesystem: fs.FileSystem, folder: str) -> list[str]:

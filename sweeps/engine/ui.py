@@ -20,12 +20,13 @@ from sweeps.engine.tracking.client import (
     is_database,
     is_server,
 )
-from sweeps.engine.tracking.schema import KIND_TRIAL, SWEEP, TrackingContext
+from sweeps.engine.tracking.schema import KIND_TRIAL, NOTE, SWEEP, TrackingContext
 from sweeps.engine.tracking.view import (
     BEST,
     COMPARED,
     VIEW,
     best_path,
+    run_path,
     save_view,
     varied,
     view_key,
@@ -105,6 +106,8 @@ def links(client: MlflowClient, server: str, name: str | None) -> Iterator[str]:
         yield f"  all trials      {server.rstrip('/')}/{view_path(experiment, sweep)}"
         if len(runs.best_trials(run)) >= COMPARED:
             yield f"  the best two    {server.rstrip('/')}/{best_path(experiment, sweep)}"
+        if NOTE in run.data.tags:
+            yield f"  front page      {server.rstrip('/')}/{run_path(experiment, run.info.run_id)}"
 
 
 def _add_views(client: MlflowClient, run: Run) -> None:

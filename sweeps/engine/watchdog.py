@@ -9,7 +9,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from sweeps.engine import ray_compat
-from sweeps.engine.progress import say
+from sweeps.engine.live import say
 
 
 class HangWatchdog(tune.Callback):

@@ -16,12 +16,14 @@ def test_a_sweep_in_a_terminal_is_stopped_and_resumed(toy):
         env = {**env, "TERM": "xterm"}
         return Terminal(lambda: os.execve(command[0], command, env), width=80)
 
-    first = terminal("--num-trials", "3")
+    first = terminal("--num-trials", "3", "--front-page")
     first.wait_for(" 2/6  0.", "best so far  0000", "left", seconds=120)
     first.press("\x03")
     first.wait_for("stopping; press Ctrl-C again to stop at once", seconds=60)
     assert first.end() == 130 and not first.cursor_is_hidden
     assert "stopped; resume with: " in first.output and "running" not in first.screen[-1]
+    note = toy.parents()[0].data.tags["mlflow.note.content"]
+    assert "trials ended; interrupted: the sweep was stopped (" in note and "figures" in note
 
     second = terminal("--resume")
     second.wait_for(" of 3 trials ended", seconds=120)

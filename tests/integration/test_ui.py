@@ -3,10 +3,15 @@
 import shutil
 
 import numpy as np
+import optuna
 import pytest
 
 from sweeps.engine import tracking
 from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.front_page import description
+from sweeps.engine.options import Options
+from sweeps.engine.reporting import find
+from sweeps.engine.tracking.schema import NOTE
 from sweeps.engine.tracking.view import save_view
 
 pytest.importorskip("selenium", reason="selenium is not installed")
@@ -49,6 +54,9 @@ def page(tmp_path_factory, database):
         tracking.end_trial(client, to, trial, Ending(state, "so"), config=config)
     tracking.set_best_trials(client, to, ["00002", "00000"])
     tracking.end_run(client, parent, Ending(EndState.COMPLETED, "all trials ended"))
+    options = Options(name=name, output_dir=folder)
+    found = find(options, optuna.create_study(), client, experiment)
+    client.set_tag(parent, NOTE, description(found, to, []))
     with served(folder, name) as links, browser() as chromium:
         yield Page(chromium, links, name)
 
@@ -80,3 +88,19 @@ def test_the_other_link_shows_the_best_two_side_by_side_as_large_as_they_are(pag
     assert "a b-00001" not in page.wait(CHARTS).text
     left, right = (image.location for image in images)
     assert left["y"] == right["y"] and left["x"] != right["x"]
+    shown = page.wait(CHARTS).text
+    assert shown.index("a b-00002") < shown.index("a b-00000"), "the best one first"
+
+
+def test_two_clicks_lead_from_the_trials_to_the_pictures_of_the_best_two(page):
+    page.open("all trials")
+    page.wait(".ag-center-cols-container [col-id]", "0.25")
+    rows = page.chromium.find_elements("css selector", ".ag-pinned-left-cols-container a")
+    next(row for row in rows if row.text == "a b").click()
+    page.click("a", "pictures of the best two")
+    page.chromium.switch_to.window(page.chromium.window_handles[-1])
+    page.wait(f"{CHARTS} img")
+    page.wait(CHARTS, "a b-00000")
+    if len(page.chromium.window_handles) > 1:  # MLflow opens links of a description in a new tab
+        page.chromium.close()
+        page.chromium.switch_to.window(page.chromium.window_handles[0])

@@ -8,9 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ali.metrics import COLLAPSED, SAMPLE_DIVERSITY
-from sweeps.engine.confirmation import CONFIRMS, CONTROL, Confirmed, Estimate, interval_text
+from sweeps.engine.confirmation import (
+    CONFIRMS,
+    CONTROL,
+    MIN_FREEDOM,
+    Confirmed,
+    Estimate,
+    interval_text,
+)
 from sweeps.engine.formatting import MISSING
-from sweeps.engine.reporting.table import Table
+from sweeps.engine.reporting.table import Table, without_empty
 from sweeps.engine.results import valued
 from sweeps.engine.study import trial_id
 
@@ -94,13 +101,17 @@ def confirmation_table(
             )
         )
     headings = ("configuration of", "mean", "std", "seeds", "collapsed", "expected")
-    return Table(
+    caption = "expected: the mean over other seeds, from all runs and the mean of all trials"
+    if not any(interval_text(known[one.number]) for one in found):
+        caption += f"; its interval takes {MIN_FREEDOM} repetitions, of one or of several"
+    table = Table(
         "Confirmation, on fresh seeds",
         (*headings, "95 % interval", "against the first"),
         rows,
-        "expected: the mean over other seeds, from all runs and the mean of all trials",
+        caption,
         left=("against the first",),
     )
+    return without_empty(table)
 
 
 def _id(one: Confirmed) -> str:

@@ -197,13 +197,16 @@ def _doubts(best: TrialResult, expected: float, by_id: Runs, parent: Run) -> lis
 
 
 def _too_short(options: Options, values: Sequence[float], expected: float, parent: Run) -> str:
-    several = f" on average over {len(values)} seeds" if len(values) > 1 else ""
     shown, expect = f"{mean(values):.4f}", f"{expected:.4f}"
-    more = f" (expect {expect} of another)" if expect != shown else ""
+    has = f"{shown} on average over {len(values)} seeds" if len(values) > 1 else shown
+    said = f"the best trial, {has}, is"
+    if expect != shown:
+        luck = ", in part by luck" * (expected > mean(values))
+        said = f"the best trial has {has}{luck}; expect {expect} of another seed, which is"
     return (
-        f"{options.epochs} epochs are too short: the best trial, {shown}{several}{more}, is no "
-        f"better than an untrained encoder, {untrained_error(parent):.4f}. The ranking below says "
-        "little; start a sweep with more --epochs."
+        f"{options.epochs} epochs are too short: {said} no better than an untrained encoder, "
+        f"{untrained_error(parent):.4f}. The ranking below says little; start a sweep with more "
+        "--epochs."
     )
 
 
@@ -235,11 +238,12 @@ def best_table(options: Options, best: Sequence[TrialResult], by_id: Runs, objec
         values += [f"{metrics.get(key, math.nan):.2f}" for key in quality]
         cells = format_hyperparameters(trial.config, headings).values()
         rows.append((trial.trial_id, *values, *cells))
+    lacks = any(MISSING in cell for row in rows for cell in row)
     return Table(
         f"Best trials of {options.name} at their full budget of {options.epochs} epochs",
         ("trial", objective, *(QUALITY[key] for key in quality), *headings),
         rows,
-        f"{MISSING}: not searched, or as the paper's table has it",
+        f"{MISSING}: not searched, or as the paper's table has it" if lacks else "",
     )
 
 

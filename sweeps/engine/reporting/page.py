@@ -62,6 +62,7 @@ def html(found: Findings, records: Records, drawn: dict[str, Figure]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["unbroken"] = _unbroken
     template = environment.from_string(TEMPLATE.read_text())
     contact = sheet.contact_sheet(found, records)
     parts = template.generate(
@@ -84,11 +85,21 @@ def html(found: Findings, records: Records, drawn: dict[str, Figure]) -> str:
     return "".join(parts)
 
 
+def _unbroken(text: str) -> str:
+    """A text that no browser breaks at its hyphens: --option."""
+    from markupsafe import Markup, escape
+
+    word = Markup('<span class="word">{}</span>')
+    return Markup(" ").join(word.format(w) if "-" in w else escape(w) for w in text.split(" "))
+
+
 def state(found: Findings) -> str:
     """How far the sweep is, in a few words."""
     new = [trial for trial in found.trials if trial.confirms is None]
     ended = sum(trial.ending is not None for trial in new)
-    return f"{ended} of {found.options.num_trials} trials ended"
+    text = f"{ended} of {found.options.num_trials} trials ended"
+    reason = found.parent and runs.why_interrupted(found.parent)
+    return f"{text}; interrupted: {reason}" if reason else text
 
 
 def numbers(found: Findings) -> list[tuple[str, str]]:

@@ -118,7 +118,9 @@ def parallel(found: Findings, records: Records) -> Figure | None:
             )  # fmt: skip
     axes.set_xlim(-0.1, len(data.axes) + 0.6)
     if data.left_out:
-        text = f"{data.left_out} more vary; these have the largest share of importance"
+        text = f"{data.left_out} more vary"
+        if found.importance.shares:
+            text += "; these have the largest share of importance"
         axes.text(0, -0.22, text, fontsize=9, color="0.35")
     return figure
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from sweeps.engine.formatting import MISSING
 
 
 @dataclass(frozen=True)
@@ -21,3 +23,14 @@ class Table:
     caption: str = ""
     left: Sequence[str] = ()
     bars: Sequence[float] = ()
+
+
+def without_empty(table: Table) -> Table:
+    """The table without the columns that say nothing in any row."""
+    kept = [
+        i
+        for i in range(len(table.headings))
+        if not table.rows or any(row[i] not in ("", MISSING) for row in table.rows)
+    ]
+    rows = [tuple(row[i] for i in kept) for row in table.rows]
+    return replace(table, headings=tuple(table.headings[i] for i in kept), rows=rows)

@@ -22,6 +22,7 @@ OPTIONAL_WIDTH = 6  # more for each hyperparameter that is not searched by defau
 WORDS = 30  # characters that a column of words has at least, or the next block
 BAR = 40  # characters of the longest bar
 GAP = 2  # characters between columns
+LABEL = 20  # characters of what a command is for, in front of it
 
 
 def report_width(found: Findings) -> int:
@@ -51,7 +52,7 @@ def as_text(found: Findings, width: int | None = None) -> str:
         if best := found.complete[: findings.BEST_SHOWN]:
             show(findings.best_table(found.options, best, found.by_id, found.objective))
         for line in findings.notes(found):
-            show(line)
+            show(f"{line[:1].upper()}{line[1:]}.")
         show(findings.pareto(found))
         if again := found.again:
             show(evidence.confirmation_table(again, found.estimates, found.by_id, found.frozen))
@@ -62,7 +63,8 @@ def as_text(found: Findings, width: int | None = None) -> str:
     show(runs.lost_records(found.runs))
     text.print("Next:")
     for what, line in found.next_commands:
-        text.print(f"  {what:<20}  {line}", soft_wrap=True)
+        gap = "  " if len(what) <= LABEL else "\n" + " " * (LABEL + 4)
+        text.print(f"  {what:<{LABEL}}{gap}{line}", soft_wrap=True)
     return out.getvalue()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ali.errors import UserError
 from ali.metrics import EPOCH, VAL_ERROR
-from sweeps.engine.endings import END_STATE, Ending
+from sweeps.engine.endings import END_REASON, END_STATE, Ending, EndState
 from sweeps.engine.tracking.access import refusals
 from sweeps.engine.tracking.schema import (
     BEST_TRIALS,
@@ -164,6 +164,13 @@ def formula_of(run: Run) -> str | None:
 def config_of(run: Run) -> dict[str, Any]:
     """The whole configuration of a run, as plain JSON types; empty if it was not logged yet."""
     return _read_tag(run, CONFIG, {})
+
+
+def why_interrupted(run: Run) -> str | None:
+    """Why a sweep that does not run was interrupted; None: it runs, or has ended."""
+    tags = run.data.tags
+    interrupted = tags.get(END_STATE) == EndState.INTERRUPTED.value
+    return tags.get(END_REASON) if interrupted and run.info.status != "RUNNING" else None
 
 
 def options_of(run: Run) -> dict[str, Any]:

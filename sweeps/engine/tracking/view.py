@@ -27,6 +27,8 @@ WIDTHS = {INTERVAL: 130, END_STATE: 115, EPOCH: 65, SAMPLE_DIVERSITY: 125}  # of
 WIDTH = 95  # of the others
 PINNED = {"attributes.`Run Name`": 140, "runDateAndNestInfo": 135}  # that MLflow always shows
 
+TRAINING = "workflowType=machine_learning"  # in links: MLflow's pages of runs, not those of GenAI
+
 # What MLflow's UI starts with: its newer versions fill in what a view lacks, 3.11 breaks off.
 DEFAULTS: dict[str, Any] = {
     "startTime": "ALL",
@@ -71,8 +73,13 @@ def best_path(experiment: str, sweep: str) -> str:
 
 
 def _path(experiment: str, key: str) -> str:
-    query = f"workflowType=machine_learning&viewStateShareKey={quote(key)}"
-    return f"#/experiments/{experiment}/runs?{query}"
+    return f"#/experiments/{experiment}/runs?{TRAINING}&viewStateShareKey={quote(key)}"
+
+
+def run_path(experiment: str, run_id: str, file: str = "") -> str:
+    """The same of a run's page, or of one of its files."""
+    artifact = f"/artifacts/{quote(file)}" if file else ""
+    return f"#/experiments/{experiment}/runs/{run_id}{artifact}?{TRAINING}"
 
 
 def save_view(
@@ -113,11 +120,14 @@ def save_best_view(
     epochs: int,
     ascending: bool = True,
 ) -> None:
-    """Writes the view of a sweep that compares its best trials, given by their runs."""
+    """Writes the view of a sweep that compares its best trials, given by their runs.
+
+    MLflow's charts show the last run first, so that the best one is on the left.
+    """
     where = "attributes.run_id IN (" + ", ".join(f"'{one}'" for one in run_ids) + ")"
     keys = [SAMPLES, RECONSTRUCTIONS, INTERPOLATIONS]
     sections, charts = [_section("pictures", "Pictures", 1150)], [_pictures(keys, epochs)]
-    state = _view(where, objective, [], sections, charts, ascending)
+    state = _view(where, objective, [], sections, charts, not ascending)
     _save(client, experiment, view_key(sweep) + BEST, state | {"runListHidden": True})
 
 

@@ -13,7 +13,8 @@ from sweeps.engine.tracking.schema import TrackingContext
 from tests.sweeps.engine.reporting.sweep import sweep
 
 TO = TrackingContext("sqlite:///none", "7", "shown", "parent", "val_error", {})
-FILES = ["figures/importance.png", "figures/history.png", "contact_sheet.jpg", "report.html"]
+FILES = ["figures/importance.png", "figures/contact_sheet.jpg", "figures/history.png"]
+FILES += ["contact_sheet.jpg", "report.html"]
 
 
 def test_the_description_says_first_what_was_found_and_what_mattered():
@@ -23,10 +24,16 @@ def test_the_description_says_first_what_was_found_and_what_mattered():
     assert parts[1].startswith("Importance: none can be told from chance in 15 trials")
     assert "14 of 15 trials ended" in parts[2] or "15 of 15 trials ended" in parts[2]
     assert "(#/experiments/7/runs/parent/artifacts/report.html?" in parts[2]
+    assert "best two" not in parts[2], "no driver has said yet which they are"
+    found.parent.data.tags["best_trials"] = '["00000", "00001"]'
+    assert "runs?workflowType=machine_learning&viewStateShareKey=shown/best&" in description(
+        found, TO, FILES
+    )
     text = "\n".join(parts)
     assert "| [00000](#/experiments/7/runs/run00000?" in text
-    pictures = [part for part in parts if part.startswith("![")]
+    pictures = [part for part in parts if "![" in part]
     assert len(pictures) == 3 and "importance" in pictures[0]
+    assert "parent/artifacts/contact_sheet.jpg?" in pictures[1], "larger, by a click"
 
 
 def test_a_long_description_loses_whole_parts_at_its_end(monkeypatch):
@@ -37,7 +44,7 @@ def test_a_long_description_loses_whole_parts_at_its_end(monkeypatch):
 
 def test_text_in_a_table_is_text():
     table = Table("t", ("name", "value"), [("a|b_c*", "<b>")])
-    assert markdown(table).splitlines()[-1] == r"| a\|b\_c\* | \<b> |"
+    assert markdown(table).splitlines()[-1] == r"| a\|b\_c\* &emsp; | \<b> |"
 
 
 @pytest.mark.parametrize(("least", "share"), [(0.0, 0.01), (5.0, 0.5)])

@@ -40,6 +40,26 @@ def test_the_end_waits_for_the_bucket(tmp_path, monkeypatch):
     assert bucket.read("journal") == b"1\n2\n" and bucket.read(LEASE) is None
 
 
+def test_the_log_goes_on_where_its_copy_ends(tmp_path):
+    """On another machine, and then on the first one, whose last line was not copied."""
+    bucket = Storage(fs.LocalFileSystem(), str(tmp_path / "bucket"), "s", remote=True)
+    (tmp_path / "bucket" / "s").mkdir(parents=True)
+    for machine, line, lost in (
+        ("one", b"1\n", b"2\n"),
+        ("two", b"3\n", b""),
+        ("one", b"4\n", b""),
+    ):
+        folder = tmp_path / machine
+        folder.mkdir(exist_ok=True)
+        log = folder / "sweep.log"
+        with JournalMirror(bucket, "it", folder / "journal", logs=[log]), log.open("ab") as out:
+            out.write(line)
+        with log.open("ab") as out:
+            out.write(lost)
+    assert bucket.read("sweep.log") == b"1\n2\n3\n4\n"
+    assert (tmp_path / "two" / "sweep.log").read_bytes() == b"1\n3\n"
+
+
 def test_an_end_that_waited_in_vain_says_what_is_missing(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         ended(tmp_path, 99, outage_seconds=0)

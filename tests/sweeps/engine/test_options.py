@@ -285,6 +285,15 @@ def test_the_full_training_takes_a_file_too(tmp_path):
     assert read_config(FinalOptions, tmp_path / "best.yaml") == {"name": "s", "epochs": 3}
 
 
+def test_what_a_full_training_has_written_repeats_it_where_it_is_now(tmp_path):
+    made = FinalOptions(name="s", output_dir=tmp_path / "runs", epochs=7, data_dir=Path("images"))
+    made.save()
+    made.output_dir.rename(tmp_path / "moved")
+    found = read_config(FinalOptions, tmp_path / "moved" / "s" / "best.yaml")
+    places = {"output_dir": tmp_path / "moved", "data_dir": Path("images").resolve()}
+    assert FinalOptions(**found) == replace(made, **places)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

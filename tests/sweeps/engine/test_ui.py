@@ -49,8 +49,12 @@ def test_links_of_all_sweeps_or_one_and_views_of_those_of_earlier_versions(
     tags = client.get_experiment(experiment).tags
     assert "params.`lr_d`" in tags[f"{VIEW}one"] and "params.`data`" not in tags[f"{VIEW}one"]
     assert f"{VIEW}one/best" in tags and f"{VIEW}two" not in tags
+    assert "front page" not in said, "it was run without"
+    parent = tracking.find_sweep(client, experiment, "two").info.run_id
+    client.set_tag(parent, "mlflow.note.content", "what was found")
     said, _, _ = served(monkeypatch, capsys, output_dir=tmp_path)
     assert "=one\n" in said and "=two\n" in said
+    assert said.count("front page") == 1 and f"/runs/{parent}?workflowType=" in said
     assert len(called) == 1 and "5001" in called[0][1]
     with pytest.raises(UserError, match="it has one, two"):
         served(monkeypatch, capsys, output_dir=tmp_path, name="three")

@@ -137,6 +137,17 @@ def test_one_repetition_has_no_interval():
     assert other == ahead + says
 
 
+def test_columns_that_say_nothing_yet_are_not_shown():
+    table = evidence.confirmation_table(FOUND[:1], KNOWN, {}, [])
+    assert "95 % interval" in table.headings and "takes" not in table.caption
+    one = evidence.confirmation_table(
+        [Confirmed(1, (0.5,), 0, 1)], {1: Estimate(0.49, 0.1, 1)}, {}, []
+    )
+    assert one.headings == ("configuration of", "mean", "seeds", "collapsed", "expected")
+    assert list(one.rows) == [("00001", "0.5000", "1", "0", "0.4900")]
+    assert "its interval takes 2 repetitions" in one.caption
+
+
 def test_a_difference_within_the_noise_is_a_tie():
     table = evidence.confirmation_table(FOUND, KNOWN, {}, [])
     lines = {
@@ -163,7 +174,8 @@ def test_the_best_is_judged_by_all_runs_of_its_configuration():
     line = findings._too_short(Options(name="s", epochs=6), [0.52, 0.54], 0.53, parent)
     assert "0.5300 on average over 2 seeds, is no better" in line
     line = findings._too_short(Options(name="s", epochs=6), [0.52, 0.44], 0.51, parent)
-    assert "0.4800 on average over 2 seeds (expect 0.5100 of another), is no better" in line
+    assert "has 0.4800 on average over 2 seeds, in part by luck; expect 0.5100 of another" in line
+    assert "another seed, which is no better than an untrained encoder, 0.5000." in line
 
 
 def test_the_text_of_an_error_is_shown_as_it_is():
