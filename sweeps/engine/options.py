@@ -102,6 +102,8 @@ class Options(Common, Location):
 
     resume: bool = False
     """Resume the sweep of this name; its other options are remembered."""
+    auto_resume: bool = False
+    """Resume the sweep if it has begun, else start it: for jobs that a scheduler starts again."""
     num_trials: int = 50
     """Trials in total (a resume may raise it)."""
     bn_with_z: bool = False
@@ -217,7 +219,7 @@ class Options(Common, Location):
             f"# The options of sweep {self.name}; a resume reads them. To repeat it:\n# {again}\n"
         )
         for group in self.GROUPS:
-            known = {name: plain[name] for name in group.names.split() if name != "resume"}
+            known = {name: plain[name] for name in group.names.split() if name not in OF_A_START}
             shown = yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=10**6)
             text += f"\n# {group.title} options\n{shown}"
         with atomic_write(file) as path:
@@ -247,9 +249,10 @@ class Options(Common, Location):
         return cls(**_with_paths(plain))
 
 
+OF_A_START = ("resume", "auto_resume")  # of one start of a sweep, not of the sweep
 # What a resume may change; anything else would make its trials incomparable.
 RESUME_MAY_CHANGE = frozenset(
-    {"resume", "num_trials", "max_concurrent", "cpus_per_trial", "gpus_per_trial", "data_dir"}
+    {*OF_A_START, "num_trials", "max_concurrent", "cpus_per_trial", "gpus_per_trial", "data_dir"}
     | {"max_failures", "keep", "tracking_uri", "outage_seconds", "output_dir", "image_every"}
     | {"hang_seconds", "storage_path", "race", "confirm", "confirm_seeds", "front_page"}
     | {"space"}  # the journal has what is in it: traces.begun_space
@@ -290,7 +293,8 @@ def read_config(kind: type[Location], file: Path) -> dict[str, Any]:
         raise missing_file(file) from None
     if options_file(folder) == file.absolute() and plain.get("name") == folder.name:
         plain |= _moved(plain, folder.parent.resolve()) | {"output_dir": str(folder.parent)}
-        plain.pop("resume", None)  # that it was resumed says nothing of another
+        for name in OF_A_START:
+            plain.pop(name, None)
     return _with_paths(plain)
 
 
@@ -363,6 +367,9 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
     """
     read = cache(partial(read_config, Options))  # a pipe can be read once
     options = parse_args(Options, argv, default=defaults, read=read)
+    if options.auto_resume:
+        begun = (options.folder / JOURNAL).exists() or options.storage.has(JOURNAL)
+        options = replace(options, resume=begun)
     if not options.resume:
         return options
     if options.storage_path:  # it may have been resumed from another machine in the meantime
@@ -374,7 +381,7 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
             f"there is no sweep {options.name!r} in {options.output_dir} to resume: "
             f"leave --resume out to start it"
         )
-    saved = replace(Options.from_dict(plain), output_dir=options.output_dir)
+    saved = replace(Options.from_dict(plain), output_dir=options.output_dir, resume=True)
     options = parse_args(Options, argv, default=saved, read=read)
     changed = [
         f.name for f in fields(Options) if getattr(options, f.name) != getattr(saved, f.name)

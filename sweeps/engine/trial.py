@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import platform
@@ -18,13 +17,13 @@ from typing import Any
 from ray import tune
 from ray.tune.result import DONE
 
-from ali import environment
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
 from ali.metrics import EPOCH, EVAL_SECONDS, TRAIN_SECONDS
 from sweeps.engine import ray_compat
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment, Metrics
+from sweeps.engine.history import read_history, write_history
 from sweeps.engine.objective import Objective
 from sweeps.engine.retry import Retry
 from sweeps.engine.scheduler import HISTORY
@@ -45,7 +44,6 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 30.0
 CONFIG_FILE = "config.json"  # artifact of a run, for `python -m ali train --config`
-METRICS = "metrics.json"  # in a checkpoint, beside the state's files: the metrics of each epoch
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,6 @@ class SweepTrial(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any], context: TrialContext) -> None:  # type: ignore[override]
-        # AsyncLogQueue tries again itself, and MLflow's client would for minutes in between.
-        environment.set_defaults(MLFLOW_HTTP_REQUEST_MAX_RETRIES="2")
         context.experiment.set_threads(context.threads)
         self._context = context
         self._runs: list[TrialRun] = []  # of all its trials
@@ -196,7 +192,7 @@ class SweepTrial(tune.Trainable):
         if self._state is not None:
             folder = Path(checkpoint_dir)
             self._state.save(folder)
-            (folder / METRICS).write_text(_with_checksum(self._history))
+            write_history(folder, self._history)
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
         # A full disk costs the trial its newest checkpoint, not its life.
@@ -255,29 +251,6 @@ class SweepTrial(tune.Trainable):
 def _is_away(error: Exception) -> bool:
     """Whether an error is a storage's that does not answer, and no other."""
     return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-
-
-def _with_checksum(history: list[Metrics]) -> str:
-    text = json.dumps(history)
-    return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "history": text})
-
-
-def read_history(folder: Path) -> list[Metrics]:
-    """The metrics of each epoch up to a trial's checkpoint.
-
-    Raises UserError if they are damaged; OSError if there are none.
-    """
-    path = folder / METRICS
-    try:
-        saved = json.loads(path.read_text())
-        if isinstance(saved, list):  # written before they had a checksum here
-            return saved
-        text = saved["history"]
-        if hashlib.sha256(text.encode()).hexdigest() == saved["sha256"]:
-            return json.loads(text)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise UserError(f"{path} is damaged: the previous checkpoint is used")
 
 
 @functools.cache

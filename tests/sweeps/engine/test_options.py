@@ -56,6 +56,16 @@ def test_a_resume_remembers_and_may_raise_the_number_of_trials(tmp_path):
     assert (resumed.epochs, resumed.labels, resumed.num_trials) == (5, 100, 80)
 
 
+def test_a_job_that_a_scheduler_starts_again_resumes_what_has_begun(tmp_path):
+    argv = [*saved(tmp_path, labels=100)[:-1], "--auto-resume", "--num-trials", "80"]
+    assert not parse(options(), argv).resume, "it ended before its first trial"
+    (tmp_path / "s" / "optuna.journal").touch()
+    resumed = parse(options(), argv)
+    assert resumed.resume and (resumed.labels, resumed.num_trials) == (100, 80)
+    with pytest.raises(UserError, match="cannot change --epochs"):
+        parse(options(), [*argv, "--epochs", "6"])
+
+
 def test_a_resume_refuses_what_would_change_its_trials(tmp_path):
     with pytest.raises(UserError, match="cannot change --epochs, --labels"):
         parse(options(), [*saved(tmp_path), "--epochs", "6", "--labels", "10"])

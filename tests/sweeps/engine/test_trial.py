@@ -12,9 +12,10 @@ from ali.metrics import EPOCH, VAL_ERROR
 from sweeps.engine import trial as module
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment
+from sweeps.engine.history import METRICS, read_history
 from sweeps.engine.scheduler import HISTORY
 from sweeps.engine.tracking import TrackingContext
-from sweeps.engine.trial import METRICS, SweepTrial, TrialContext, read_history
+from sweeps.engine.trial import SweepTrial, TrialContext
 
 
 class State:
