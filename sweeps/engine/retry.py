@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ali.errors import UserError
 from ali.output import first_line
@@ -81,9 +81,9 @@ class Retry:
                 if wait > left or self._stopped():
                     raise AwayError(
                         f"{self._what} has been away for {now - self._down_since:.0f} s "
-                        f"({first_line(error)}): {self._way_on}"
+                        f"({reason(error)}): {self._way_on}"
                     ) from error
-                log.warning("%s is away, trying again: %s", self._what, first_line(error))
+                log.warning("%s is away, trying again: %s", self._what, reason(error))
             self._pause(wait)
             wait = min(wait * 2, LONGEST_WAIT)
 
@@ -91,6 +91,17 @@ class Retry:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 and not self._stopped():
             time.sleep(min(left, 0.2))
+
+
+def reason(error: Exception) -> str:
+    """Why something failed: of what MLflow's client wraps in several layers the innermost,
+    "[Errno 111] Connection refused"."""
+    inner: Any = error.__context__
+    if not type(inner).__module__.startswith("requests"):
+        return first_line(error)
+    inner = getattr(inner.args[0], "reason", inner) if inner.args else inner
+    inner = getattr(inner, "original_error", inner)  # of a proxy's refusal
+    return first_line(inner).rpartition(">: ")[2].rpartition("): ")[2]
 
 
 def ask_mlflow(action: Callable[[], T]) -> T:

@@ -7,6 +7,7 @@ import json
 import logging
 import platform
 import subprocess
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment, Metrics
 from sweeps.engine.history import read_history, write_history
 from sweeps.engine.objective import Objective
-from sweeps.engine.retry import Retry
+from sweeps.engine.retry import Retry, awaited
 from sweeps.engine.scheduler import HISTORY
 from sweeps.engine.storage import list_checkpoints
 from sweeps.engine.tracking.schema import (
@@ -43,6 +44,7 @@ from sweeps.engine.tracking.trial_run import TrialRun
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 30.0
+SAVE_AFTER = 5.0  # times what a checkpoint took that could not be written, before the next is tried
 CONFIG_FILE = "config.json"  # artifact of a run, for `python -m ali train --config`
 
 
@@ -81,6 +83,7 @@ class SweepTrial(tune.Trainable):
         self._history: list[Metrics] = []  # of each epoch
         self._past_values: list[tuple[float, float]] = []  # of a checkpoint, for the next result
         self._opened: TrialRun | None = None
+        self._next_save = 0.0  # on the monotonic clock
 
     @property
     def _dataset(self) -> Any:
@@ -195,11 +198,18 @@ class SweepTrial(tune.Trainable):
             write_history(folder, self._history)
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
-        # A full disk costs the trial its newest checkpoint, not its life.
+        # A full disk costs the trial its newest checkpoint, not its life; a bucket that is silent a
+        # small part of its time.
+        began = time.monotonic()
+        if began < self._next_save:
+            return ray_compat.result_without_checkpoint(self)
         try:
-            return super().save(checkpoint_dir)
+            with awaited(f"the storage of trial {self.trial_id}"):
+                return super().save(checkpoint_dir)
         except (OSError, UserError) as error:
             log.warning("trial %s: no checkpoint was written: %s", self.trial_id, error)
+            now = time.monotonic()
+            self._next_save = now + SAVE_AFTER * (now - began)
             return ray_compat.result_without_checkpoint(self)
 
     def restore(self, checkpoint_path: Any) -> None:

@@ -71,6 +71,7 @@ def open_client(uri: str) -> MlflowClient:
     # After the import, which sets levels of its own. AsyncLogQueue logs errors in a line.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
