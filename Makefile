@@ -82,7 +82,7 @@ test-numerics: $(VENV)/installed-test  ## the tests where rounding matters, unde
 testbed: $(VENV)/installed-test  ## a sweep over three hosts played by this machine, as root (ARGS=--kill-host)
 	@$(BIN)/python tests/testbed/testbed.py $(ARGS)
 
-faults: $(VENV)/installed-test  ## sweeps under 23 faults and what they lose, as root (ARGS="--only 1 6 10")
+faults: $(VENV)/installed-test  ## sweeps under 24 faults and what they lose, as root (ARGS="--only 1 6 10")
 	@$(BIN)/python -m tests.faults $(ARGS)
 
 bench: $(VENV)/installed  ## the benchmarks

@@ -20,8 +20,9 @@ from sweeps.engine.experiment import Experiment
 from sweeps.engine.launch import launch
 from sweeps.engine.loaded import LoadedSweep, Trial, load
 from sweeps.engine.objective import Objective
-from sweeps.engine.options import Location, Options, parse
+from sweeps.engine.options import Location, Options
 from sweeps.engine.results import TrialResult, results
+from sweeps.engine.saved_options import parse
 from sweeps.engine.space import InitialPoint, Space, paper_defaults, read_space, short_budget
 
 __all__ = [

@@ -56,11 +56,13 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("sweeps.engine.reporting", "sweeps.engine.reconcile", "sweeps.engine.shutdown"),
             *("sweeps.engine.workers", "sweeps.engine.final_test", "sweeps.engine.warm_start"),
             *("sweeps.engine.traces", "sweeps.engine.loaded", "sweeps.engine.registered_model"),
+            "sweeps.engine.training_files",
         ),
         (
             *("sweeps.engine.scheduler", "sweeps.engine.retention", "sweeps.engine.results"),
             *("sweeps.engine.cluster", "sweeps.engine.mirror"),
         ),
+        ("sweeps.engine.saved_options",),
         ("sweeps.engine.study", "sweeps.engine.options"),
         ("sweeps.engine.journal", "sweeps.engine.points"),
         (
@@ -74,6 +76,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         (
             *("sweeps.engine.endings", "sweeps.engine.retry", "sweeps.engine.beside"),
             *("sweeps.engine.dimensions", "sweeps.engine.objective", "sweeps.engine.pyfunc_model"),
+            "sweeps.engine.history",
             "sweeps.engine",
         ),
     ),

@@ -24,9 +24,11 @@ from ali.errors import UserError
 from ali.metrics import VAL_ERROR
 from sweeps.engine.beside import beside
 from sweeps.engine.endings import ending_of
-from sweeps.engine.options import Location, Options, saved_options
+from sweeps.engine.options import Location, Options
 from sweeps.engine.reporting import find, findings
 from sweeps.engine.results import load_study
+from sweeps.engine.retry import ask_mlflow
+from sweeps.engine.saved_options import saved_options
 from sweeps.engine.study import CONFIG, confirms_of, trial_id
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import connect, is_server
@@ -163,19 +165,25 @@ class _MlflowRuns:
         self._name, self.objective, self.verdict = options.name, VAL_ERROR, ""
         self._url = asked.mlflow_url or (options.uri if is_server(options.uri) else MLFLOW_UI)
         self._experiment = ""
+        self._links: dict[str, str] = {}
         try:
-            self._client = connect(options.uri, existing=True)
-            self._experiment = runs.experiment_of(self._client, options.name)
-            found = find(options, load_study(options), self._client, self._experiment)
+            client = self._client = connect(options.uri, existing=True)
+            self._experiment = ask_mlflow(lambda: runs.experiment_of(client, options.name))
+            where = (load_study(options), client, self._experiment)
+            found = ask_mlflow(lambda: find(options, *where))
             self.objective = found.objective
             self.verdict = "\n\n".join(findings.verdict(found))
         except UserError as error:
             print(f"note: no links to MLflow: {error}")
 
     def links(self) -> dict[str, str]:
-        """Addresses of runs, by trial id."""
-        if not self._experiment:
-            return {}
+        """Addresses of runs, by trial id: those known before while MLflow is away."""
+        if self._experiment:
+            with contextlib.suppress(Exception):
+                self._links = self._ask()
+        return self._links
+
+    def _ask(self) -> dict[str, str]:
         known = runs.find_runs(self._client, self._experiment, sweep=self._name, kind=KIND_TRIAL)
         server = self._url.rstrip("/")
         paths = {run.data.tags[TRIAL]: run_path(self._experiment, run.info.run_id) for run in known}

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ali import environment
 from ali.config import Config
 from ali.output import first_line
 from sweeps.engine.endings import Ending, EndState
@@ -33,6 +32,7 @@ from sweeps.engine.tracking.schema import (
     SLOT_USE,
     TrackingContext,
 )
+from sweeps.engine.tracking.search import restore_sweep
 from sweeps.engine.tracking.view import save_view
 
 if TYPE_CHECKING:
@@ -99,41 +99,41 @@ class Driver:
     def run(self, experiment: str) -> int:
         """To the end (0), until it is interrupted (130), or until Ray's processes end (1)."""
         with LiveView(self.options.folder / LOG) as self.view:
-            return self._run(experiment)
+            self.experiment = experiment
+            return self._run()
 
-    def _run(self, experiment: str) -> int:
+    def _run(self) -> int:
         from sweeps.engine.shutdown import GracefulShutdown
 
         again = running_command(*self.options.arguments(), "--resume")
         again = "resume=True among its options" if is_interactive() else again
-        tell = partial(self._interrupted, experiment, STOPPED)
+        tell = partial(self._interrupted, STOPPED)
         with GracefulShutdown(again, tell, self.view.urgent) as shutdown:
             self._wait_for_what_is_away(lambda: shutdown.requested)
             try:
-                if self._sweep(experiment, shutdown):
+                if self._sweep(shutdown):
                     return 0
             except KeyboardInterrupt:
                 pass
             except Exception as error:
                 if not shutdown.requested:
                     why = f"its driver ended: {first_line(error)}"
-                    self._interrupted(experiment, why, STOP_SECONDS)
+                    self._interrupted(why, STOP_SECONDS)
                     raise
                 print(f"note: {first_line(error)}", flush=True)
             code, why = (130, STOPPED) if shutdown.requested else (1, RAY_ENDED)
-            self._interrupted(experiment, why, STOP_SECONDS)
+            self._interrupted(why, STOP_SECONDS)
         print(f"{'stopped' if code == 130 else why}; resume with: {again}")
         if shutdown.without_ray:  # for which Ray would wait at the process's exit
             atexit.register(os._exit, code)
         return code
 
     def _wait_for_what_is_away(self, stopped: Callable[[], bool]) -> None:
-        environment.set_defaults(MLFLOW_HTTP_REQUEST_MAX_RETRIES="2")  # its own 7 take minutes
         seconds, where = self.options.outage_seconds, self.storage.folder
         self.ask_mlflow = Retry("MLflow", seconds, is_temporary, stopped)
         self.ask_storage = Retry(f"the storage {where}", seconds, stopped=stopped)
 
-    def _sweep(self, experiment: str, shutdown: GracefulShutdown) -> bool:
+    def _sweep(self, shutdown: GracefulShutdown) -> bool:
         """Runs the sweep to its end (True), or until it is interrupted (False)."""
         from sweeps.engine.front_page import FrontPage
         from sweeps.engine.progress import BEST_NAMED
@@ -156,7 +156,7 @@ class Driver:
             if not any(trial.state.name != "WAITING" for trial in study.trials()):
                 for point, control in self.points:
                     study.enqueue(point, control)
-        to = self.ask_mlflow(lambda: self._open(experiment))
+        to = self.ask_mlflow(lambda: self._open(self.experiment))
         self.ask_mlflow(lambda: reconcile(self.client, to, study, BEST_NAMED))
         with contextlib.ExitStack() as within:
             if options.front_page:
@@ -164,6 +164,8 @@ class Driver:
                 within.enter_context(self.front_page.kept())
             done, trial_seconds = self._train(study, to, shutdown)
         to = self.ask_mlflow(self._open)
+        if self.front_page:
+            self.front_page.to = to
         seconds = time.monotonic() - self.began
         use = trial_seconds / (self.resources.concurrent * seconds)
         for name, value in {SLOT_USE: use, DRIVER_SECONDS: seconds}.items():
@@ -177,8 +179,9 @@ class Driver:
         """Opens the sweep's run, also if somebody has deleted it, or its experiment, meanwhile."""
         client, options = self.client, self.options
         if experiment is None:
-            experiment = runs.restore_sweep(client, options.name)
-        experiment = experiment or experiment_id(client, options.output_dir)
+            experiment = restore_sweep(client, options.name)
+        experiment = experiment or experiment_id(client, options.output_dir, restore=True)
+        self.experiment = experiment
         settings = {**options.to_dict(), **self.sweep.space.to_dict()}
         params = {name: settings[name] for name in TELLING if settings[name] is not None}
         name, direction, formula = self.objective.name, self.objective.verb, self.objective.formula
@@ -215,7 +218,7 @@ class Driver:
             self.objective.name, options.epochs, grace, options.reduction_factor,
             self.objective.maximize,
         )  # fmt: skip
-        progress = Progress(options, study, to, self.resources, self.mirror)
+        progress = Progress(options, study, to, self.resources, self.mirror, self._open)
         slots = self.resources.concurrent
         overview = Overview(options, study, progress, self.objective, slots)
         with shutdown.postponed():
@@ -308,12 +311,12 @@ class Driver:
         ray_compat.disable_per_checkpoint_snapshots()
         tune.Tuner(trainable, tune_config=tune_config, run_config=run_config).fit()
 
-    def _interrupted(self, experiment: str, reason: str, page_seconds: float = 0.0) -> None:
+    def _interrupted(self, reason: str, page_seconds: float = 0.0) -> None:
         from sweeps.engine.reconcile import tell_interrupted
 
         options = self.options
         seconds = min(STOP_SECONDS, options.outage_seconds)
-        told = tell_interrupted(self.client, experiment, options.name, reason, seconds)
+        told = tell_interrupted(self.client, self.experiment, options.name, reason, seconds)
         if told and self.front_page:
             self.front_page.interrupted(page_seconds)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,15 +17,17 @@ from ali.errors import NonFiniteError, UserError
 from ali.files import make_folder
 from ali.output import lossy_output
 from sweeps.engine.final_test import Outcome, over_seeds, result_table, seeds_table
-from sweeps.engine.full_training import FullTraining, TrainingContext
-from sweeps.engine.lock import driver_lock
+from sweeps.engine.full_training import SAME_COMMAND, FullTraining, TrainingContext
+from sweeps.engine.lock import LOCK, driver_lock
 from sweeps.engine.options import BEST_OPTIONS, JOURNAL, Location
 from sweeps.engine.results import results
+from sweeps.engine.retry import Retry, is_temporary
 from sweeps.engine.scripts import here, running_command
 from sweeps.engine.tracking import runs
-from sweeps.engine.tracking.client import connect
+from sweeps.engine.tracking.client import OUTAGE_SECONDS, connect, open_client
 from sweeps.engine.tracking.moved import follow_move
 from sweeps.engine.tracking.schema import PARENT, TrackingContext
+from sweeps.engine.tracking.search import restore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,7 +44,7 @@ class FinalOptions(Location):
         Group(
             "storage",
             "--name svhn --data-dir DIR --checkpoint-every 5",
-            "data_dir checkpoint_every output_dir storage_path tracking_uri",
+            "data_dir checkpoint_every output_dir storage_path tracking_uri outage_seconds",
         ),
     )
 
@@ -62,6 +65,8 @@ class FinalOptions(Location):
     has any."""
     threads: int | None = None
     """CPU threads; default: all cores, or with several workers one each."""
+    outage_seconds: float = OUTAGE_SECONDS
+    """Seconds to wait for the MLflow server while it is away. The training goes on meanwhile."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,6 +74,8 @@ class FinalOptions(Location):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        if not self.outage_seconds >= 0:
+            raise UserError(f"--outage-seconds must be at least 0, not {self.outage_seconds}")
 
     def save(self) -> None:
         """Writes them to the sweep's folder, from which --config repeats them, all or nothing."""
@@ -87,9 +94,10 @@ def train_best(options: FinalOptions) -> int:
     options = replace(options, output_dir=options.output_dir.resolve())
     options.storage.check()
     client = connect(uri, existing=True)
-    experiment = runs.experiment_of(client, options.name)
-    follow_move(client, experiment, options.output_dir)
-    trial = best_run(options, client, experiment)
+    ask = Retry("MLflow", options.outage_seconds, is_temporary, way_on=SAME_COMMAND)
+    experiment = ask(lambda: runs.experiment_of(client, options.name))
+    ask(lambda: follow_move(client, experiment, options.output_dir))
+    trial = ask(lambda: best_run(options, client, experiment))
     config = Config.from_dict(runs.config_of(trial))
     data_dir = options.data_dir and options.data_dir.resolve()
     changes: dict[str, Any] = {"epochs": options.epochs, "data_dir": data_dir}
@@ -116,6 +124,7 @@ def train_best(options: FinalOptions) -> int:
         checkpoint_every=options.checkpoint_every,
         workers=options.workers,
         threads=options.threads,
+        outage_seconds=options.outage_seconds,
     )
     contexts = [context]
     if options.seeds is not None:
@@ -123,15 +132,18 @@ def train_best(options: FinalOptions) -> int:
         contexts = [replace(context, config=one, fresh_seed=True) for one in fresh]
     dataset, test = data.load(config), data.load_test(config)  # bad files are found before training
     trainings = [FullTraining(one, dataset) for one in contexts]
-    for training in trainings:
-        training.check_resumable()
-    options.save()
-    try:
-        trained = [(training, train(training, test)) for training in trainings]
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to resume from the last checkpoint")
-        return 130
-    return finish(trained)
+    with contextlib.ExitStack() as locks:
+        for training in trainings:
+            locks.enter_context(held(training.folder))
+        for training in trainings:
+            training.check_resumable()
+        options.save()
+        try:
+            trained = [(training, train(training, test)) for training in trainings]
+        except KeyboardInterrupt:
+            print("stopped; run the same command again to resume from the last checkpoint")
+            return 130
+        return finish(trained)
 
 
 def stop_on_signals() -> None:
@@ -155,17 +167,29 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
     return [seed + 1_000_000 * (i + 1) for i in range(count)]
 
 
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Within, nobody else trains in this folder; of a training that did not begin it is removed."""
+    make_folder(folder)
+    with driver_lock(folder, f"the full training {folder.name}"):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if [path.name for path in folder.iterdir()] == [LOCK]:
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
+
+
 def train(training: FullTraining, test: Images) -> Outcome | NonFiniteError:
     """One full training and its test; of several, one that diverges does not end the others."""
-    make_folder(training.folder)
-    with driver_lock(training.folder, f"the full training {training.folder.name}"):
-        try:
-            return training.run(test)
-        except NonFiniteError as error:
-            if not training.context.fresh_seed:
-                raise
-            print(f"seed {training.config.seed} diverged: {error}")
-            return error
+    try:
+        return training.run(test)
+    except NonFiniteError as error:
+        if not training.context.fresh_seed:
+            raise
+        print(f"seed {training.config.seed} diverged: {error}")
+        return error
 
 
 def finish(trained: Sequence[tuple[FullTraining, Outcome | NonFiniteError]]) -> int:
@@ -183,11 +207,15 @@ def finish(trained: Sequence[tuple[FullTraining, Outcome | NonFiniteError]]) -> 
     if training.context.fresh_seed:
         ended = [(t.config.seed, found) for t, found in trained]
         print(seeds_table(ended, objective.name, objective.maximize))
-        client = connect(training.to.uri)
-        runs.restore(client, training.to.parent_run_id)
-        for name, value in over_seeds([found.found for _, found in tested]).items():
-            client.log_metric(training.to.parent_run_id, name, value)
+        training.ask_mlflow(lambda: _log_over_seeds(training.to, tested))
     return 0
+
+
+def _log_over_seeds(to: TrackingContext, tested: Sequence[tuple[FullTraining, Outcome]]) -> None:
+    client = open_client(to.uri)
+    restore(client, to.parent_run_id)
+    for name, value in over_seeds([found.found for _, found in tested]).items():
+        client.log_metric(to.parent_run_id, name, value)
 
 
 def best_run(options: Location, client: MlflowClient, experiment: str) -> Run:

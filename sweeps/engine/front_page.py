@@ -45,7 +45,7 @@ class FrontPage:
     """Writes the front page of a sweep; writing it again is harmless."""
 
     def __init__(self, options: Options, study: optuna.Study, to: TrackingContext) -> None:
-        self._options, self._study, self._to = options, study, to
+        self._options, self._study, self.to = options, study, to
         self._client: MlflowClient | None = None
         self._records: Records | None = None
         self._importance: Importance | None = None  # of the last full update
@@ -82,12 +82,12 @@ class FrontPage:
         began = time.monotonic()
         try:
             client, records = self._open()
-            found = found or find(self._options, self._study, client, self._to.experiment)
+            found = found or find(self._options, self._study, client, self.to.experiment)
             if full:
                 self._importance = found.importance  # seconds of work for many trials
                 self._log_files(client, found, records)
-            text = description(found, self._to, self._logged(client), self._importance)
-            client.set_tag(self._to.parent_run_id, NOTE, text)
+            text = description(found, self.to, self._logged(client), self._importance)
+            client.set_tag(self.to.parent_run_id, NOTE, text)
         finally:
             self.seconds += time.monotonic() - began
             self._lock.release()
@@ -123,7 +123,7 @@ class FrontPage:
 
     def _open(self) -> tuple[MlflowClient, Records]:
         if self._client is None or self._records is None:
-            self._client = open_client(self._to.uri)
+            self._client = open_client(self.to.uri)
             self._records = Records(self._client)
         return self._client, self._records
 
@@ -137,11 +137,11 @@ class FrontPage:
                 if is_temporary(error) and not isinstance(error, OSError):
                     raise
                 raise Undrawn(first_line(error)) from error
-            client.log_artifacts(self._to.parent_run_id, name)
+            client.log_artifacts(self.to.parent_run_id, name)
 
     def _logged(self, client: MlflowClient) -> list[str]:
         """Files of the page that the run has, what matters most first."""
-        run = self._to.parent_run_id
+        run = self.to.parent_run_id
         folders = (FIGURES, None)
         found = [file.path for folder in folders for file in client.list_artifacts(run, folder)]
         return sorted(found, key=lambda file: Path(file).stem != "importance")

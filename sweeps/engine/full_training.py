@@ -20,9 +20,7 @@ from ali.experiment import evaluate, metric_names
 from ali.experiment import objective as own_objective
 from ali.files import append_line, make_folder
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND, SAMPLE_DIVERSITY
-from ali.training.checkpoint import find_checkpoint, read_manifest
 from ali.training.state import State
-from ali.training.step import device
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import AliExperiment
 from sweeps.engine.final_test import Outcome, result_note, test_metrics
@@ -30,9 +28,9 @@ from sweeps.engine.objective import Direction, Objective
 from sweeps.engine.options import Location
 from sweeps.engine.registered_model import CHAMPION, model_name, register
 from sweeps.engine.reporting import has_collapsed
-from sweeps.engine.storage import Storage
+from sweeps.engine.retry import AwayError, Retry, is_temporary
 from sweeps.engine.tracking import runs
-from sweeps.engine.tracking.client import connect
+from sweeps.engine.tracking.client import OUTAGE_SECONDS, connect
 from sweeps.engine.tracking.schema import (
     BEST_OF,
     CONFIG,
@@ -47,15 +45,16 @@ from sweeps.engine.tracking.schema import (
     parameters,
 )
 from sweeps.engine.tracking.trial_run import TrialRun
+from sweeps.engine.training_files import Metrics, TrainingFiles
 from sweeps.engine.trial import CONFIG_FILE, versions
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 LOG = "training.log"  # in the training's folder: the lines of several workers
-CHECKPOINT = "checkpoint"  # in the training's folder
 ERRORS = "test_errors.csv"  # artifact: the test error of each SVM
 PICTURES = 20  # epochs with pictures in MLflow, in total
+SAME_COMMAND = "nothing is lost; run the same command again once it is back"
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class TrainingContext:
         workers: that each batch is split across.
         threads: CPU threads of each; None: torch's default.
         fresh_seed: whether the seed is not the trial's: nothing of the trial is continued.
+        outage_seconds: how long it waits for MLflow at its end.
     """
 
     location: Location
@@ -83,6 +83,7 @@ class TrainingContext:
     workers: int
     threads: int | None
     fresh_seed: bool = False
+    outage_seconds: float = OUTAGE_SECONDS
 
 
 class FullTraining:
@@ -91,9 +92,12 @@ class FullTraining:
     def __init__(self, context: TrainingContext, dataset: Dataset) -> None:
         self.context, self.config, self.to = context, context.config, context.to
         self.storage, self.dataset = context.location.storage, dataset
+        self.ask_mlflow = Retry("MLflow", context.outage_seconds, is_temporary, way_on=SAME_COMMAND)
         self.trial_id = context.trial.data.tags[TRIAL]
         self.name = self.trial_id + (f"-seed{self.config.seed}" if context.fresh_seed else "")
         self.folder = context.location.folder / f"best-{self.name}"
+        self.files = TrainingFiles(self.folder, self.storage, self.config, self.say)
+        self.history: list[Metrics] = []  # of each epoch
         self.experiment = AliExperiment()
 
     def check_resumable(self) -> None:
@@ -101,8 +105,9 @@ class FullTraining:
 
         To go on would replace a checkpoint and a test error by those of a shorter training.
         """
-        run = runs.find_trial(connect(self.to.uri), self.to, self.name, KIND_BEST)
-        done = max(self.saved_epochs(), int(run.data.metrics.get(EPOCH, 0)) if run else 0)
+        find = partial(runs.find_trial, connect(self.to.uri), self.to, self.name, KIND_BEST)
+        run = self.ask_mlflow(find)
+        done = max(self.files.epochs(), int(run.data.metrics.get(EPOCH, 0)) if run else 0)
         known = (runs.data_of(run) if run else None) or self.fingerprint
         if done > self.config.epochs:
             reason = f"has {done} epochs already: give --epochs {done}, or more, to continue it"
@@ -121,9 +126,9 @@ class FullTraining:
     def run(self, test: Images) -> Outcome:
         """Trains and tests, from where an earlier call was stopped, and registers the model.
 
-        Raises what training raises (NonFiniteError, KeyboardInterrupt); MLflow is told of it.
+        Raises what training raises (NonFiniteError, KeyboardInterrupt); MLflow is told of it. It is
+        up to the caller that nobody else trains it, and that it is resumable.
         """
-        self.check_resumable()
         for note in self.notes:
             print(f"note: {note}")
         if self.objective.name != self.to.objective:
@@ -132,18 +137,22 @@ class FullTraining:
                 f"script; here seeds are compared by {self.objective.name}"
             )
         self.log = self.open_log()
+        with contextlib.suppress(Exception):  # it is tried again; mostly the run is RUNNING by now
+            self.log.open()
         try:
             if self.context.workers == 1:
                 state = self.train()
             else:
                 self._train_on_workers()
-                state, _ = self.load(self.own_checkpoints())
+                state, self.history, _ = self.files.load(self.files.checkpoints())
             tested = self._test(state, test)
             if not self.context.fresh_seed:  # of several the best is, when all have been tested
                 self.register(tested)
             ending = Ending(EndState.COMPLETED, f"trained for {tested.epoch} epochs")
-            runs.end_run(self.log.open()[0], tested.run_id, ending)
+            self.ask_mlflow(lambda: runs.end_run(self.log.open()[0], tested.run_id, ending))
             return tested
+        except AwayError:  # nobody is there to be told
+            raise
         except BaseException as error:
             self._stopped(error)
             raise
@@ -157,7 +166,9 @@ class FullTraining:
         facts = {CONFIG: config_text(config), DATA: self.fingerprint, **versions()}
         facts[BEST_OF] = trial.info.run_id
         params = parameters(config, searched)
-        log = TrialRun(self.to, self.name, params, kind=KIND_BEST, create=True, tags=facts)
+        log = TrialRun(
+            self.to, self.name, params, self.context.outage_seconds, KIND_BEST, facts, create=True
+        )
         log.text(json.dumps(config, indent=1), CONFIG_FILE)
         return log
 
@@ -188,43 +199,7 @@ class FullTraining:
             with contextlib.suppress(UserError):  # what cannot be said is no reason to end
                 append_line(self.folder / LOG, line)
 
-    # Checkpoints
-
-    def own_checkpoints(self) -> list[tuple[Storage, str]]:
-        """This training's own checkpoints, the newest first.
-
-        With a bucket its copies, which workers on several machines see alike.
-        """
-        local = self.folder / CHECKPOINT
-        here = [(Storage.at(local, ""), str(local))] if local.exists() else []
-        if not self.storage.remote:
-            return here
-        copies = reversed(self.storage.checkpoints(self.folder.name))
-        return [(self.storage, folder) for folder in copies] or here
-
-    def saved_epochs(self) -> int:
-        """Epochs in its own checkpoints; 0 if there is none that can be read."""
-        epochs = 0
-        for storage, folder in self.own_checkpoints():
-            with contextlib.suppress(UserError, OSError), storage.local(folder) as local:
-                epochs = max(epochs, read_manifest(find_checkpoint(local)).epoch)
-        return epochs
-
-    def load(self, candidates: list[tuple[Storage, str]]) -> tuple[State, str]:
-        """The first that is intact and not past the last epoch, and its folder.
-
-        Raises LookupError if there is none.
-        """
-        for storage, folder in candidates:
-            try:
-                with storage.local(folder) as local:
-                    state = State.load(find_checkpoint(local), device(), self.config)
-            except (UserError, OSError) as problem:
-                self.say(f"note: {problem}")
-                continue
-            if state.epoch <= self.config.epochs:
-                return state, folder
-        raise LookupError
+    # Training
 
     def _start(self) -> State | None:
         """The state to continue from: this training's own, or else the trial's last, if kept."""
@@ -236,7 +211,7 @@ class FullTraining:
                 f"warning: its samples have collapsed ({SAMPLE_DIVERSITY} "
                 f"{known[SAMPLE_DIVERSITY]:.2f}): look at its pictures before you trust it"
             )
-        candidates = self.own_checkpoints()
+        candidates = self.files.checkpoints()
         same_data = (known_data := runs.data_of(trial)) == self.fingerprint
         if known_data and not same_data:
             self.say(f"note: trial {self.trial_id} had other data, so none of it is continued")
@@ -244,25 +219,30 @@ class FullTraining:
             kept = reversed(self.storage.checkpoints(self.trial_id))
             candidates += [(self.storage, folder) for folder in kept]
         try:
-            state, folder = self.load(candidates)
+            state, history, folder = self.files.load(candidates)
         except LookupError:
             self.say("starts from the beginning")
             return None
         self.say(f"continues from epoch {state.epoch} ({folder})")
-        self._copy_curves(state.epoch)
+        if not history and distributed.rank() == 0:  # of an earlier version
+            history = self.ask_mlflow(partial(self._trials_curves, state.epoch))
+        self.history = history
+        self._log_history()
         return state
 
-    def _copy_curves(self, epochs: int) -> None:
-        """Logs the trial's metrics of the epochs that are continued, unless they are logged."""
-        if distributed.rank() != 0:
-            return
+    def _trials_curves(self, epochs: int) -> list[Metrics]:
+        """The metrics of the trial's first epochs, as MLflow has them."""
         client, trial = connect(self.to.uri), self.context.trial
-        rows: dict[int, dict[str, float]] = defaultdict(dict)
+        rows: dict[int, Metrics] = defaultdict(dict)
         for name in trial.data.metrics:
             for metric in client.get_metric_history(trial.info.run_id, name):
                 rows[metric.step][name] = metric.value
-        for epoch, metrics in sorted(rows.items()):
-            if epoch <= epochs and EPOCH in metrics:
+        return [row for epoch, row in sorted(rows.items()) if epoch <= epochs and EPOCH in row]
+
+    def _log_history(self) -> None:
+        """Logs the metrics of all epochs, unless they are logged."""
+        if distributed.rank() == 0:
+            for metrics in self.history:
                 self.log.epoch(metrics, {})
 
     def train(self) -> State:
@@ -281,23 +261,23 @@ class FullTraining:
         config = {"context": replace(self.context, threads=threads)}
         log, workers = self.folder / LOG, self.context.workers
         while True:
-            before = self.saved_epochs()
+            before = self.files.epochs()
             try:
                 return train_on_workers(_worker, config, workers, threads, log, self.storage)
             except (UserError, NonFiniteError):
                 raise
             except Exception as error:
-                if self.saved_epochs() <= before:
+                if self.files.epochs() <= before:
                     raise
                 print(f"workers lost ({type(error).__name__}); restarting from checkpoint")
 
     def _end_epoch(self, state: State, metrics: dict[str, float]) -> None:
         epoch, total, name = state.epoch, self.config.epochs, self.objective.name
         self.objective.add_to(metrics)
+        self.history.append(metrics)
         last = epoch == total
         if last or epoch % self.context.checkpoint_every == 0:
-            state.save(self.folder / CHECKPOINT)
-            self._copy(epoch)
+            self.files.save(state, self.history)
         pictured = last or epoch % max(1, total // PICTURES) == 0
         pictures = self.experiment.pictures(state, self.config, self.dataset) if pictured else {}
         self.log.epoch(metrics, pictures)
@@ -307,33 +287,21 @@ class FullTraining:
             f"{value}, {metrics[IMAGES_PER_SECOND]:.0f} images/s"
         )
 
-    def _copy(self, epoch: int) -> None:
-        """Copies the checkpoint into the sweep's bucket, if it has one, and keeps the previous one.
-
-        If the bucket cannot be reached, the next checkpoint is copied.
-        """
-        if not self.storage.remote:
-            return
-        name = f"{self.folder.name}/checkpoint_{epoch:06d}"
-        try:
-            self.storage.upload(self.folder / CHECKPOINT, name)
-            for old in self.storage.checkpoints(self.folder.name)[:-2]:
-                self.storage.delete(old)
-        except (OSError, UserError) as problem:
-            self.say(f"note: no copy of the checkpoint was written: {problem}")
-
     # The end
 
     def _test(self, state: State, test: Images) -> Outcome:
-        client, run_id = self.log.open()
-        self.log.queue.flush(60)
-        state.save(self.folder / CHECKPOINT)  # it may be the trial's
-        known, name = client.get_run(run_id).data, self.objective.name
-        last = known.metrics
-        if last.get(EPOCH) != state.epoch:  # the trial's, or a kill came after the checkpoint
+        self._log_history()  # MLflow may have been away for longer than records wait
+        self.ask_mlflow(self.log.reopen)
+        self.log.queue.flush(60 + self.context.outage_seconds)
+        known, name = self.ask_mlflow(self.log.run).data, self.objective.name
+        rows = (*self.history[-1:], known.metrics)
+        last = next((row for row in rows if row.get(EPOCH) == state.epoch), None)
+        if last is None:  # it is the trial's, of an earlier version
             last = {EPOCH: state.epoch, **evaluate(state, self.dataset, self.config)}
             self.objective.add_to(last)
+            self.history.append(last)
             self.log.epoch(last, {})
+        self.files.save(state, self.history)  # it may be the trial's
         if pictures := self.experiment.pictures(state, self.config, self.dataset):
             self.log.pictures(state.epoch, pictures, last.get(name))
         svms = self.context.svms
@@ -341,34 +309,48 @@ class FullTraining:
         if known.tags.get(TESTED) == tested:  # the test split is read once for a result
             found = {k: v for k, v in known.metrics.items() if k.startswith("test_")}
         else:
-            own = own_objective(self.config, self.dataset)
-            found, errors = test_metrics(state.networks, self.dataset, test, self.config, own, svms)
-            runs.restore(client, run_id)
-            lines = [f"{i},{error:.6f}\n" for i, error in enumerate(errors, start=1)]
-            if lines:
-                client.log_text(run_id, "".join(["SVM,test error\n", *lines]), ERRORS)
-            note = result_note(found, self.config, state.epoch, bool(self.notes))
-            client.set_tag(run_id, NOTE, note)
-            for metric, value in found.items():
-                client.log_metric(run_id, metric, value, step=state.epoch)
-            client.set_tag(run_id, TESTED, tested)
+            found, errors = self._measure(state, test, tested)
+            self.ask_mlflow(lambda: self._log_result(tested, state.epoch, found, errors))
         self.log.queue.close()
-        if lost := runs.lost_records([client.get_run(run_id)]):
+        run = self.ask_mlflow(self.log.run)
+        if lost := runs.lost_records([run]):
             print(f"note: {lost}")
         found[name] = last.get(name, math.nan)  # of an epoch's losses, which the trial has
-        return Outcome(self.config, run_id, state.epoch, found)
+        return Outcome(self.config, run.info.run_id, state.epoch, found)
+
+    def _measure(self, state: State, test: Images, of: str) -> tuple[Metrics, list[float]]:
+        """What the test split says, and the error of each SVM."""
+        if kept := self.files.result(of):
+            return kept
+        own = own_objective(self.config, self.dataset)
+        result = test_metrics(
+            state.networks, self.dataset, test, self.config, own, self.context.svms
+        )
+        self.files.save_result(of, *result)
+        return result
+
+    def _log_result(self, of: str, epoch: int, found: Metrics, errors: list[float]) -> None:
+        client, run_id = self.log.reopen()
+        lines = [f"{i},{error:.6f}\n" for i, error in enumerate(errors, start=1)]
+        if lines:
+            client.log_text(run_id, "".join(["SVM,test error\n", *lines]), ERRORS)
+        client.set_tag(run_id, NOTE, result_note(found, self.config, epoch, bool(self.notes)))
+        for metric, value in found.items():
+            client.log_metric(run_id, metric, value, step=epoch)
+        client.set_tag(run_id, TESTED, of)
 
     def register(self, tested: Outcome) -> None:
         """Registers the model, unless an earlier call has, and says where everything is."""
-        client, model = connect(self.to.uri), model_name(self.to.sweep)
-        runs.restore(client, tested.run_id)
-        tags = {SWEEP: self.to.sweep, TRIAL: self.name, DATA: self.fingerprint}
-        if version := register(
-            client, tested.run_id, self.folder / CHECKPOINT, tested.found, tags, self.dataset
-        ):
+        model, checkpoint = model_name(self.to.sweep), self.files.checkpoint
+        if version := self.ask_mlflow(lambda: self._register(tested)):
             print(f"registered as model {model}, version {version} (alias {CHAMPION})")
-        print(f"checkpoint: {self.folder / CHECKPOINT}")
+        print(f"checkpoint: {checkpoint}")
         print(f"MLflow run: {tested.run_id} (tag {BEST_OF} = {self.context.trial.info.run_id})")
+
+    def _register(self, tested: Outcome) -> str | None:
+        client, run_id = self.log.reopen()
+        tags = {SWEEP: self.to.sweep, TRIAL: self.name, DATA: self.fingerprint}
+        return register(client, run_id, self.files.checkpoint, tested.found, tags, self.dataset)
 
     def _stopped(self, error: BaseException) -> None:
         try:

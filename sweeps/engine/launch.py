@@ -38,6 +38,7 @@ from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import MLFLOW_ENVIRONMENT, connect, experiment_id
 from sweeps.engine.tracking.moved import follow_move
 from sweeps.engine.tracking.schema import KIND_TRIAL
+from sweeps.engine.tracking.search import restore_sweep
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -96,7 +97,7 @@ def launch(sweep: Sweep, options: Options) -> int:
             resources = allocate_resources(options, start_ray())
         make_folder(options.output_dir, shared=True)
         client = connect(uri)
-        known = runs.restore_sweep(client, options.name) if options.resume else None
+        known = restore_sweep(client, options.name) if options.resume else None
         experiment = known or experiment_id(client, options.output_dir)
         follow_move(client, experiment, options.output_dir)
         same_name = runs.find_sweep(client, experiment, options.name)

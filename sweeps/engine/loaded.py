@@ -19,15 +19,9 @@ from sweeps.engine.confirmation import MIN_FREEDOM, Estimate, estimates
 from sweeps.engine.dimensions import label
 from sweeps.engine.formatting import varied
 from sweeps.engine.journal import OBJECTIVE
-from sweeps.engine.options import (
-    JOURNAL,
-    OLD_OPTIONS,
-    OPTIONS,
-    Location,
-    Options,
-    saved_options,
-)
+from sweeps.engine.options import JOURNAL, OLD_OPTIONS, OPTIONS, Location, Options
 from sweeps.engine.results import TrialResult, load_study, ranked, valued
+from sweeps.engine.saved_options import saved_options
 from sweeps.engine.scripts import script_command
 from sweeps.engine.storage import replace_file
 from sweeps.engine.tracking import runs

@@ -14,7 +14,7 @@ OPTION_GROUPS: tuple[Group, ...] = (
     Group(
         "common",
         "--name first --num-trials 20 --epochs 30",
-        "name data data_dir num_trials epochs width max_concurrent resume",
+        "name data data_dir num_trials epochs width max_concurrent resume auto_resume",
     ),
     Group(
         "data",

@@ -6,14 +6,12 @@ import contextlib
 import os
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import yaml
 
 from ali import environment
-from ali.cli import parse_args
 from ali.config import Common, Config
 from ali.errors import UserError
 from ali.files import atomic_write, refuse_address
@@ -103,7 +101,7 @@ class Location:
         """Writes them to a file that --config reads, all or nothing; `about`: its first lines."""
         plain, text = self.absolute().to_dict(), "".join(f"# {line}\n" for line in about)
         for group in self.GROUPS:
-            known = {name: plain[name] for name in group.names.split() if name != "resume"}
+            known = {name: plain[name] for name in group.names.split() if name not in OF_A_START}
             shown = yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=10**6)
             text += f"\n# {group.title} options\n{shown}"
         with atomic_write(file) as path:
@@ -129,6 +127,8 @@ class Options(Common, Location):
 
     resume: bool = False
     """Resume the sweep of this name; its other options are remembered."""
+    auto_resume: bool = False
+    """Resume the sweep if it has begun, else start it: for jobs that a scheduler starts again."""
     num_trials: int = 50
     """Trials in total (a resume may raise it)."""
     bn_with_z: bool = False
@@ -247,9 +247,10 @@ class Options(Common, Location):
         return cls(**_with_paths(plain))
 
 
+OF_A_START = ("resume", "auto_resume")  # of one start of a sweep, not of the sweep
 # What a resume may change; anything else would make its trials incomparable.
 RESUME_MAY_CHANGE = frozenset(
-    {"resume", "num_trials", "max_concurrent", "cpus_per_trial", "gpus_per_trial", "data_dir"}
+    {*OF_A_START, "num_trials", "max_concurrent", "cpus_per_trial", "gpus_per_trial", "data_dir"}
     | {"max_failures", "keep", "tracking_uri", "outage_seconds", "output_dir", "image_every"}
     | {"hang_seconds", "storage_path", "race", "confirm", "confirm_seeds", "front_page"}
     | {"space"}  # the journal has what is in it: traces.begun_space
@@ -291,7 +292,8 @@ def read_config(kind: type[Location], file: Path) -> dict[str, Any]:
     own = {options_file(folder), folder / BEST_OPTIONS}
     if file.absolute() in own and plain.get("name") == folder.name:
         plain |= _moved(plain, folder.parent.resolve()) | {"output_dir": str(folder.parent)}
-        plain.pop("resume", None)  # that it was resumed says nothing of another
+        for name in OF_A_START:
+            plain.pop(name, None)
     return _with_paths(plain)
 
 
@@ -313,12 +315,6 @@ def _read(kind: type[Location], file: Path, name: str | None = None) -> dict[str
     return plain
 
 
-def _with_paths(plain: dict[str, Any]) -> dict[str, Any]:
-    names = ("data_dir", "output_dir", "space")
-    places = {name: Path(plain[name]) for name in names if plain.get(name)}
-    return {**plain, **places}
-
-
 def _moved(plain: dict[str, Any], output_dir: Path) -> dict[str, Any]:
     """The saved options that name places in the output folder, where that is now."""
     before = re.compile(re.escape(str(plain.get("output_dir"))) + "(?=/|$)")
@@ -328,61 +324,7 @@ def _moved(plain: dict[str, Any], output_dir: Path) -> dict[str, Any]:
     return {key: before.sub(str(output_dir), where) for key, where in places.items() if where}
 
 
-def saved_options(location: Location) -> Options:
-    """The options that a sweep was started with, at this location.
-
-    Raises UserError if there is no such sweep, naming those that there are.
-    """
-    if not (saved := read_options(location.folder)):
-        refuse_missing(location)
-        folders = location.output_dir.glob("*/")
-        there = sorted(folder.name for folder in folders if options_file(folder).exists())
-        raise UserError(
-            f"there is no sweep {location.name!r} in {location.output_dir}; "
-            f"found: {', '.join(there) or 'none'}"
-        )
-    here = {"name": location.name, "output_dir": location.output_dir}
-    if location.tracking_uri:
-        here["tracking_uri"] = location.tracking_uri
-    return replace(Options.from_dict(saved), **here)  # type: ignore[arg-type]
-
-
-def refuse_missing(location: Location) -> None:
-    """Raises UserError if a sweep lacks one of the files that it always has."""
-    journal, options = location.folder / JOURNAL, options_file(location.folder)
-    if journal.exists() != options.exists():
-        missing = options if journal.exists() else journal
-        raise UserError(
-            f"{missing} is missing: restore it from a copy, or start a sweep with another --name"
-        )
-
-
-def parse(defaults: Options, argv: list[str] | None = None) -> Options:
-    """Options from the command line; a resume starts from those that the sweep was started with.
-
-    Raises UserError if a resume would make the sweep's trials incomparable.
-    """
-    read = cache(partial(read_config, Options))  # a pipe can be read once
-    options = parse_args(Options, argv, default=defaults, read=read)
-    if not options.resume:
-        return options
-    if options.storage_path:  # it may have been resumed from another machine in the meantime
-        for name in (OLD_OPTIONS, OPTIONS):
-            options.storage.fetch(options.folder / name)
-    if not (plain := read_options(options.folder)):
-        refuse_missing(options)
-        raise UserError(
-            f"there is no sweep {options.name!r} in {options.output_dir} to resume: "
-            f"leave --resume out to start it"
-        )
-    saved = replace(Options.from_dict(plain), output_dir=options.output_dir)
-    options = parse_args(Options, argv, default=saved, read=read)
-    changed = [
-        f.name for f in fields(Options) if getattr(options, f.name) != getattr(saved, f.name)
-    ]
-    if fixed := [name for name in changed if name not in RESUME_MAY_CHANGE]:
-        names = ", ".join("--" + name.replace("_", "-") for name in fixed)
-        raise UserError(
-            f"a resume cannot change {names}: leave it out, or start a sweep with another --name"
-        )
-    return options
+def _with_paths(plain: dict[str, Any]) -> dict[str, Any]:
+    names = ("data_dir", "output_dir", "space")
+    places = {name: Path(plain[name]) for name in names if plain.get(name)}
+    return {**plain, **places}

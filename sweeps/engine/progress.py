@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,13 @@ from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import connect
 from sweeps.engine.tracking.queue import AsyncLogQueue
 from sweeps.engine.tracking.schema import TrackingContext
+from sweeps.engine.tracking.search import is_gone
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from ray.tune.experiment import Trial
 
+LOOK_SECONDS = 10.0  # after which MLflow is asked whether it still has the runs
 BEST_NAMED = 10  # best trials that the sweep's run in MLflow names
 
 
@@ -45,9 +48,13 @@ class Progress(tune.Callback):
         to: TrackingContext,
         resources: TrialResources,
         mirror: JournalMirror,
+        reopen: Callable[[], TrackingContext],
     ) -> None:
         self._options, self._study, self._to = options, study, to
         self._storage, self._mirror = mirror.storage, mirror
+        self._reopen = reopen  # opens the sweep's run in MLflow, anew if it is gone
+        self._running: dict[str, dict[str, Any]] = {}  # configurations by trial
+        self._looked = time.monotonic()  # whether MLflow still has their runs
         self._client: MlflowClient | None = None
         self._queue = AsyncLogQueue(f"sweep {options.name}", options.outage_seconds)
         self._concurrent = resources.concurrent
@@ -87,7 +94,7 @@ class Progress(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         self._mirror.now()  # the copied journal has a trial before its first checkpoint is there
-        config = trial.config
+        config = self._running[trial.trial_id] = trial.config
         self._log(lambda client: runs.open_trial(client, self._to, trial.trial_id, config))
         verb = "resumes" if trial.checkpoint else "starts"
         again = self._continued(self._study.trial(int(trial.trial_id)))
@@ -101,6 +108,9 @@ class Progress(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **_: Any
     ) -> None:
         self.trial_seconds += result.get(TIME_THIS_ITER_S, 0.0)
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            self._looked, running = time.monotonic(), dict(self._running)
+            self._log(lambda client: self._keep_open(client, running))
         if EPOCH not in result or END_STATE in result:
             return
         value = result.get(self._to.objective)
@@ -144,6 +154,7 @@ class Progress(tune.Callback):
 
     def _ended(self, trial: Trial) -> None:
         frozen, name = self._study.trial(int(trial.trial_id)), trial.trial_id
+        self._running.pop(name, None)
         again = confirms_of(frozen)
         ending = ending_of(frozen) or Ending(EndState.FAILED, "")
         counted = self._continued(frozen) + (f" [confirms {again}]" if again else "")
@@ -172,9 +183,24 @@ class Progress(tune.Callback):
         with contextlib.suppress(UserError):  # the storage is away: when the next trial ends
             self._kept = delete_checkpoints(self._storage, self._kept, ranked[:keep])
 
+    def _keep_open(self, client: MlflowClient, running: dict[str, dict[str, Any]]) -> None:
+        for name in runs.keep_open(client, self._to, running):
+            say(
+                f"trial {name}: its run in MLflow was deleted for good: it has a new one, to which "
+                "it logs its metrics again; its pictures are lost"
+            )
+
     def _log(self, record: Callable[[MlflowClient], object]) -> None:
         def deliver() -> None:
             self._client = self._client or connect(self._to.uri)
-            record(self._client)
+            try:
+                record(self._client)
+            except Exception as error:
+                if not is_gone(error):
+                    raise
+                before, self._to = self._to.parent_run_id, self._reopen()
+                if self._to.parent_run_id != before:
+                    say("the sweep's run in MLflow was deleted for good: it has a new one")
+                record(self._client)
 
         self._queue.put(deliver)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ali.errors import UserError
 from sweeps.engine.confirmation import worst_value
 from sweeps.engine.endings import Ending, ending_of, is_broken
-from sweeps.engine.options import JOURNAL, Location, refuse_missing
+from sweeps.engine.options import JOURNAL, Location
+from sweeps.engine.saved_options import refuse_missing
 
 if TYPE_CHECKING:
     import optuna

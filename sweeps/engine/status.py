@@ -13,6 +13,7 @@ from ali.output import console
 from sweeps.engine.endings import END_STATE
 from sweeps.engine.options import Location
 from sweeps.engine.reporting import WIDTH
+from sweeps.engine.retry import ask_mlflow
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import connect
 from sweeps.engine.tracking.schema import CONFIRMS, KIND_TRIAL, TRIAL
@@ -55,8 +56,8 @@ def status(client: MlflowClient, experiment: str, name: str) -> str:
 
 def show_status(location: Location) -> None:
     """Prints the status of a sweep. Raises UserError if its MLflow cannot be found."""
-    client = connect(location.uri, existing=True)
-    print(status(client, runs.experiment_of(client, location.name), location.name), end="")
+    client, name = connect(location.uri, existing=True), location.name
+    print(ask_mlflow(lambda: status(client, runs.experiment_of(client, name), name)), end="")
 
 
 def _table(client: MlflowClient, title: str, shown: list[Run], objective: str) -> Table:

@@ -5,15 +5,40 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from pyarrow import ArrowInvalid, fs
 
 from ali.errors import UserError
 from ali.files import atomic_write, existing_part, make_folder, refuse_address
+from sweeps.engine.retry import awaited
+
+# With pyarrow's own a call waits 100 s for a bucket that takes connections and does not answer, at
+# Google's 15 minutes; there one attempt takes two minutes, for which nobody is asked.
+ATTEMPTS, ATTEMPT_SECONDS, RETRY_SECONDS = 3, 5.0, 15
+
+
+class ImpatientS3(fs.S3FileSystem):
+    """Whose calls end within some ATTEMPTS · ATTEMPT_SECONDS without an answer, in trials, too."""
+
+    def __init__(self, **options: Any) -> None:
+        attempts = fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
+        super().__init__(**options, retry_strategy=attempts)
+
+    @classmethod
+    def like(cls, filesystem: fs.S3FileSystem) -> ImpatientS3:
+        """The same place, asked with less patience."""
+        options = filesystem.__reduce__()[1][0]
+        seconds = dict.fromkeys(("connect_timeout", "request_timeout"), ATTEMPT_SECONDS)
+        return cls(**options | seconds)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImpatientS3.like, (fs.S3FileSystem(**super().__reduce__()[1][0]),)
 
 
 @dataclass(frozen=True)
@@ -44,15 +69,29 @@ class Storage:
                 "--storage-path must not hold keys, which would be logged: "
                 "put them into the environment (AWS_ACCESS_KEY_ID, …) or a role of the machine"
             )
+        limit = f"retry_limit_seconds={RETRY_SECONDS}"
+        if urlsplit(str(address)).scheme in ("gs", "gcs") and "retry_limit" not in str(address):
+            address = f"{address}{'&' if '?' in str(address) else '?'}{limit}"
         try:
             filesystem, root = fs.FileSystem.from_uri(str(address))
         except (ArrowInvalid, OSError) as error:
             raise UserError(f"--storage-path {address}: {one_line(error)}") from error
+        if isinstance(filesystem, fs.S3FileSystem):
+            filesystem = ImpatientS3.like(filesystem)
         return cls(filesystem, root, name, remote=True)
 
     @property
     def folder(self) -> str:
         return f"{self.root}/{self.name}"
+
+    @property
+    def _awaited(self) -> AbstractContextManager[None]:
+        return awaited(f"the storage {self.folder}")
+
+    @contextlib.contextmanager
+    def _asked(self, failure: str) -> Iterator[None]:
+        with self._awaited, as_user_error(failure):
+            yield
 
     def check(self) -> None:
         """Raises UserError if nothing can be written there."""
@@ -60,35 +99,36 @@ class Storage:
             make_folder(existing_part(Path(self.root)))
             return
         probe = f"{self.root}/.probe-{self.name}"
-        with as_user_error(f"cannot write to --storage-path {self.root}"):
+        with self._asked(f"cannot write to --storage-path {self.root}"):
             self.filesystem.open_output_stream(probe).close()
             self.filesystem.delete_file(probe)
 
     def has(self, name: str) -> bool:
         """Whether a file of that name is in the sweep's folder. Raises UserError like `read`."""
-        with as_user_error(f"cannot read {self.folder}"):
+        with self._asked(f"cannot read {self.folder}"):
             info = self.filesystem.get_file_info(f"{self.folder}/{name}")
         return info.type == fs.FileType.File
 
     def checkpoints(self, trial_id: str) -> list[str]:
         """Checkpoint folders of a trial, oldest first. Raises UserError like `read`."""
-        with as_user_error(f"cannot read {self.folder}"):
+        with self._asked(f"cannot read {self.folder}"):
             return list_checkpoints(self.filesystem, f"{self.folder}/{trial_id}")
 
     def trials(self) -> set[str]:
         """Ids of the trials that have a folder here. Raises UserError like `read`."""
         everything = fs.FileSelector(self.folder, allow_not_found=True, recursive=self.remote)
-        with as_user_error(f"cannot read {self.folder}"):
+        with self._asked(f"cannot read {self.folder}"):
             names = _names(self.folder, self.filesystem.get_file_info(everything))
         return {name for name in names if re.fullmatch(r"\d{5,}", name)}
 
     def size(self, folder: str) -> int:
         """Bytes of all files in a folder."""
         selector = fs.FileSelector(folder, recursive=True)
-        return sum(file.size or 0 for file in self.filesystem.get_file_info(selector))
+        with self._awaited:
+            return sum(file.size or 0 for file in self.filesystem.get_file_info(selector))
 
     def delete(self, folder: str) -> None:
-        with contextlib.suppress(OSError):  # retried at the sweep's end
+        with contextlib.suppress(OSError), self._awaited:  # retried at the sweep's end
             self.filesystem.delete_dir(folder)
 
     @contextlib.contextmanager
@@ -104,7 +144,7 @@ class Storage:
 
         Raises UserError if the folder cannot be read.
         """
-        with as_user_error(f"cannot read {self.folder}"):
+        with self._asked(f"cannot read {self.folder}"):
             try:
                 with self.filesystem.open_input_stream(f"{self.folder}/{name}") as source:
                     return source.read()
@@ -113,17 +153,19 @@ class Storage:
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file in the sweep's folder; in a bucket all of it or nothing."""
-        with self.filesystem.open_output_stream(f"{self.folder}/{name}") as out:
+        file = f"{self.folder}/{name}"
+        with self._awaited, self.filesystem.open_output_stream(file) as out:
             out.write(content)
 
     def upload(self, folder: Path, name: str) -> None:
         """Copies a local folder into the sweep's folder."""
-        fs.copy_files(
-            str(folder),
-            f"{self.folder}/{name}",
-            source_filesystem=fs.LocalFileSystem(),
-            destination_filesystem=self.filesystem,
-        )
+        with self._awaited:
+            fs.copy_files(
+                str(folder),
+                f"{self.folder}/{name}",
+                source_filesystem=fs.LocalFileSystem(),
+                destination_filesystem=self.filesystem,
+            )
 
     def fetch(self, file: Path) -> None:
         """Copies a file of the sweep's folder to the local one, if it is there.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import platform
 import subprocess
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from typing import Any
 from ray import tune
 from ray.tune.result import DONE
 
-from ali import environment
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
 from ali.metrics import EPOCH, EVAL_SECONDS, TRAIN_SECONDS
 from sweeps.engine import ray_compat
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment, Metrics
+from sweeps.engine.history import read_history, write_history
 from sweeps.engine.objective import Objective
-from sweeps.engine.retry import Retry
+from sweeps.engine.retry import Retry, awaited
 from sweeps.engine.scheduler import HISTORY
 from sweeps.engine.storage import list_checkpoints
 from sweeps.engine.tracking.schema import (
@@ -44,8 +44,8 @@ from sweeps.engine.tracking.trial_run import TrialRun
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 30.0
+SAVE_AFTER = 5.0  # times what a checkpoint took that could not be written, before the next is tried
 CONFIG_FILE = "config.json"  # artifact of a run, for `python -m ali train --config`
-METRICS = "metrics.json"  # in a checkpoint, beside the state's files: the metrics of each epoch
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,6 @@ class SweepTrial(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any], context: TrialContext) -> None:  # type: ignore[override]
-        # AsyncLogQueue tries again itself, and MLflow's client would for minutes in between.
-        environment.set_defaults(MLFLOW_HTTP_REQUEST_MAX_RETRIES="2")
         context.experiment.set_threads(context.threads)
         self._context = context
         self._runs: list[TrialRun] = []  # of all its trials
@@ -85,6 +83,7 @@ class SweepTrial(tune.Trainable):
         self._history: list[Metrics] = []  # of each epoch
         self._past_values: list[tuple[float, float]] = []  # of a checkpoint, for the next result
         self._opened: TrialRun | None = None
+        self._next_save = 0.0  # on the monotonic clock
 
     @property
     def _dataset(self) -> Any:
@@ -196,14 +195,21 @@ class SweepTrial(tune.Trainable):
         if self._state is not None:
             folder = Path(checkpoint_dir)
             self._state.save(folder)
-            (folder / METRICS).write_text(_with_checksum(self._history))
+            write_history(folder, self._history)
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
-        # A full disk costs the trial its newest checkpoint, not its life.
+        # A full disk costs the trial its newest checkpoint, not its life; a bucket that is silent a
+        # small part of its time.
+        began = time.monotonic()
+        if began < self._next_save:
+            return ray_compat.result_without_checkpoint(self)
         try:
-            return super().save(checkpoint_dir)
+            with awaited(f"the storage of trial {self.trial_id}"):
+                return super().save(checkpoint_dir)
         except (OSError, UserError) as error:
             log.warning("trial %s: no checkpoint was written: %s", self.trial_id, error)
+            now = time.monotonic()
+            self._next_save = now + SAVE_AFTER * (now - began)
             return ray_compat.result_without_checkpoint(self)
 
     def restore(self, checkpoint_path: Any) -> None:
@@ -255,29 +261,6 @@ class SweepTrial(tune.Trainable):
 def _is_away(error: Exception) -> bool:
     """Whether an error is a storage's that does not answer, and no other."""
     return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-
-
-def _with_checksum(history: list[Metrics]) -> str:
-    text = json.dumps(history)
-    return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "history": text})
-
-
-def read_history(folder: Path) -> list[Metrics]:
-    """The metrics of each epoch up to a trial's checkpoint.
-
-    Raises UserError if they are damaged; OSError if there are none.
-    """
-    path = folder / METRICS
-    try:
-        saved = json.loads(path.read_text())
-        if isinstance(saved, list):  # written before they had a checksum here
-            return saved
-        text = saved["history"]
-        if hashlib.sha256(text.encode()).hexdigest() == saved["sha256"]:
-            return json.loads(text)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise UserError(f"{path} is damaged: the previous checkpoint is used")
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ali import environment
 from ali.output import first_line, without_password
 from sweeps.engine.options import Location
+from sweeps.engine.retry import ask_mlflow
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import (
     MLFLOW_ENVIRONMENT,
@@ -77,7 +78,7 @@ def serve_ui(options: UiOptions) -> None:
     uri = options.uri
     client = connect(uri, existing=True)
     server = without_password(uri) if is_server(uri) else f"http://{HOST}:{options.port}"
-    for line in links(client, server, options.name):
+    for line in ask_mlflow(lambda: list(links(client, server, options.name))):
         print(line, flush=True)
     if not is_database(uri):
         return

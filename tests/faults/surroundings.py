@@ -5,12 +5,18 @@ from __future__ import annotations
 import contextlib
 import http.server
 import os
+import random
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from mlflow import MlflowClient
 
 from sweeps.engine.storage import Storage
 from tests.faults.sweep import Fault, SweepUnderTest
@@ -36,18 +42,34 @@ def take_readers_away(sweep: SweepUnderTest) -> None:
         sweep.wait_for_end()
 
 
-def stop_the_reader(sweep: SweepUnderTest) -> None:
-    """Who reads stdout and stderr stops reading, as less does, and Ctrl-S."""
+@contextlib.contextmanager
+def no_reader() -> Iterator[IO]:
+    """Output whose reader has gone."""
     reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb", buffering=0) as out:
+        yield out
+
+
+@contextlib.contextmanager
+def stopped_reader(sweep: SweepUnderTest) -> Iterator[IO]:
+    """Output whose reader stops reading, as less does, and Ctrl-S."""
+    reader, writer = os.pipe()
+    sweep.held.callback(os.close, reader)
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
         while True:
             os.write(writer, bytes(2**12))
     os.set_blocking(writer, True)
     with open(writer, "wb") as out:
+        yield out
+
+
+def stop_the_reader(sweep: SweepUnderTest) -> None:
+    """Who reads stdout and stderr stops reading."""
+    with stopped_reader(sweep) as out:
         sweep.start_driver(out=out)
     sweep.wait_for_end()
-    os.close(reader)
 
 
 def fill_output(sweep: SweepUnderTest) -> None:
@@ -74,12 +96,13 @@ def terminate_all(sweep: SweepUnderTest) -> None:
     _stop_and_resume(
         sweep,
         lambda: os.killpg(sweep.process.pid, signal.SIGTERM),
-        lambda: _terminate(list(_family(sweep.process.pid))),
+        lambda: terminate_family(sweep),
     )
 
 
-def _terminate(processes: list[int]) -> None:
-    for pid in processes:
+def terminate_family(sweep: SweepUnderTest) -> None:
+    """SIGTERM to the driver and to each process that it has started."""
+    for pid in list(_family(sweep.process.pid)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
 
@@ -146,30 +169,49 @@ class Relay:
             destination.shutdown(socket.SHUT_WR)
 
 
+class Bucket:
+    """A bucket that a sweep has its checkpoints in, and that can be taken away."""
+
+    def __init__(self, sweep: SweepUnderTest) -> None:
+        self._sweep, self._store = sweep, ObjectStore(sweep.folder)
+        sweep.held.callback(self._store.process.wait)
+        sweep.held.callback(self._store.process.kill)
+        self._relay = Relay(self._store.address)
+        where = f"scheme=http&endpoint_override=127.0.0.1:{self._relay.port}"
+        sweep.env |= {**KEYS, "ALI_STORAGE_PATH": f"s3://{BUCKET}/runs?{where}"}
+        os.environ.update(KEYS)
+
+    def refuse(self, seconds: float = 45) -> None:
+        """For so long it refuses connections."""
+        self._relay.close()
+        time.sleep(seconds)
+        self._relay.open()
+
+    def be_silent(self, seconds: float = 45) -> None:
+        """For so long it takes connections, and does not answer."""
+        self._store.process.send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        self._store.process.send_signal(signal.SIGCONT)
+
+    def fetch_table(self) -> None:
+        """Copies Tune's table of trials to where audit looks for it."""
+        sweep, store = self._sweep, self._store
+        keys = store.keys(f"runs/{sweep.name}/")
+        newest = max(key for key in keys if "experiment_state-" in key)
+        storage = Storage.at(store.uri, sweep.name)
+        storage.fetch(sweep.runs / sweep.name / newest.rpartition("/")[2])
+
+
 def take_bucket_away(sweep: SweepUnderTest) -> None:
     """For 45 seconds the bucket refuses connections; then it stops answering for as long."""
-    store = ObjectStore(sweep.folder)
-    relay = Relay(store.address)
-    address = f"s3://{BUCKET}/runs?scheme=http&endpoint_override=127.0.0.1:{relay.port}"
-    try:
-        sweep.env |= {**KEYS, "ALI_STORAGE_PATH": address}
-        os.environ.update(KEYS)
-        sweep.start_driver()
-        sweep.wait_for_epochs(0.2)
-        relay.close()
-        time.sleep(45)
-        relay.open()
-        sweep.wait_for_epochs(0.7)
-        store.process.send_signal(signal.SIGSTOP)
-        time.sleep(45)
-        store.process.send_signal(signal.SIGCONT)
-        sweep.wait_for_end()
-        storage = Storage.at(store.uri, sweep.name)  # audit looks at the sweep's folder
-        tables = [key for key in store.keys(f"runs/{sweep.name}/") if "experiment_state-" in key]
-        storage.fetch(sweep.runs / sweep.name / max(tables).rpartition("/")[2])
-    finally:
-        store.process.kill()
-        store.process.wait()
+    bucket = Bucket(sweep)
+    sweep.start_driver()
+    sweep.wait_for_epochs(0.2)
+    bucket.refuse()
+    sweep.wait_for_epochs(0.7)
+    bucket.be_silent()
+    sweep.wait_for_end()
+    bucket.fetch_table()
 
 
 # A proxy, a server
@@ -187,39 +229,84 @@ class _Refusing(http.server.BaseHTTPRequestHandler):
 
 def proxy_in_between(sweep: SweepUnderTest) -> None:
     """The environment names a proxy, which refuses every address of this machine."""
-    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refusing)
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-    sweep.env |= dict.fromkeys(names, f"http://127.0.0.1:{proxy.server_port}")
-    sweep.env |= {"no_proxy": "", "NO_PROXY": ""}
+    name_refusing_proxy(sweep)
     log_to_server(sweep)
     sweep.start_driver()
     sweep.wait_for_end()
-    proxy.shutdown()
+
+
+def name_refusing_proxy(sweep: SweepUnderTest) -> None:
+    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refusing)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    sweep.held.callback(proxy.shutdown)
+    names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+    sweep.env |= dict.fromkeys(names, f"http://127.0.0.1:{proxy.server_port}")
+    sweep.env |= {"no_proxy": "", "NO_PROXY": ""}
 
 
 def fill_artifact_store(sweep: SweepUnderTest) -> None:
     """The disk of the server's artifacts is full for good; that of its database is not."""
-    store = sweep.folder / "artifacts"  # as Server has it
-    store.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", store], check=True)
-    sweep.held.callback(subprocess.run, ["umount", "-l", store], check=True)
-    with contextlib.suppress(OSError), (store / "filler").open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(2**12))
+    fill(small_artifact_store(sweep))
     log_to_server(sweep)
     sweep.options += ("--outage-seconds", "10")
     sweep.start_driver()
     sweep.wait_for_end()
 
 
-def log_to_server(sweep: SweepUnderTest) -> None:
+def small_artifact_store(sweep: SweepUnderTest, size: str = "64k") -> Path:
+    """A small disk for the artifacts of the sweep's server."""
+    store = sweep.folder / "artifacts"  # as Server has it
+    store.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", store], check=True)
+    sweep.held.callback(subprocess.run, ["umount", "-l", store], check=True)
+    return store
+
+
+def fill(folder: Path) -> Path:
+    """Fills a disk; the file that does."""
+    filler = folder / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**12))
+    return filler
+
+
+def log_to_server(sweep: SweepUnderTest) -> Server:
     """Has the sweep log to an MLflow server of its own."""
     server = Server(sweep.folder)
     server.start()
     sweep.held.callback(server.stop)
     sweep.server = server.uri
     sweep.options += ("--tracking-uri", server.uri)
+    return server
+
+
+def delete_in_mlflow(sweep: SweepUnderTest, what: str, for_good: bool) -> None:
+    """Somebody deletes a trial's run, the sweep's, or the experiment; `mlflow gc` may follow."""
+    client, parents = MlflowClient(sweep.uri), sweep.parents()
+    if not parents:  # deleted before, and not restored yet
+        return
+    parent = parents[0]
+    if what == "experiment":
+        client.delete_experiment(parent.info.experiment_id)
+    else:
+        running = [one for found in sweep.mlflow().values() for one in found]
+        chosen = parent if what == "sweep" or not running else random.choice(running)
+        client.delete_run(chosen.info.run_id)
+    if for_good:
+        store = f"sqlite:///{sweep.folder}/server.db" if sweep.server else sweep.uri
+        command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", store]
+        command += ["--tracking-uri", sweep.uri]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+def collect_garbage(sweep: SweepUnderTest) -> None:
+    """A trial's run, later the whole experiment, are deleted for good while the sweep runs."""
+    sweep.start_driver()
+    for per_trial, what in ((0.3, "trial"), (1.0, "experiment")):
+        sweep.wait_for_epochs(per_trial)
+        delete_in_mlflow(sweep, what, for_good=True)
+    sweep.wait_for_end()
 
 
 FAULTS = {
@@ -231,4 +318,5 @@ FAULTS = {
     21: Fault("bucket refuses 45 s, silent 45 s", take_bucket_away, seconds=1),
     22: Fault("a proxy that refuses this machine", proxy_in_between),
     23: Fault("MLflow's artifact store full", fill_artifact_store),
+    24: Fault("a run, the experiment: `mlflow gc`", collect_garbage, seconds=2),
 }

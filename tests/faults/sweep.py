@@ -26,6 +26,7 @@ class SweepUnderTest(Toy):
     drivers: int = 0  # started so far
     ends: dict[str, list[str]] = field(default_factory=dict)  # end states allowed, by trial
     epochs_per_restart: int = 1  # that a restarted trial may train again
+    before_audit: Callable[[], None] = lambda: None
     resumes: int = 0  # how often a driver may give up and be started again
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # until it is examined
 

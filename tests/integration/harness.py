@@ -127,6 +127,16 @@ def new_database(folder: Path) -> Path:
     return folder / "mlflow.db"
 
 
+def collect_garbage(uri: str) -> None:
+    """`mlflow gc` on a database: what is deleted is gone for good."""
+    from click.testing import CliRunner
+    from mlflow.cli import cli
+
+    asked, env = ["gc", "--backend-store-uri", uri], {"MLFLOW_TRACKING_URI": uri}
+    done = CliRunner().invoke(cli, asked, env=env)
+    assert done.exit_code == 0, done.output or done.exception
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -6,6 +6,7 @@ The sweep is one that MLflow knows of, with a trial of the mixture: training tak
 import json
 import shutil
 import signal
+import threading
 
 import mlflow.pyfunc
 import numpy as np
@@ -21,8 +22,11 @@ from ali.training.state import State
 from sweeps.engine import full_training, tracking, workers
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.final import FinalOptions, train_best
+from sweeps.engine.full_training import FullTraining
+from sweeps.engine.retry import Retry
 from sweeps.engine.tracking.queue import AsyncLogQueue
 from sweeps.engine.tracking.trial_run import TrialRun
+from tests.integration.harness import Server
 
 CONFIG = Config(data="mixture", train_size=1000, batch_size=250, labels=90, epochs=2)
 
@@ -30,9 +34,9 @@ CONFIG = Config(data="mixture", train_size=1000, batch_size=250, labels=90, epoc
 class Best:
     """A sweep in a folder, and `best.py` on it."""
 
-    def __init__(self, folder):
-        self.folder = folder
-        uri = tracking.default_uri(folder)
+    def __init__(self, folder, uri=None):
+        self.folder, self.uri = folder, uri
+        uri = uri or tracking.default_uri(folder)
         self.client = tracking.connect(uri)
         self.experiment = tracking.experiment_id(self.client, folder)
         name = "modes_missed"
@@ -50,7 +54,7 @@ class Best:
             state.save(self.folder / "s" / "00000" / "checkpoint_000001")
 
     def train(self, **options):
-        options = {"svms": 1, "threads": 1, **options}
+        options = {"svms": 1, "threads": 1, "tracking_uri": self.uri, **options}
         assert train_best(FinalOptions(name="s", output_dir=self.folder, **options)) == 0
 
     def runs(self):
@@ -77,15 +81,21 @@ class Best:
 
 
 @pytest.fixture
-def best(tmp_path, database, monkeypatch):
+def quick(monkeypatch):
+    """Data so small that a full training takes a second."""
     monkeypatch.setattr(mixture, "SIZES", {"train": 1000, "valid": 500, "test": 500})
     monkeypatch.setattr(quality, "POINTS", 500)
     monkeypatch.setattr(full_training.AliExperiment, "pictures", lambda *_: {})  # a second each
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    shutil.copy(database, tmp_path)
-    yield Best(tmp_path)
+    yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def best(tmp_path, database, quick):
+    shutil.copy(database, tmp_path)
+    return Best(tmp_path)
 
 
 def test_more_epochs_are_another_version_and_fewer_are_refused(best):
@@ -148,10 +158,79 @@ def test_killed_at_its_end_a_resume_finishes_what_is_missing(best, epochs, monke
         assert len(best.models()) == len(earlier) + (name == "set_terminated")
     best.train(epochs=epochs)
     (run,), (last, *before) = best.runs(), best.models().values()
-    assert run.info.status == "FINISHED" and tested == 2, "once more: the first was killed in it"
+    assert run.info.status == "FINISHED" and tested == 1, "the test split is read once"
     assert last[:2] == (run.info.run_id, epochs) and before == list(earlier.values())
     assert {"modes_missed", "test_modes_missed"} <= run.data.metrics.keys()
     assert run.data.metrics["epoch"] == epochs
+
+
+def loses_an_answer(name, lost):
+    """The method of MLflow's client that does what it is asked, and fails once."""
+    call = getattr(MlflowClient, name)
+
+    def cut(*arguments, **options):
+        answer = call(*arguments, **options)
+        if name not in lost:
+            lost.append(name)
+            raise ConnectionError("the network went away")
+        return answer
+
+    return cut
+
+
+def test_an_mlflow_that_is_away_at_each_of_its_calls_costs_nothing(best, monkeypatch, capsys):
+    """Its answer to the first call of each kind is lost; what was asked it has done."""
+    lost, checked, check = [], [], FullTraining.check_resumable
+    monkeypatch.setattr(Retry, "_pause", lambda *_: None)
+    monkeypatch.setattr(FullTraining, "check_resumable", lambda it: checked.append(it) or check(it))
+    for name in ("search_runs", "get_run", "log_batch", "log_text", "set_tag", "log_artifacts",
+                 "create_registered_model", "create_model_version", "set_terminated"):  # fmt: skip
+        monkeypatch.setattr(MlflowClient, name, loses_an_answer(name, lost))
+    best.train(epochs=3)
+    assert len(lost) == 9 and len(checked) == 1
+    (run,) = best.runs()
+    assert run.info.status == "FINISHED" and "test_modes_missed" in run.data.metrics
+    assert [m.step for m in best.client.get_metric_history(run.info.run_id, "epoch")] == [1, 2, 3]
+    assert list(best.models()) == [1] and best.aliases() == {"champion": 1}
+    assert capsys.readouterr().out.count("testing") == 1
+
+
+@pytest.mark.long
+def test_a_full_training_outlives_its_server(tmp_path, quick, monkeypatch, capsys):
+    server = Server(tmp_path)
+    server.start()
+    best, end_epoch = Best(tmp_path, server.uri), FullTraining._end_epoch
+
+    def stop_after_the_first(self, state, metrics):
+        end_epoch(self, state, metrics)
+        if state.epoch == 1:
+            server.stop()
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="run the same command"):
+        patch.setattr(FullTraining, "_end_epoch", stop_after_the_first)
+        best.train(epochs=3, outage_seconds=1)
+    assert "epoch 3/3" in capsys.readouterr().out, "it was trained to its end"
+    with pytest.raises(UserError, match="no MLflow server answers"):
+        best.train(epochs=3)
+    server.start()
+    test, starting = full_training.test_metrics, threading.Timer(5, server.start)
+
+    def stop_and_start(*arguments):
+        server.stop()
+        starting.start()
+        return test(*arguments)
+
+    monkeypatch.setattr(full_training, "test_metrics", stop_and_start)
+    try:
+        best.train(epochs=3)
+        starting.join()
+        (run,) = best.runs()
+        assert run.info.status == "FINISHED" and "test_modes_missed" in run.data.metrics
+        logged = best.client.get_metric_history(run.info.run_id, "d_loss")
+        assert sorted(metric.step for metric in logged) == [1, 2, 3]
+        assert best.aliases() == {"champion": 1}
+    finally:
+        server.stop()
 
 
 def test_workers_may_be_lost_any_number_of_times_while_there_is_progress(best, monkeypatch):
@@ -190,6 +269,7 @@ def test_several_seeds_load_the_data_once_and_are_refused_together(best, monkeyp
     with pytest.raises(UserError, match="-seed1000000 has 2 epochs"):
         best.train(seeds=3, epochs=1)
     assert "epoch" not in capsys.readouterr().out, "no other is trained before"
+    assert not list((best.folder / "s").glob("*-seed3000000")), "nothing is left of what began not"
 
 
 def test_a_training_is_not_continued_on_other_data(best):

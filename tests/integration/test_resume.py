@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from sweeps.engine.status import status
 from tests.audit import audit
-from tests.integration.harness import EPOCHS, Toy, kill_when, wait_for
+from tests.integration.harness import EPOCHS, Toy, collect_garbage, kill_when, wait_for
 
 pytestmark = pytest.mark.versions
 
@@ -54,6 +54,28 @@ def test_what_is_deleted_in_mlflow_while_a_sweep_runs_is_restored(toy):
     assert {found.name for found in client.search_experiments()} == {"Default", "archive"}
     client.rename_experiment(parent.info.experiment_id, "ali")
     audit(toy, 4)
+
+
+@pytest.mark.long
+def test_what_mlflow_gc_takes_from_a_running_sweep_is_logged_anew(toy):
+    toy.env["TOY_SECONDS"] = "1.5"
+    process = toy.start("--num-trials", "4", "--grace-epochs", str(EPOCHS))
+    wait_for(lambda: toy.epochs().total() >= 4, process)
+    client, (parent,) = MlflowClient(toy.uri), toy.parents()
+    client.delete_run(toy.mlflow()["00000"][0].info.run_id)
+    collect_garbage(toy.uri)
+    wait_for(lambda: toy.epochs().total() >= 14, process)
+    client.delete_experiment(parent.info.experiment_id)
+    collect_garbage(toy.uri)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in out + err, out + err
+    assert set(audit(toy, 4).values()) == {"COMPLETE"}
+    assert "trial 00000: its run in MLflow was deleted for good" in out
+    assert "the sweep's run in MLflow was deleted for good" in out
+    assert "note: MLflow did not take all records of the trials" in out
+    (parent,) = toy.parents()
+    for (run,) in toy.mlflow().values():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
 
 
 @pytest.mark.slow

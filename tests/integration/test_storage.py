@@ -2,11 +2,15 @@
 
 import contextlib
 import os
+import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,8 @@ from mlflow import MlflowClient
 from pyarrow import fs
 
 from ali.errors import UserError
+from sweeps.engine import retry
+from sweeps.engine import storage as module
 from sweeps.engine.mirror import LEASE, JournalMirror
 from sweeps.engine.storage import Storage
 from tests.audit import audit
@@ -318,3 +324,30 @@ def test_a_bucket_that_is_not_there_is_said_in_one_line(clustered, store):
     assert not toy.runs.exists() and not MlflowClient(toy.server).search_experiments(
         filter_string="name = 'ali'"
     )
+
+
+@contextlib.contextmanager
+def silent_port():
+    """A port that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # the kernel takes them
+        yield listening.getsockname()[1]
+
+
+def test_a_silent_bucket_is_named_and_given_up_within_seconds(monkeypatch, caplog):
+    """By trials, too, to which it is handed as a pickle. pyarrow's own calls wait for 100 s."""
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    monkeypatch.setattr(module, "ATTEMPT_SECONDS", 1.0)
+    monkeypatch.setattr(retry, "SILENT_SECONDS", 1.0)
+    for key, value in KEYS.items():
+        monkeypatch.setenv(key, value)
+    with silent_port() as port:
+        where = f"region=us-east-1&scheme=http&endpoint_override=127.0.0.1:{port}"
+        storage = Storage.at(f"s3://{BUCKET}/runs?{where}", "toy")
+        storage = replace(storage, filesystem=pickle.loads(pickle.dumps(storage.filesystem)))
+        began = time.monotonic()
+        with pytest.raises(UserError, match=f"cannot read {BUCKET}/runs/toy: .*Timeout"):
+            storage.has("journal")
+        assert time.monotonic() - began < 10
+    assert caplog.messages[0].startswith(f"still waiting for the storage {BUCKET}/runs/toy")
+    limited = Storage.at(f"gs://anonymous@{BUCKET}/runs", "toy").filesystem.__reduce__()[1][0]
+    assert limited["retry_time_limit"] == timedelta(seconds=module.RETRY_SECONDS)

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ali.files import atomic_write
-from sweeps.engine.options import Location, saved_options
+from sweeps.engine.options import Location
 from sweeps.engine.reporting.evidence import has_collapsed
 from sweeps.engine.reporting.findings import Findings, find
 from sweeps.engine.reporting.text import WIDTH, as_text
 from sweeps.engine.results import load_study
+from sweeps.engine.retry import ask_mlflow
+from sweeps.engine.saved_options import saved_options
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import connect
 
@@ -31,7 +33,8 @@ def show_report(asked: ReportOptions) -> None:
     options = saved_options(asked)
     study = load_study(options)
     client = connect(options.uri, existing=True)
-    found = find(options, study, client, runs.experiment_of(client, options.name))
+    name = options.name
+    found = ask_mlflow(lambda: find(options, study, client, runs.experiment_of(client, name)))
     if asked.html is None:
         print(as_text(found), end="")
         return
@@ -40,7 +43,7 @@ def show_report(asked: ReportOptions) -> None:
     from sweeps.engine.reporting.static import draw
 
     records = Records(client)
-    page = html(found, records, draw(found, records))
+    page = ask_mlflow(lambda: html(found, records, draw(found, records)))
     with atomic_write(asked.html) as path:
         path.write_text(page)
     print(f"{asked.html.resolve()}: {len(page.encode()) / 2**20:.1f} MB; open it in a browser")

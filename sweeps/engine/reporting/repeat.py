@@ -11,7 +11,7 @@ from ali.cli import command
 from ali.config import Config
 from ali.errors import UserError
 from sweeps.engine.journal import EXPERIMENT, SCRIPT
-from sweeps.engine.options import Location, Options
+from sweeps.engine.options import OF_A_START, Location, Options
 from sweeps.engine.reporting.findings import Findings
 from sweeps.engine.results import TrialResult
 from sweeps.engine.scripts import script_command
@@ -40,7 +40,7 @@ def commands(found: Findings) -> list[tuple[str, str]]:
 
 def arguments_of(options: Options) -> list[str]:
     """The options of a sweep, but for where it is, that are not what `Options` has by default."""
-    left_out = {"resume"} | {field.name for field in dataclasses.fields(Location)}
+    left_out = set(OF_A_START) | {field.name for field in dataclasses.fields(Location)}
     defaults = Options(name=options.name).to_dict()
     changed = {k: v for k, v in options.to_dict().items() if v != defaults[k]}
     return _arguments({k: v for k, v in changed.items() if k not in left_out})

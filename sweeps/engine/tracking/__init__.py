@@ -19,11 +19,11 @@ from sweeps.engine.tracking.runs import (
     objective_of,
     open_trial,
     require_sweep,
-    restore_sweep,
     set_best_trials,
     start_sweep,
 )
 from sweeps.engine.tracking.schema import TrackingContext
+from sweeps.engine.tracking.search import restore_sweep
 from sweeps.engine.tracking.trial_run import TrialRun
 
 __all__ = [

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from ali import environment
 from ali.errors import UserError
 from ali.output import first_line, without_password
+from sweeps.engine.retry import reason
 from sweeps.engine.tracking.schema import experiment_name
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def check_server(uri: str) -> None:
         )
         said, refused = _said(answer), answer.status_code in (401, 403)
     except Exception as error:
-        said, refused = _cause(error), False
+        said, refused = reason(error), False
     if not said:
         return
     shown, proxy = without_password(uri), _proxy(uri)
@@ -140,14 +141,6 @@ def _said(answer: Response) -> str:
     words = parsed.get("message", "") if isinstance(parsed, dict) else answer.text
     words = "" if str(words).lstrip().startswith("<") else f": {words}" if words else ""
     return first_line(f"{answer.status_code} {answer.reason}{words}")
-
-
-def _cause(error: Exception) -> str:
-    """What http_request wraps in several layers: "[Errno 111] Connection refused"."""
-    inner = error.__context__ or error
-    inner = getattr(inner.args[0], "reason", inner) if inner.args else inner
-    inner = getattr(inner, "original_error", inner)  # of a proxy's refusal
-    return first_line(inner).rpartition(">: ")[2].rpartition("): ")[2]
 
 
 def _proxy(uri: str) -> str | None:

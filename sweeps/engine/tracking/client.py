@@ -34,6 +34,7 @@ MLFLOW_ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its own 7 take minutes, and Retry tries again itself
 }
 OUTAGE_SECONDS = 600.0  # how long a trial keeps trying to deliver its log records
 
@@ -70,6 +71,7 @@ def open_client(uri: str) -> MlflowClient:
     # After the import, which sets levels of its own. AsyncLogQueue logs errors in a line.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -141,12 +143,17 @@ def _create_database(file: Path) -> None:
         ) from error
 
 
-def experiment_id(client: MlflowClient, output_dir: Path) -> str:
-    """The experiment of all sweeps; artifacts of a database go to `output_dir`/artifacts."""
+def experiment_id(client: MlflowClient, output_dir: Path, restore: bool = False) -> str:
+    """The experiment of all sweeps; artifacts of a database go to `output_dir`/artifacts.
+
+    Raises UserError if it was deleted, unless it may be restored (`restore`).
+    """
     name = experiment_name(client.tracking_uri)
     found = client.get_experiment_by_name(name)
     if found is not None:
-        if found.lifecycle_stage == "deleted":
+        if found.lifecycle_stage == "deleted" and restore:
+            client.restore_experiment(found.experiment_id)
+        elif found.lifecycle_stage == "deleted":
             raise UserError(
                 f"the MLflow experiment {name!r} was deleted: restore it "
                 f"(mlflow experiments restore --experiment-id {found.experiment_id})"

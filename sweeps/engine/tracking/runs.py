@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ali.errors import UserError
@@ -40,6 +40,7 @@ from sweeps.engine.tracking.schema import (
     parameters,
     read_missing,
 )
+from sweeps.engine.tracking.search import DELETED, restore, search, search_sweeps
 from sweeps.engine.tracking.view import COMPARED, save_best_view
 
 if TYPE_CHECKING:
@@ -47,33 +48,11 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
-
-ACTIVE, DELETED, ALL = "active_only", "deleted_only", "all"  # views on runs, as MLflow names them
 
 
 def find_runs(client: MlflowClient, experiment: str, **tags: str) -> list[Run]:
     """All runs that have these tags."""
-    return _search(client, [experiment], tags)
-
-
-def _search(
-    client: MlflowClient, experiments: list[str], tags: Mapping[str, str], view: str = ACTIVE
-) -> list[Run]:
-    """All runs that have these tags, the newest first; `view`: MLflow's, on deleted ones."""
-    from mlflow.entities import ViewType
-
-    where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs(
-            experiments, where, ViewType.from_string(view), max_results=1000, page_token=token
-        )
-        runs += page
-        token = page.token
-        if not token:
-            return runs
+    return search(client, [experiment], tags)
 
 
 def find_sweep(client: MlflowClient, experiment: str, sweep: str) -> Run | None:
@@ -96,23 +75,14 @@ def _unknown(sweep: str, known: Sequence[Run]) -> UserError:
 
 def all_sweeps(client: MlflowClient) -> list[Run]:
     """The runs of all sweeps."""
-    return _sweeps(client)
-
-
-def _sweeps(client: MlflowClient, sweep: str | None = None, view: str = ACTIVE) -> list[Run]:
-    """As `_search`, the parent runs of sweeps in all experiments: theirs may have been renamed."""
-    from mlflow.entities import ViewType
-
-    known = client.search_experiments(view_type=ViewType.ALL, max_results=1000)
-    tags = {KIND: KIND_SWEEP} | ({SWEEP: sweep} if sweep else {})
-    return _search(client, [experiment.experiment_id for experiment in known], tags, view)
+    return search_sweeps(client)
 
 
 def experiment_of(client: MlflowClient, sweep: str) -> str:
     """The experiment that holds a sweep. Raises UserError if there is none; creates none."""
-    if found := _sweeps(client, sweep):
+    if found := search_sweeps(client, sweep):
         return found[0].info.experiment_id
-    if found := _sweeps(client, sweep, DELETED):
+    if found := search_sweeps(client, sweep, DELETED):
         info = found[0].info
         gone = client.get_experiment(info.experiment_id).lifecycle_stage == "deleted"
         what = f"experiments restore --experiment-id {info.experiment_id}"
@@ -120,30 +90,7 @@ def experiment_of(client: MlflowClient, sweep: str) -> str:
         raise UserError(
             f"sweep {sweep!r} was deleted in MLflow: restore it (mlflow {what}), or --resume it"
         )
-    raise _unknown(sweep, _sweeps(client))
-
-
-def restore_sweep(client: MlflowClient, sweep: str) -> str | None:
-    """Restores what was deleted of a sweep: its run, and its experiment; returns the latter.
-
-    Of several of this name the newest. None if MLflow has neither.
-    """
-    found = _sweeps(client, sweep, ALL)
-    if not found:
-        return None
-    restore(client, found[0].info.run_id)
-    return found[0].info.experiment_id
-
-
-def restore(client: MlflowClient, run_id: str) -> None:
-    """Restores a run, and its experiment with all runs in it, if somebody has deleted them."""
-    experiment = client.get_run(run_id).info.experiment_id
-    if client.get_experiment(experiment).lifecycle_stage == "deleted":
-        log.warning("experiment %s was deleted in MLflow: restored, as a run needs it", experiment)
-        client.restore_experiment(experiment)
-    if client.get_run(run_id).info.lifecycle_stage == "deleted":
-        log.warning("run %s was deleted in MLflow: restored, as its sweep needs it", run_id)
-        client.restore_run(run_id)
+    raise _unknown(sweep, search_sweeps(client))
 
 
 def objective_of(run: Run) -> str:
@@ -224,6 +171,9 @@ def start_sweep(
         if run is None:
             own = {SWEEP: sweep, KIND: KIND_SWEEP, RUN_NAME: sweep, OBJECTIVE: objective}
             run = client.create_run(experiment, tags={**own, **(tags or {})})
+            for other in find_runs(client, experiment, sweep=sweep):
+                if other.data.tags[KIND] != KIND_SWEEP:  # its parent is gone
+                    client.set_tag(other.info.run_id, PARENT, run.info.run_id)
         if new := {k: v for k, v in params.items() if k not in run.data.params}:
             describe(client, run.info.run_id, new)
         if options and run.data.tags.get(OPTIONS) != (text := config_text(options)):
@@ -294,7 +244,7 @@ def restore_trial(client: MlflowClient, to: TrackingContext, trial_id: str) -> R
     """The run of a trial as `find_trial`, restored if it was deleted."""
     # Under this sweep's run: an earlier sweep of this name may be in the trash, too.
     tags = {TRIAL: trial_id, KIND: KIND_TRIAL, PARENT: to.parent_run_id}
-    found = _search(client, [to.experiment], tags, DELETED)
+    found = search(client, [to.experiment], tags, DELETED)
     if not found:
         return None
     restore(client, found[0].info.run_id)
@@ -344,6 +294,43 @@ def open_trial(
     if run.info.status != "RUNNING":
         client.update_run(run.info.run_id, status="RUNNING")
     return run
+
+
+def keep_open(
+    client: MlflowClient, to: TrackingContext, running: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Restores the runs of a sweep and of trials that somebody has deleted while they run.
+
+    Returns the ids of trials whose runs were gone and are created anew: their processes log again
+    what they had. Only the driver calls this. Raises MlflowException if the sweep's own run is gone
+    (`is_gone`).
+
+    Args:
+        running: configurations by id.
+    """
+    restore(client, to.parent_run_id)
+    tags = {SWEEP: to.sweep, KIND: KIND_TRIAL}
+    found = search(client, [to.experiment], tags, status="RUNNING")
+    known, anew = {run.data.tags[TRIAL] for run in found}, []
+    for trial_id in sorted(running.keys() - known):
+        if not (find_trial(client, to, trial_id) or restore_trial(client, to, trial_id)):
+            create_trial(client, to, trial_id, config=running[trial_id])
+            anew.append(trial_id)
+    return anew
+
+
+def followed(client: MlflowClient, to: TrackingContext) -> TrackingContext:
+    """Where a sweep logs to now: its driver may have had to make its run, or experiment, anew.
+
+    Raises UserError if there is nothing of it any more.
+    """
+    if not (found := search_sweeps(client, to.sweep)):
+        raise UserError(
+            f"MLflow has no sweep {to.sweep!r} any more (was `mlflow gc` run?): resume the sweep "
+            "(--resume), which writes it anew"
+        )
+    parent = found[0].info
+    return replace(to, experiment=parent.experiment_id, parent_run_id=parent.run_id)
 
 
 def end_trial(

@@ -25,8 +25,8 @@ from sweeps.engine.tracking.runs import (
     create_trial,
     describe,
     find_trial,
+    followed,
     logged_epochs,
-    restore,
     to_text,
 )
 from sweeps.engine.tracking.schema import (
@@ -40,10 +40,12 @@ from sweeps.engine.tracking.schema import (
     missing_text,
     read_missing,
 )
+from sweeps.engine.tracking.search import is_gone, restore
 
 if TYPE_CHECKING:
     import numpy as np
     from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
 
 TITLES = {KIND_TRIAL: "trial", KIND_BEST: "full training"}  # of pictures, by kind of run
 
@@ -54,7 +56,8 @@ class TrialRun:
     The run is found by its tags, so a process that is restarted continues the run it had. A trial's
     run is created by the driver; others are created here (`create`). An epoch's metrics are one
     request; its pictures follow, and no metrics wait for them. What the run already holds is not
-    logged again. What it does not have, it says in its tag MISSING.
+    logged again. What it does not have, it says in its tag MISSING. A run that somebody has deleted
+    is restored; if it is gone for good, a new one gets what this process has logged but pictures.
     """
 
     def __init__(
@@ -73,7 +76,9 @@ class TrialRun:
         self._opened = ""  # the run that this process has opened, for when it has been deleted
         self._logged: set[int] | None = None  # epochs; None: the run is to be asked
         self._pictured: set[tuple[str, int]] | None = None  # keys and epochs of pictures
-        self._texts = 0  # queued
+        self._epochs_pictured: set[int] = set()
+        self._texts: list[tuple[str, str]] = []  # queued: text, file
+        self._rows: dict[int, tuple[dict[str, float], int]] = {}  # metrics and time, by epoch
         self.missing: dict[str, set[int]] = {METRICS: set(), PICTURES: set(), TEXTS: set()}
         self._told = "{}"  # of what is missing
         self._client: MlflowClient | None = None
@@ -83,9 +88,10 @@ class TrialRun:
 
     def epoch(self, metrics: Mapping[str, float], images: Mapping[str, np.ndarray]) -> None:
         """Queues one epoch. `metrics` holds EPOCH; `images` are uint8 (H, W, 3) by key."""
-        epoch, metrics = int(metrics[EPOCH]), dict(metrics)
+        epoch, metrics, when = int(metrics[EPOCH]), dict(metrics), int(time.time() * 1000)
+        self._rows.setdefault(epoch, (metrics, when))
         self._note(METRICS, epoch)
-        self.queue.put(lambda: self._log_metrics(epoch, metrics))
+        self.queue.put(lambda: self._log_metrics(epoch, metrics, when))
         if images:
             self.pictures(epoch, images, metrics.get(self._to.objective))
 
@@ -101,7 +107,8 @@ class TrialRun:
 
     def text(self, text: str, file: str) -> None:
         """Queues a text artifact."""
-        number, self._texts = self._texts, self._texts + 1
+        number = len(self._texts)
+        self._texts.append((text, file))
         self._note(TEXTS, number)
         self.queue.put_file(lambda: self._log_text(text, file, number))
 
@@ -125,18 +132,27 @@ class TrialRun:
             assert self._client is not None
             return self._client, self._run_id
 
+    def reopen(self) -> tuple[MlflowClient, str]:
+        """As `open`, also if somebody has deleted the run since."""
+        with self._opening:
+            self._run_id = ""
+        return self.open()
+
+    def run(self) -> Run:
+        """The run as MLflow has it."""
+        client, run_id = self.reopen()
+        return client.get_run(run_id)
+
     def _open(self) -> None:
         environment.adopt_tracking_variables(self._to.variables)
         self._client = client = open_client(self._to.uri)
-        run = find_trial(client, self._to, self._trial_id, self._kind)
-        if run is None and self._opened:
-            restore(client, self._opened)
-            run = client.get_run(self._opened)
+        run = self._find(client)
         if run is None:
             if not self._create:  # if two processes created it, there would be two runs
                 raise LookupError("the driver has not opened the run yet")
             run = create_trial(client, self._to, self._trial_id, self._kind)
-        if self._create and run.info.status != "RUNNING":  # it ended, and is to have more epochs
+        first = not self._opened
+        if first and self._create and run.info.status != "RUNNING":  # it is to have more epochs
             client.update_run(run.info.run_id, status="RUNNING")
         # Parameters never change in MLflow: what differs after a restart becomes a tag.
         known = run.data.params
@@ -145,10 +161,41 @@ class TrialRun:
         new = {k: v for k, v in self._params.items() if k not in known}
         describe(client, run.info.run_id, new, self._tags | changed)
         with self._noting:
-            for kind, epochs in read_missing(run.data.tags).items():
+            for kind, epochs in read_missing(run.data.tags).items() if first else ():
                 self.missing.setdefault(kind, set()).update(epochs)
         self._told = run.data.tags.get(MISSING, "{}")
+        if self._opened not in ("", run.info.run_id):
+            self._log_again(client, run)
         self._run_id = self._opened = run.info.run_id
+
+    def _find(self, client: MlflowClient) -> Run | None:
+        """Its run, restored if it was deleted; None: there is none, or it is gone for good."""
+        run = find_trial(client, self._to, self._trial_id, self._kind)
+        if run is None and self._opened:
+            try:
+                restore(client, self._opened)
+                return client.get_run(self._opened)
+            except Exception as error:
+                if not is_gone(error):
+                    raise
+        if run is None:
+            self._to = followed(client, self._to)
+            run = find_trial(client, self._to, self._trial_id, self._kind)
+        return run
+
+    def _log_again(self, client: MlflowClient, run: Run) -> None:
+        """Logs to a new run what this process has logged to the one that is gone."""
+        logged = logged_epochs(client, run)
+        for epoch, (metrics, when) in list(self._rows.items()):
+            if epoch not in logged and epoch not in self.missing[METRICS]:  # those are queued
+                client.log_batch(run.info.run_id, metrics=_batch(metrics, when, epoch))
+        for number, (text, file) in enumerate(self._texts):
+            if number not in self.missing[TEXTS]:
+                client.log_text(run.info.run_id, text, file)
+        self._logged = self._pictured = None
+        for epoch in self._epochs_pictured:
+            self._note(PICTURES, epoch)
+        self._epochs_pictured = set()
 
     @contextlib.contextmanager
     def _attempt(self) -> Iterator[tuple[MlflowClient, str]]:
@@ -164,8 +211,8 @@ class TrialRun:
             client.log_text(run_id, text, file)
         self._delivered(TEXTS, number)
 
-    def _log_metrics(self, epoch: int, metrics: dict[str, float]) -> None:
-        from mlflow.entities import Metric, RunTag
+    def _log_metrics(self, epoch: int, metrics: dict[str, float], when: int) -> None:
+        from mlflow.entities import RunTag
 
         with self._attempt() as (client, run_id):
             if self._logged is None:
@@ -174,11 +221,9 @@ class TrialRun:
             # resumed when this one was taken for lost: the next attempt looks at the run again.
             logged, self._logged = self._logged, None
             if epoch not in logged:
-                now = int(time.time() * 1000)
-                batch = [Metric(key, value, now, epoch) for key, value in metrics.items()]
                 missing = self._missing_before(epoch)
                 tags = [RunTag(MISSING, missing)] if missing != self._told else []
-                client.log_batch(run_id, metrics=batch, tags=tags)
+                client.log_batch(run_id, metrics=_batch(metrics, when, epoch), tags=tags)
                 self._told = missing
         self._logged = logged | {epoch}
         self._delivered(METRICS, epoch)
@@ -188,19 +233,21 @@ class TrialRun:
     ) -> None:
         from ali.figures.annotated import titled
 
-        client, run_id = self.open()
-        if self._pictured is None:
-            self._pictured = set(logged_pictures(client, run_id))
-        pictured, self._pictured = self._pictured, None
-        seen = {key for key, at in pictured if at == epoch}
-        new = {key: titled(x, title) for key, x in images.items() if file_key(key) not in seen}
-        if new:
-            with tempfile.TemporaryDirectory() as folder:
-                write_pictures(Path(folder), new, epoch, now)
-                client.log_artifacts(run_id, folder)
-            if not pictured:
-                client.set_tag(run_id, LOGGED_IMAGES, "true")
+        with self._attempt() as (client, run_id):
+            if self._pictured is None:
+                self._pictured = set(logged_pictures(client, run_id))
+            self._epochs_pictured |= {at for _, at in self._pictured}
+            pictured, self._pictured = self._pictured, None
+            seen = {key for key, at in pictured if at == epoch}
+            new = {key: titled(x, title) for key, x in images.items() if file_key(key) not in seen}
+            if new:
+                with tempfile.TemporaryDirectory() as folder:
+                    write_pictures(Path(folder), new, epoch, now)
+                    client.log_artifacts(run_id, folder)
+                if not pictured:
+                    client.set_tag(run_id, LOGGED_IMAGES, "true")
         self._pictured = pictured | {(file_key(key), epoch) for key in images}
+        self._epochs_pictured.add(epoch)
         self._delivered(PICTURES, epoch)
 
     def _missing_before(self, epoch: float) -> str:
@@ -212,6 +259,12 @@ class TrialRun:
     def _tell_missing(self) -> None:
         text = self._missing_before(math.inf)
         if text != self._told:
-            client, run_id = self.open()
-            client.set_tag(run_id, MISSING, text)
+            with self._attempt() as (client, run_id):
+                client.set_tag(run_id, MISSING, text)
             self._told = text
+
+
+def _batch(metrics: Mapping[str, float], when: int, epoch: int) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    return [Metric(key, value, when, epoch) for key, value in metrics.items()]

@@ -10,7 +10,8 @@ import pytest
 from ali.config import Config
 from ali.errors import UserError
 from sweeps.engine.final import FinalOptions
-from sweeps.engine.options import Location, Options, parse, read_config, saved_options
+from sweeps.engine.options import Location, Options, read_config
+from sweeps.engine.saved_options import parse, saved_options
 
 pytestmark = pytest.mark.versions
 
@@ -54,6 +55,16 @@ def test_a_resume_remembers_and_may_raise_the_number_of_trials(tmp_path):
     argv = saved(tmp_path, labels=100)
     resumed = parse(options(epochs=100), [*argv, "--num-trials", "80"])
     assert (resumed.epochs, resumed.labels, resumed.num_trials) == (5, 100, 80)
+
+
+def test_a_job_that_a_scheduler_starts_again_resumes_what_has_begun(tmp_path):
+    argv = [*saved(tmp_path, labels=100)[:-1], "--auto-resume", "--num-trials", "80"]
+    assert not parse(options(), argv).resume, "it ended before its first trial"
+    (tmp_path / "s" / "optuna.journal").touch()
+    resumed = parse(options(), argv)
+    assert resumed.resume and (resumed.labels, resumed.num_trials) == (100, 80)
+    with pytest.raises(UserError, match="cannot change --epochs"):
+        parse(options(), [*argv, "--epochs", "6"])
 
 
 def test_a_resume_refuses_what_would_change_its_trials(tmp_path):

@@ -40,9 +40,8 @@ def progress(study, point, tmp_path):
     storage = AwayOnce(fs.LocalFileSystem(), str(tmp_path), "s", remote=False)
     options = Options(name="s", output_dir=tmp_path, num_trials=2, outage_seconds=0)
     to = TrackingContext("file:///nowhere", "0", "s", "parent", "val_error")
-    made = Progress(
-        options, study, to, TrialResources(1, 0, 1, 1), SimpleNamespace(storage=storage)
-    )
+    resources, mirror = TrialResources(1, 0, 1, 1), SimpleNamespace(storage=storage)
+    made = Progress(options, study, to, resources, mirror, lambda: to)
     yield made
     made.close()
 

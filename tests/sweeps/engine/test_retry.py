@@ -5,6 +5,7 @@ import time
 import pytest
 
 from ali.errors import UserError
+from sweeps.engine import retry as module
 from sweeps.engine.retry import AwayError, Retry
 
 
@@ -43,6 +44,14 @@ def test_an_error_that_stays_is_raised_at_once():
     with pytest.raises(ValueError, match="wrong"):
         Retry("MLflow", 60, lambda error: not isinstance(error, ValueError))(action)
     assert action.calls == 1
+
+
+def test_what_does_not_answer_is_named(monkeypatch, caplog):
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.1)
+    Retry("the storage", 60)(lambda: time.sleep(0.3))
+    assert caplog.messages == ["still waiting for the storage, which has not answered for 0 s"], (
+        "once"
+    )
 
 
 def test_a_stop_ends_the_waiting():

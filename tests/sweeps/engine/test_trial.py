@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import time
 from pathlib import Path
 
 import pytest
+from ray import tune
 
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
@@ -12,9 +14,10 @@ from ali.metrics import EPOCH, VAL_ERROR
 from sweeps.engine import trial as module
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment
+from sweeps.engine.history import METRICS, read_history
 from sweeps.engine.scheduler import HISTORY
 from sweeps.engine.tracking import TrackingContext
-from sweeps.engine.trial import METRICS, SweepTrial, TrialContext, read_history
+from sweeps.engine.trial import SweepTrial, TrialContext
 
 
 class State:
@@ -194,6 +197,25 @@ def test_a_checkpoint_of_the_version_before_is_read(logged, tmp_path):
     trial = started(Counting())
     trial.load_checkpoint(str(tmp_path))
     assert trial.step()[EPOCH] == 3
+
+
+def test_a_storage_that_is_silent_costs_a_trial_a_small_part_of_its_time(logged, monkeypatch):
+    tries = []
+
+    def hang(self, checkpoint_dir=None):
+        tries.append(checkpoint_dir)
+        time.sleep(0.1)
+        raise OSError("no answer")
+
+    monkeypatch.setattr(tune.Trainable, "save", hang)
+    trial = started(Counting())
+    trial.step()
+    for _ in range(3):
+        assert trial.save().checkpoint is None
+    assert len(tries) == 1, "the next is tried after five times as long"
+    time.sleep(0.1 * module.SAVE_AFTER)
+    trial.save()
+    assert len(tries) == 2
 
 
 def test_the_next_trial_of_a_worker_starts_clean_and_keeps_the_data(logged):
