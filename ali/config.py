@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ali.catalog import KINDS, SETTINGS, Model
 from ali.errors import UserError
 from ali.settings import problems
 
 Precision = Literal["auto", "fp32", "bf16"]
-Model = Literal["ali", "gan"]
 DataName = Literal[
     "house-numbers", "svhn", "cifar10", "celeba", "tiny-imagenet", "mixture", "folder"
 ]
@@ -40,7 +40,8 @@ class Common:
 
     # Size and budget
     model: Model = "ali"
-    """ali, or gan: the same decoder and discriminator without encoder and z."""
+    """ali, or another model of Table 1. gan: the same decoder and discriminator without encoder and
+    z."""
     levels: int = 1
     """Stochastic layers z₁ … z_L of ALI (§2.6)."""
     width: float = 1.0
@@ -59,6 +60,9 @@ class Common:
     """Draw equally many labelled images of each class; otherwise uniformly at random."""
     draws: int = 3
     """Random draws of the labelled images that val_error is averaged over."""
+    draw: int = 0
+    """Number of the labelled draw that a model is trained on which is trained with labels; the
+    SVMs' draws have the same numbers."""
     eval_every: int = 1
     """Epochs between evaluations of val_error (the last epoch is always evaluated)."""
 
@@ -110,13 +114,25 @@ class Config(Common):
     def __post_init__(self) -> None:
         _check(self)
 
+    @classmethod
+    def of_model(cls, model: Model) -> Config:
+        """The defaults of a model: its authors' settings where they are not ALI's."""
+        return cls(model=model, **KINDS[model].defaults)
+
     def replace(self, **changes: Any) -> Config:
         """This experiment with some fields changed (checked again)."""
         return dataclasses.replace(self, **changes)
 
+    def setting(self, name: str) -> Any:
+        """One of the model's own settings (ali/catalog.py), or what None means."""
+        given = getattr(self, name)
+        return KINDS[self.model].settings[name].value if given is None else given
+
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types; `Config.from_dict` is the inverse."""
-        plain = dataclasses.asdict(self)
+        """As plain JSON types, without other models' settings; `from_dict` is the inverse."""
+        plain, kind = dataclasses.asdict(self), KINDS[self.model]
+        others = SETTINGS - kind.settings.keys() | (set() if kind.classifies else {"draw"})
+        plain = {name: value for name, value in plain.items() if name not in others}
         plain["data_dir"] = None if self.data_dir is None else str(self.data_dir)
         plain["bn_x"] = None if self.bn_x is None else list(self.bn_x)
         return plain
@@ -164,9 +180,11 @@ def _check(config: Config) -> None:
     need(0 < config.width <= 8, "width", "in (0, 8]")
     need(config.train_size is None or config.train_size >= 1, "train_size", "at least 1")
     need(config.seed >= 0, "seed", "0 or more")
+    need(config.draw >= 0, "draw", "0 or more")
     need(
         config.attribute is None or config.data == "celeba",
         "attribute",
         "left out with other data than celeba",
     )
-    need(config.model == "ali" or config.levels == 1, "levels", "1 for a gan, which has one z")
+    one_z = "z" not in KINDS[config.model].parts
+    need(not one_z or config.levels == 1, "levels", f"1 for a {config.model}, which has one z")

@@ -31,7 +31,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("ali.data",),
         ("ali.config", "ali.cli"),  # ali.cli itself: what all command lines share
         (
-            *("ali.metrics", "ali.files", "ali.environment", "ali.output"),
+            *("ali.metrics", "ali.files", "ali.environment", "ali.output", "ali.catalog"),
             *("ali.arguments", "ali.settings"),
         ),
         ("ali.errors", "ali"),

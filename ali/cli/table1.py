@@ -185,8 +185,8 @@ class _Table:
                     f"--{model} {folder} is the checkpoint of a model {config.model}: give one "
                     f"trained with --model {model}"
                 )
-            if networks.table.image[1:] != self.dataset.valid.x.shape[1:3]:
-                size = "×".join(map(str, networks.table.image[1:]))
+            if networks.image[1:] != self.dataset.valid.x.shape[1:3]:
+                size = "×".join(map(str, networks.image[1:]))
                 raise UserError(
                     f"--{model} {folder} takes images of {size} pixels: choose another --data"
                 )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ali.config import Config
     from ali.data import Dataset, Images
-    from ali.models.networks import ALI
+    from ali.models.base import Networks
 
 KNN_ROW, TSVM_ROW, DCGAN_ROW, ALI_ROW = "KNN", "TSVM", "DCGAN + L2-SVM", "ALI"
 TABLE_1 = (  # test error on SVHN with 1000 labels
@@ -80,7 +80,7 @@ class Measurements:
 
         return self._once(row, settings, measure)
 
-    def of_networks(self, row: str, networks: ALI, weights: str, **budget: Any) -> Measured:
+    def of_networks(self, row: str, networks: Networks, weights: str, **budget: Any) -> Measured:
         """The error of the L2-SVM on the networks' features.
 
         `weights` is their checksum; `budget` has seconds, epochs and images of Measured. Raises
