@@ -9,9 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
-Model = Literal["ali", "gan"]
+Model = Literal[
+    "ali",
+    "gan",
+    "ali-labels",
+    "gan-labels",
+    "convnet",
+    "vae-m1",
+    "vae-m2",
+    "vae-m1m2",
+    "sdgm",
+    "adgm",
+    "swwae",
+]
 
 
 class Setting(NamedTuple):
@@ -54,7 +66,18 @@ class Kind:
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
 
+def _log(low: float, high: float) -> dict[str, Any]:
+    return {"low": low, "high": high, "log": True}
+
+
 _ALI, _GAN = ("x", "z", "xz"), ("x", "xz")
+_ADAM_VAE = {"lr_g": 3e-4, "beta1_g": 0.9}  # of M1, M2 and SDGM alike
+_ADAM_GAN = {"lr_d": 3e-4, "lr_g": 3e-4}  # Salimans et al.; β₁ is 0.5, as ALI's
+_PCA = Setting(600, None)  # of 3072; their weights have 514 too
+_SDGM = {
+    "label_weight": Setting(0.1, _log(0.1, 2.0)),  # β
+    "z_size": Setting(300, {"choices": [100, 300]}, ours=True),
+}
 
 KINDS: dict[Model, Kind] = {
     "ali": Kind(
@@ -65,8 +88,90 @@ KINDS: dict[Model, Kind] = {
         generates=True,
     ),
     "gan": Kind(adam=("d", "g"), parts=_GAN, leaky=("decoder", "discriminator"), generates=True),
+    "ali-labels": Kind(
+        adam=("d", "g"),
+        parts=_ALI,
+        leaky=("encoder", "decoder", "discriminator"),
+        classifies=True,
+        settings={
+            "label_weight": Setting(1.0, _log(0.1, 10.0), ours=True),
+            "predict_z": Setting("mean", {"choices": ["mean", "sample"]}, ours=True),
+        },
+        encodes=True,
+        generates=True,
+    ),
+    "gan-labels": Kind(
+        adam=("d", "g"),
+        parts=_GAN,
+        leaky=("decoder", "discriminator"),
+        generates=True,
+        classifies=True,
+        defaults=_ADAM_GAN,
+        settings={"label_weight": Setting(1.0, _log(0.1, 10.0))},
+    ),
+    "convnet": Kind(
+        adam=("d",), parts=_GAN, leaky=("discriminator",), classifies=True, defaults={"lr_d": 3e-4}
+    ),
+    "vae-m1": Kind(
+        adam=("g",),
+        defaults=_ADAM_VAE,
+        settings={"z_size": Setting(300, {"choices": [50, 300]}), "components": _PCA},
+        encodes=True,
+        generates=True,
+    ),
+    "vae-m2": Kind(
+        adam=("g",),
+        classifies=True,
+        defaults=_ADAM_VAE,
+        settings={
+            "label_weight": Setting(0.1, _log(0.01, 10.0)),  # α
+            "z_size": Setting(300, {"choices": [50, 300]}),
+            "components": _PCA,
+        },
+        encodes=True,
+        generates=True,
+    ),
+    "vae-m1m2": Kind(
+        adam=("g",),
+        classifies=True,
+        defaults=_ADAM_VAE,
+        settings={
+            "label_weight": Setting(0.1, _log(0.01, 10.0)),
+            "z_size": Setting(50, {"choices": [50, 300]}, ours=True),
+            "components": _PCA,
+            "m1_epochs": Setting(None, None, ours=True),  # trials are compared epoch by epoch
+        },
+        encodes=True,
+        generates=True,
+    ),
+    "sdgm": Kind(
+        adam=("g",),
+        classifies=True,
+        defaults=_ADAM_VAE,
+        settings=_SDGM,
+        encodes=True,
+        generates=True,
+    ),
+    "adgm": Kind(
+        adam=("g",),
+        classifies=True,
+        defaults=_ADAM_VAE,
+        settings=_SDGM,
+        encodes=True,
+        generates=True,
+    ),
+    "swwae": Kind(
+        adam=("g",),
+        encodes=True,
+        classifies=True,
+        defaults={"lr_g": 1e-3, "beta1_g": 0.9},
+        settings={
+            "reconstruction_weight": Setting(1.0, _log(0.01, 10.0), ours=True),
+            "middle_weight": Setting(0.2, _log(0.01, 1.0), ours=True),
+            "dropout_fc": Setting(0.5, None, ours=True),  # Table 1 has it with and without
+        },
+    ),
 }
-assert set(KINDS) == set(get_args(Model))
 
 # Fields of Config that are a setting of some model.
 SETTINGS = frozenset(name for kind in KINDS.values() for name in kind.settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -95,15 +96,34 @@ class Config(Common):
     """Standard deviation σ of the initial weights, N(0, σ²); default: the table's. The paper's 0.01
     makes narrow networks start with much smaller activations than wide ones."""
 
+    # Other models' own; None: what its authors, or else we, choose (ali/catalog.py)
+    label_weight: float | None = None
+    """Weight of the classification error in a model that is trained with labels: 1 in ali-labels
+    and gan-labels, α = 0.1 in vae-m2 and vae-m1m2, β = 0.1 in sdgm and adgm."""
+    predict_z: Literal["mean", "sample"] | None = None
+    """ali-labels: which z of q(z | x) the discriminator sees when it classifies; default: mean."""
+    z_size: int | None = None
+    """Dimensions of z (and a) in vae-m1, vae-m2, sdgm and adgm: 300; of M2's z in vae-m1m2: 50."""
+    components: int | None = None
+    """Principal components of the pixels in vae-m1, vae-m2 and vae-m1m2: 600."""
+    m1_epochs: int | None = None
+    """vae-m1m2: epochs of M1 before those of M2; default: half of --epochs."""
+    reconstruction_weight: float | None = None
+    """swwae: weight of the images' reconstruction: 1."""
+    middle_weight: float | None = None
+    """swwae: weight of the reconstruction between the stages: 0.2."""
+    dropout_fc: float | None = None
+    """swwae: dropout probability before its last layer: 0.5; 0 is Table 1's without dropout."""
+
     # Optimisation (Adam; the tables print 1 − β₂)
     lr_d: float = 1e-4
-    """Adam learning rate of the discriminator."""
+    """Adam learning rate of the discriminator; of a convnet."""
     beta1_d: float = 0.5
     """Adam β₁ of the discriminator."""
     beta2_d: float = 0.999
     """Adam β₂ of the discriminator."""
     lr_g: float = 1e-4
-    """Adam learning rate of encoder and decoder."""
+    """Adam learning rate of encoder and decoder; of all of a vae, sdgm, adgm or swwae."""
     beta1_g: float = 0.5
     """Adam β₁ of encoder and decoder."""
     beta2_g: float = 0.999
@@ -186,5 +206,27 @@ def _check(config: Config) -> None:
         "attribute",
         "left out with other data than celeba",
     )
+    _check_model(config, need)
     one_z = "z" not in KINDS[config.model].parts
     need(not one_z or config.levels == 1, "levels", f"1 for a {config.model}, which has one z")
+
+
+def _check_model(config: Config, need: Callable[[bool, str, str], None]) -> None:
+    """The settings that only some models have, and those that only some lack."""
+    kind = KINDS[config.model]
+    for name in sorted(SETTINGS - kind.settings.keys()):
+        need(getattr(config, name) is None, name, f"left out with --model {config.model}")
+    if not kind.parts:
+        tables = ("slope_encoder", "slope_decoder", "slope_discriminator", "weight_std", "bn_x")
+        for name in (*tables, "dropout_x", "dropout_z", "dropout_xz"):
+            need(getattr(config, name) is None, name, f"left out with --model {config.model}")
+    choices = (None, "mean", "sample")
+    need(config.predict_z in choices, "predict_z", "mean or sample")
+    for name in ("z_size", "components", "m1_epochs"):
+        value = getattr(config, name)
+        need(value is None or value >= 1, name, "at least 1")
+    for name in ("label_weight", "reconstruction_weight", "middle_weight"):
+        value = getattr(config, name)
+        need(value is None or 0 <= value < float("inf"), name, "0 or more")
+    dropout = config.dropout_fc
+    need(dropout is None or 0 <= dropout < 1, "dropout_fc", "in [0, 1)")

@@ -62,6 +62,12 @@ class Train:
             "model levels precision slope_encoder slope_decoder slope_discriminator "
             "dropout_x dropout_z dropout_xz bn_x bn_z bn_xz weight_std",
         ),
+        Group(
+            "table1",
+            "--output-dir runs/sdgm --model sdgm --label-weight 0.5",
+            "label_weight predict_z z_size components m1_epochs reconstruction_weight "
+            "middle_weight dropout_fc",
+        ),
         Group("optimiser", "--output-dir runs/one --lr-d 2e-4 --lr-g 2e-4"),
     )
 
