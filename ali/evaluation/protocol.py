@@ -27,6 +27,13 @@ def features(networks: Networks, x: np.ndarray) -> np.ndarray:
         return torch.cat([networks.features(h).cpu() for h in chunks(networks, x)]).numpy()
 
 
+def discriminator_features(networks: Networks, x: np.ndarray) -> np.ndarray:
+    """As `features`, of the discriminator: D(x)'s layers, max-pooled to 4×4, fp32 (N, D)."""
+    with evaluating(networks):
+        found = [networks.discriminator.features(h).cpu() for h in chunks(networks, x)]
+        return torch.cat(found).numpy()
+
+
 def val_error(networks: Networks, dataset: Dataset, config: Config) -> float:
     """Validation error, a fraction: the objective of a sweep.
 
