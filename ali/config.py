@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ali.catalog import KINDS, SETTINGS, Model
 from ali.errors import UserError
 from ali.settings import problems
 
 Precision = Literal["auto", "fp32", "bf16"]
-Model = Literal["ali", "gan"]
 DataName = Literal[
     "house-numbers", "svhn", "cifar10", "celeba", "tiny-imagenet", "mixture", "folder"
 ]
@@ -40,7 +41,8 @@ class Common:
 
     # Size and budget
     model: Model = "ali"
-    """ali, or gan: the same decoder and discriminator without encoder and z."""
+    """ali, or another model of Table 1. gan: the same decoder and discriminator without encoder and
+    z."""
     levels: int = 1
     """Stochastic layers z₁ … z_L of ALI (§2.6)."""
     width: float = 1.0
@@ -59,6 +61,9 @@ class Common:
     """Draw equally many labelled images of each class; otherwise uniformly at random."""
     draws: int = 3
     """Random draws of the labelled images that val_error is averaged over."""
+    draw: int = 0
+    """Number of the labelled draw that a model is trained on which is trained with labels; the
+    SVMs' draws have the same numbers."""
     eval_every: int = 1
     """Epochs between evaluations of val_error (the last epoch is always evaluated)."""
 
@@ -91,15 +96,34 @@ class Config(Common):
     """Standard deviation σ of the initial weights, N(0, σ²); default: the table's. The paper's 0.01
     makes narrow networks start with much smaller activations than wide ones."""
 
+    # Other models' own; None: what its authors, or else we, choose (ali/catalog.py)
+    label_weight: float | None = None
+    """Weight of the classification error in a model that is trained with labels: 1 in ali-labels
+    and gan-labels, α = 0.1 in vae-m2 and vae-m1m2, β = 0.1 in sdgm and adgm."""
+    predict_z: Literal["mean", "sample"] | None = None
+    """ali-labels: which z of q(z | x) the discriminator sees when it classifies; default: mean."""
+    z_size: int | None = None
+    """Dimensions of z (and a) in vae-m1, vae-m2, sdgm and adgm: 300; of M2's z in vae-m1m2: 50."""
+    components: int | None = None
+    """Principal components of the pixels in vae-m1, vae-m2 and vae-m1m2: 600."""
+    m1_epochs: int | None = None
+    """vae-m1m2: epochs of M1 before those of M2; default: half of --epochs."""
+    reconstruction_weight: float | None = None
+    """swwae: weight of the images' reconstruction: 1."""
+    middle_weight: float | None = None
+    """swwae: weight of the reconstruction between the stages: 0.2."""
+    dropout_fc: float | None = None
+    """swwae: dropout probability before its last layer: 0.5; 0 is Table 1's without dropout."""
+
     # Optimisation (Adam; the tables print 1 − β₂)
     lr_d: float = 1e-4
-    """Adam learning rate of the discriminator."""
+    """Adam learning rate of the discriminator; of a convnet."""
     beta1_d: float = 0.5
     """Adam β₁ of the discriminator."""
     beta2_d: float = 0.999
     """Adam β₂ of the discriminator."""
     lr_g: float = 1e-4
-    """Adam learning rate of encoder and decoder."""
+    """Adam learning rate of encoder and decoder; of all of a vae, sdgm, adgm or swwae."""
     beta1_g: float = 0.5
     """Adam β₁ of encoder and decoder."""
     beta2_g: float = 0.999
@@ -110,13 +134,25 @@ class Config(Common):
     def __post_init__(self) -> None:
         _check(self)
 
+    @classmethod
+    def of_model(cls, model: Model) -> Config:
+        """The defaults of a model: its authors' settings where they are not ALI's."""
+        return cls(model=model, **KINDS[model].defaults)
+
     def replace(self, **changes: Any) -> Config:
         """This experiment with some fields changed (checked again)."""
         return dataclasses.replace(self, **changes)
 
+    def setting(self, name: str) -> Any:
+        """One of the model's own settings (ali/catalog.py), or what None means."""
+        given = getattr(self, name)
+        return KINDS[self.model].settings[name].value if given is None else given
+
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types; `Config.from_dict` is the inverse."""
-        plain = dataclasses.asdict(self)
+        """As plain JSON types, without other models' settings; `from_dict` is the inverse."""
+        plain, kind = dataclasses.asdict(self), KINDS[self.model]
+        others = SETTINGS - kind.settings.keys() | (set() if kind.classifies else {"draw"})
+        plain = {name: value for name, value in plain.items() if name not in others}
         plain["data_dir"] = None if self.data_dir is None else str(self.data_dir)
         plain["bn_x"] = None if self.bn_x is None else list(self.bn_x)
         return plain
@@ -164,9 +200,33 @@ def _check(config: Config) -> None:
     need(0 < config.width <= 8, "width", "in (0, 8]")
     need(config.train_size is None or config.train_size >= 1, "train_size", "at least 1")
     need(config.seed >= 0, "seed", "0 or more")
+    need(config.draw >= 0, "draw", "0 or more")
     need(
         config.attribute is None or config.data == "celeba",
         "attribute",
         "left out with other data than celeba",
     )
-    need(config.model == "ali" or config.levels == 1, "levels", "1 for a gan, which has one z")
+    _check_model(config, need)
+    one_z = "z" not in KINDS[config.model].parts
+    need(not one_z or config.levels == 1, "levels", f"1 for a {config.model}, which has one z")
+
+
+def _check_model(config: Config, need: Callable[[bool, str, str], None]) -> None:
+    """The settings that only some models have, and those that only some lack."""
+    kind = KINDS[config.model]
+    for name in sorted(SETTINGS - kind.settings.keys()):
+        need(getattr(config, name) is None, name, f"left out with --model {config.model}")
+    if not kind.parts:
+        tables = ("slope_encoder", "slope_decoder", "slope_discriminator", "weight_std", "bn_x")
+        for name in (*tables, "dropout_x", "dropout_z", "dropout_xz"):
+            need(getattr(config, name) is None, name, f"left out with --model {config.model}")
+    choices = (None, "mean", "sample")
+    need(config.predict_z in choices, "predict_z", "mean or sample")
+    for name in ("z_size", "components", "m1_epochs"):
+        value = getattr(config, name)
+        need(value is None or value >= 1, name, "at least 1")
+    for name in ("label_weight", "reconstruction_weight", "middle_weight"):
+        value = getattr(config, name)
+        need(value is None or 0 <= value < float("inf"), name, "0 or more")
+    dropout = config.dropout_fc
+    need(dropout is None or 0 <= dropout < 1, "dropout_fc", "in [0, 1)")

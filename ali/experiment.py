@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import torch
 
 from ali import data, distributed
+from ali.catalog import KINDS
 from ali.config import Config
-from ali.data import Dataset
+from ali.data import Dataset, LabelledBatches, labelled_draw
 from ali.errors import NonFiniteError
 from ali.evaluation import protocol, quality
 from ali.metrics import (
@@ -20,6 +21,7 @@ from ali.metrics import (
     EVAL_SECONDS,
     G_LOSS,
     IMAGES_PER_SECOND,
+    LOSS,
     MODES_MISSED,
     RAW_PIXEL_ERROR,
     SAMPLE_DISTANCE,
@@ -41,7 +43,7 @@ def run(
     """Trains from `state` (None: a new one) to config.epochs, yielding after each epoch.
 
     Yields (state, metrics). The State is always the same one, changed in place. Metrics have EPOCH,
-    D_LOSS, G_LOSS, IMAGES_PER_SECOND and TRAIN_SECONDS; every config.eval_every epochs and after
+    the losses, IMAGES_PER_SECOND and TRAIN_SECONDS; every config.eval_every epochs and after
     the last also those of `evaluate`, and EVAL_SECONDS. Evaluation does not change training, to the
     bit. Yields nothing if the state already has all its epochs.
 
@@ -49,7 +51,8 @@ def run(
     """
     dataset = data.load(config) if dataset is None else dataset
     if state is None:
-        state = State.create(config, dataset.train, device or step.device())
+        state = new_state(config, dataset, device)
+    _give_labels(state, config, dataset)
     with warnings.catch_warnings():  # the images are mapped read-only, and only read
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         images = torch.from_numpy(dataset.train.x).to(state.device)
@@ -64,8 +67,25 @@ def run(
         yield state, metrics
 
 
+def new_state(config: Config, dataset: Dataset, device: torch.device | None = None) -> State:
+    """An untrained run. Raises UserError if the data does not suit the config."""
+    return State.create(config, dataset.train, device or step.device(), dataset.classes)
+
+
+def _give_labels(state: State, config: Config, dataset: Dataset) -> None:
+    """Gives a model that classifies the labelled images that it is trained with (§4.4)."""
+    if not KINDS[config.model].classifies:
+        return
+    x, y = labelled_draw(dataset, config, config.draw)
+    state.labelled = LabelledBatches(
+        torch.from_numpy(x).to(state.device), torch.from_numpy(y).to(state.device)
+    )
+
+
 def objective(config: Config, dataset: Dataset) -> str:
     """The metric to select on, always minimised: MODES_MISSED, VAL_ERROR or SAMPLE_DISTANCE."""
+    if KINDS[config.model].classifies:
+        return VAL_ERROR
     if config.data == "mixture":
         return MODES_MISSED
     return SAMPLE_DISTANCE if dataset.valid.y is None else VAL_ERROR
@@ -73,7 +93,8 @@ def objective(config: Config, dataset: Dataset) -> str:
 
 def metric_names(config: Config, dataset: Dataset) -> set[str]:
     """Names of the metrics that `run` yields after an epoch that is evaluated."""
-    trained = {EPOCH, D_LOSS, G_LOSS, IMAGES_PER_SECOND, TRAIN_SECONDS, EVAL_SECONDS}
+    losses = {D_LOSS, G_LOSS} if len(KINDS[config.model].adam) > 1 else {LOSS}
+    trained = losses | {EPOCH, IMAGES_PER_SECOND, TRAIN_SECONDS, EVAL_SECONDS}
     return trained | quality.names(config) | {objective(config, dataset)}
 
 
@@ -100,14 +121,15 @@ def evaluate(state: State, dataset: Dataset, config: Config) -> dict[str, float]
 def baseline_errors(config: Config, dataset: Dataset) -> dict[str, float]:
     """val_error without training: RAW_PIXEL_ERROR, UNTRAINED_ERROR and UNTRAINED_BN_ERROR.
 
-    Empty if val_error is not the objective.
+    Empty if val_error is not the objective. The last two are of SVMs on features: a model that
+    classifies itself does not have them.
     """
     if objective(config, dataset) != VAL_ERROR:
         return {}
-    networks = State.create(config, dataset.train, step.device()).networks
-    errors = {
-        RAW_PIXEL_ERROR: protocol.raw_pixel_error(dataset, config),
-        UNTRAINED_ERROR: protocol.val_error(networks, dataset, config),
-    }
+    errors = {RAW_PIXEL_ERROR: protocol.raw_pixel_error(dataset, config)}
+    if KINDS[config.model].classifies:
+        return errors
+    networks = new_state(config, dataset).networks
+    errors[UNTRAINED_ERROR] = protocol.val_error(networks, dataset, config)
     protocol.update_bn_stats(networks, dataset.train.x)
     return errors | {UNTRAINED_BN_ERROR: protocol.val_error(networks, dataset, config)}

@@ -1,5 +1,9 @@
 """Names of metrics and pictures, as logged to MLflow and reported to Ray Tune."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 # Metrics
 VAL_ERROR = "val_error"  # fraction in [0, 1], validation split: the objective with labels
 SAMPLE_DISTANCE = "sample_distance"  # of samples from the data: the objective without labels
@@ -16,6 +20,8 @@ UNTRAINED_ERROR = "untrained_error"  # as val_error, of the networks before thei
 UNTRAINED_BN_ERROR = "untrained_bn_error"  # the same with batch norm's statistics of the data
 D_LOSS = "d_loss"  # nats, mean of an epoch
 G_LOSS = "g_loss"
+LOSS = "loss"  # of a model with one: nats, unless the model says otherwise
+LOSSES = {D_LOSS: "d", G_LOSS: "g", LOSS: "loss"}  # as a line of progress calls them
 IMAGES_PER_SECOND = "images_per_second"  # training images a second, evaluation left out
 EPOCH = "epoch"  # epochs done
 TRAIN_SECONDS = "train_seconds"  # wall time of the epoch's training
@@ -29,3 +35,8 @@ RECONSTRUCTIONS = "reconstructions"  # odd columns source, even columns result
 INTERPOLATIONS = "interpolations"  # between encodings of two images, one pair a row
 
 COLLAPSED = 0.2  # SAMPLE_DIVERSITY below which samples are nearly identical
+
+
+def format_losses(metrics: Mapping[str, float]) -> str:
+    """The losses of an epoch, as a line of progress has them."""
+    return " ".join(f"{LOSSES[name]} {metrics[name]:.3f}" for name in LOSSES if name in metrics)

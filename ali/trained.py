@@ -11,7 +11,8 @@ import torch
 from ali.config import Config
 from ali.errors import UserError
 from ali.models import inference
-from ali.models.networks import ALI, Decoder, Encoder
+from ali.models.base import Networks
+from ali.models.networks import Decoder, Encoder
 from ali.training import step
 from ali.training.checkpoint import find_checkpoint, read_manifest
 from ali.training.state import load_networks
@@ -29,7 +30,7 @@ class TrainedNetworks:
         epoch: after which they were saved.
     """
 
-    networks: ALI
+    networks: Networks
     config: Config
     epoch: int
 
@@ -70,8 +71,12 @@ class TrainedNetworks:
         """n images G_x(z), z ~ p(z)."""
         return inference.sample(self.networks, n, seed)
 
+    def classify(self, x: np.ndarray) -> np.ndarray:
+        """The class of each image, int64 (N,). Raises UserError for a model without labels."""
+        return inference.classify(self.networks, self._checked(x))
+
     def _checked(self, x: np.ndarray) -> np.ndarray:
-        maps, height, width = self.networks.table.image
+        maps, height, width = self.networks.image
         kind = np.float32 if height == 1 else np.uint8
         if x.ndim != 4 or x.shape[1:] != (height, width, maps) or x.dtype != kind:
             raise UserError(

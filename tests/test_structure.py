@@ -31,7 +31,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("ali.data",),
         ("ali.config", "ali.cli"),  # ali.cli itself: what all command lines share
         (
-            *("ali.metrics", "ali.files", "ali.environment", "ali.output"),
+            *("ali.metrics", "ali.files", "ali.environment", "ali.output", "ali.catalog"),
             *("ali.arguments", "ali.settings"),
         ),
         ("ali.errors", "ali"),
@@ -175,7 +175,7 @@ def test_circles_are_found():
 
 def test_imports_are_read_wherever_they_stand():
     assert "ali.data" in imports_of("ali.cli.train")  # within a function
-    networks, checkpoints = "ali.models.networks", "ali.cli.checkpoints"  # for types alone
+    networks, checkpoints = "ali.models.base", "ali.cli.checkpoints"  # for types alone
     assert networks in imports_of(checkpoints) - imports_of(checkpoints, types=False)
     assert "ali.evaluation.svm" in imports_of("ali.evaluation.protocol")  # from package import
 

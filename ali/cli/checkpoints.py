@@ -13,7 +13,7 @@ from ali.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from ali.models.networks import ALI
+    from ali.models.base import Networks
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ImageOptions(NetworkOptions):
     """Seed of ẑ."""
 
 
-def load_networks(checkpoint: Path, precision: Precision | None) -> tuple[ALI, Config]:
+def load_networks(checkpoint: Path, precision: Precision | None) -> tuple[Networks, Config]:
     """The networks of a checkpoint, in evaluation mode, and their experiment."""
     from ali.models.precision import compute_dtype
     from ali.training import state
@@ -52,14 +52,11 @@ def load_networks(checkpoint: Path, precision: Precision | None) -> tuple[ALI, C
 
     networks, config = state.load_networks(find_checkpoint(checkpoint), device())
     if precision is not None and config.data != "mixture":  # points are always fp32
-        dtype = compute_dtype(precision, device())
-        for part in (networks.encoder, networks.decoder):
-            if part is not None:
-                part.dtype = dtype
+        networks.compute_in(compute_dtype(precision, device()))
     return networks, config
 
 
-def load_image_networks(options: NetworkOptions) -> tuple[ALI, Config]:
+def load_image_networks(options: NetworkOptions) -> tuple[Networks, Config]:
     """The same. Raises UserError for networks of the mixture."""
     networks, config = load_networks(options.checkpoint, options.precision)
     if config.data == "mixture":
@@ -71,7 +68,7 @@ def load_image_networks(options: NetworkOptions) -> tuple[ALI, Config]:
     return networks, config
 
 
-def validation_images(options: ImageOptions, networks: ALI, config: Config) -> np.ndarray:
+def validation_images(options: ImageOptions, networks: Networks, config: Config) -> np.ndarray:
     """Images uint8 (N, H, W, 3) of the data set that is asked for, to show to the encoder.
 
     Raises UserError for a GAN, and for images of another size than the networks'.
@@ -79,7 +76,7 @@ def validation_images(options: ImageOptions, networks: ALI, config: Config) -> n
     from ali import data
 
     networks.require_encoder()
-    _, height, width = networks.table.image
+    _, height, width = networks.image
     name = options.data or config.data
     if name != config.data or options.data_dir is not None:
         config = config.replace(

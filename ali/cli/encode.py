@@ -43,7 +43,7 @@ class Encode(NetworkOptions):
 
         networks, _ = load_image_networks(self)
         networks.require_encoder()
-        x, names = read_images(self.input, networks.table.image[1])
+        x, names = read_images(self.input, networks.image[1])
         arrays = {"mu": mu(networks, x)}
         if self.features:
             arrays["features"] = protocol.features(networks, x)

@@ -17,7 +17,7 @@ from ali.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from ali.models.networks import ALI
+    from ali.models.base import Networks
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Figure(ImageOptions):
             picture = paper.samples_and_reconstructions(self.number, networks, x, data, self.seed)
         write_png(self.output, picture)
 
-    def _mixture(self, networks: ALI, config: Config) -> np.ndarray:
+    def _mixture(self, networks: Networks, config: Config) -> np.ndarray:
         """Fig. 7. Raises UserError if --checkpoint is not an ALI or --gan not a GAN like it."""
         from ali.figures.mixture import mixture_panels
 

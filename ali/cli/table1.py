@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from ali.arguments import Group
+from ali.catalog import KINDS, Model
 from ali.cli import terminable
 from ali.cli.common import check_at_least, check_suffix, set_threads
-from ali.config import Config, Model, Precision
+from ali.config import Config, Precision
 from ali.errors import NonFiniteError, UserError
 from ali.evaluation.table1 import (
-    ALI_ROW,
-    DCGAN_ROW,
+    ALI_D_ROW,
     KNN_ROW,
+    M1_KNN_ROW,
+    M1_TSVM_ROW,
+    MORE_ROWS,
     PIXELS_ROW,
+    ROWS,
+    SWWAE_ROW,
     TABLE_1,
+    TRAINED_ON,
     TSVM_ROW,
     Measured,
     Measurements,
     hash_settings,
+    over_trainings,
+    rows_of,
     training_seconds,
 )
 from ali.files import append_line, atomic_write, make_folder
 from ali.output import console, lossy_output
 
-WIDTH = 110  # columns of the printed table if the output is not a terminal
+if TYPE_CHECKING:
+    import numpy as np
+
+WIDTH = 124  # columns of the printed table if the output is not a terminal
 MEASURED = "measured.json"  # in the output folder
 
 
@@ -42,10 +55,10 @@ class Table1:
         Group(
             "common",
             "--data house-numbers --ali runs/one",
-            "data data_dir ali gan draws output output_dir threads",
+            "data data_dir trained ali gan draws output output_dir threads",
         ),
         Group("data", "--labels 100 --unlabelled 0", "train_size labels balanced unlabelled"),
-        Group("training", "--epochs 10 --width 0.5"),
+        Group("training", "--models ali sdgm --epochs 10 --width 0.5"),
     )
 
     data: Literal["svhn", "house-numbers", "cifar10"] = "svhn"
@@ -67,8 +80,16 @@ class Table1:
     --epochs."""
     gan: Path | None = None
     """For the row DCGAN: the same of a `train --model gan`; default: trained here for --epochs."""
+    trained: tuple[Path, ...] = ()
+    """Checkpoints, runs, trials or full trainings of any models: each goes to its model's rows.
+    Several of a model that is trained with labels are mean ± std."""
+    models: tuple[Model, ...] = ("ali", "gan")
+    """Models trained here for --epochs, unless --trained, --ali or --gan has them."""
     epochs: int = 0
-    """Passes over the training images of the ALI and the GAN trained here; 0: none is trained."""
+    """Passes over the training images of the models trained here; 0: none is trained."""
+    seeds: int = 1
+    """For training here: trainings of each model that is trained with labels, each with a seed and
+    a labelled draw of its own; the others' error is over --draws."""
     width: float = 1.0
     """For training here: multiplier of every hidden layer's feature maps; 1 is the paper's."""
     batch_size: int = 100
@@ -88,7 +109,7 @@ class Table1:
     @lossy_output()
     def run(self) -> None:
         """Measures what is asked for, prints the table, writes --output. Ctrl-C loses nothing."""
-        check_at_least(1, draws=self.draws, labels=self.labels)
+        check_at_least(1, draws=self.draws, labels=self.labels, seeds=self.seeds)
         check_at_least(0, epochs=self.epochs, unlabelled=self.unlabelled)
         check_suffix(self.output, ".json")
         set_threads(self.threads)
@@ -102,7 +123,12 @@ class Table1:
         _print(rows, table.title, table.notes)
         if self.output is not None:
             plain = [
-                {"row": row.name, "published": row.published, "measured": _plain(row.result)}
+                {
+                    "row": row.name,
+                    "published": row.published,
+                    "published_trained_on": TRAINED_ON.get(row.name),
+                    "measured": _plain(row.result),
+                }
                 for row in rows
             ]
             content = {"title": table.title, "notes": table.notes, "rows": plain}
@@ -124,7 +150,6 @@ class _Table:
 
     def __init__(self, options: Table1) -> None:
         from ali import data
-        from ali.training.checkpoint import find_checkpoint
 
         self.options = options
         names = ["data", "data_dir", "train_size", "labels", "balanced"]
@@ -132,8 +157,7 @@ class _Table:
         self.config = Config(
             **{name: getattr(options, name) for name in names}, epochs=max(1, options.epochs)
         )
-        given = {"ali": options.ali, "gan": options.gan}
-        self.given = {model: path and find_checkpoint(path) for model, path in given.items()}
+        self.given = self._given()
         self.dataset = data.load(self.config)
         test = data.load_test(self.config)
         self.measurements = Measurements(
@@ -147,10 +171,37 @@ class _Table:
             )
         self.title = (
             f"Table 1: test error as published (SVHN, 1000 labels), and measured on {options.data}"
-            f" ({options.labels:,} labels, {len(test):,} test images, "
+            f" ({options.labels:,} labels, {len(self.dataset.train):,} unlabelled images, "
+            f"{len(test):,} test images, "
             f"mean ± std of {options.draws} draws)"
         )
         make_folder(options.output_dir)
+
+    def _given(self) -> dict[str, list[Path]]:
+        """The checkpoints that are given, by row."""
+        from ali.training.checkpoint import find_checkpoint, read_manifest
+
+        found: dict[str, list[Path]] = defaultdict(list)
+        one_of = [("ali", self.options.ali), ("gan", self.options.gan)]
+        for model, path in [*one_of, *((None, path) for path in self.options.trained)]:
+            if path is None:
+                continue
+            folder = find_checkpoint(path)
+            config = read_manifest(folder).config
+            if model not in (None, config.model):
+                raise UserError(
+                    f"--{model} {folder} is the checkpoint of a model {config.model}: give one "
+                    f"trained with --model {model}, or --trained {path}"
+                )
+            if config.data == "mixture":
+                raise UserError(f"{folder} is of the mixture, whose points are no images")
+            for row in rows_of(config):
+                if found[row] and not KINDS[config.model].classifies:
+                    raise UserError(
+                        f"{found[row][0]} and {folder} are both for the row {row}: give one"
+                    )
+                found[row].append(folder)
+        return found
 
     def rows(self) -> list[_Line]:
         """All rows, the paper's first; measured one after the other."""
@@ -163,61 +214,95 @@ class _Table:
             TSVM_ROW: baseline(TSVM_ROW, baselines.transductive_svm_errors, unlabelled=unlabelled)
             if unlabelled
             else "--unlabelled 0",
-            DCGAN_ROW: self._networks(DCGAN_ROW, "gan"),
-            ALI_ROW: self._networks(ALI_ROW, "ali"),
         }
-        none = "no such model here"
-        rows = [_Line(name, published, results.get(name, none)) for name, published in TABLE_1]
-        return [*rows, _Line(PIXELS_ROW, "–", results[PIXELS_ROW])]
+        for model, names in ROWS.items():
+            for row in names:
+                results[row] = self._of_model(model, row)
+        return [_Line(name, published, results[name]) for name, published in (*TABLE_1, *MORE_ROWS)]
 
-    def _networks(self, row: str, model: Model) -> Measured | str:
-        from ali.training import checkpoint
-        from ali.training.state import load_networks
-        from ali.training.step import device
-
+    def _of_model(self, model: Model, row: str) -> Measured | str:
+        """The error of a row that is a model's, or why there is none."""
+        if row == M1_TSVM_ROW and not self.options.unlabelled:
+            return "--unlabelled 0"
         try:
-            folder = self.given[model] or self._trained(model)
-            if folder is None:
-                return f"give --{model} a checkpoint, or --epochs"
-            networks, config = load_networks(folder, device())
-            if config.model != model:
-                raise UserError(
-                    f"--{model} {folder} is the checkpoint of a model {config.model}: give one "
-                    f"trained with --model {model}"
-                )
-            if networks.table.image[1:] != self.dataset.valid.x.shape[1:3]:
-                size = "×".join(map(str, networks.table.image[1:]))
-                raise UserError(
-                    f"--{model} {folder} takes images of {size} pixels: choose another --data"
-                )
-            manifest = checkpoint.read_manifest(folder)
-            return self.measurements.of_networks(
-                row,
-                networks,
-                manifest.checksum(checkpoint.WEIGHTS),
-                seconds=training_seconds(folder.parent / "metrics.jsonl", manifest.epoch),
-                epochs=manifest.epoch,
-                images=manifest.step * config.batch_size,
-            )
+            folders = self.given[row] or self._trained(model, row)
+            if not folders:
+                option = f"--{model}" if model in ("ali", "gan") else "--trained"
+                listed = "" if model in self.options.models else f"--models {model} "
+                return f"give {option}, or {listed}--epochs"
+            return over_trainings([self._measure(row, folder) for folder in folders])
         except NonFiniteError as error:
             return f"training diverged ({error})"
         except FloatingPointError:
             return "the features are not finite"
 
-    def _trained(self, model: Model) -> Path | None:
-        """Checkpoint of a model trained to --epochs, resumed where it was stopped."""
-        from ali import experiment
-        from ali.training.checkpoint import MANIFEST
-        from ali.training.state import RESUMABLE_CHANGES, State
+    def _measure(self, row: str, folder: Path) -> Measured:
+        from ali.evaluation import baselines, protocol
+        from ali.training import checkpoint
+        from ali.training.state import load_networks
         from ali.training.step import device
 
-        epochs = self.options.epochs
-        if not epochs:
-            return None
-        config = self.config.replace(model=model, eval_every=epochs)
-        fixed = {k: v for k, v in config.to_dict().items() if k not in RESUMABLE_CHANGES}
+        networks, config = load_networks(folder, device())
+        if networks.image[1:] != self.dataset.valid.x.shape[1:3]:
+            size = "×".join(map(str, networks.image[1:]))
+            raise UserError(f"{folder} takes images of {size} pixels: choose another --data")
+        if networks.kind.classifies and config.labels != self.options.labels:
+            raise UserError(
+                f"{folder} is trained with {config.labels} labels, but the other rows have "
+                f"{self.options.labels}: give --labels {config.labels}, or another checkpoint"
+            )
+        manifest = checkpoint.read_manifest(folder)
+        weights = manifest.checksum(checkpoint.WEIGHTS)
+        budget: dict[str, Any] = {
+            "seconds": training_seconds(folder.parent / "metrics.jsonl", manifest.epoch),
+            "epochs": manifest.epoch,
+            "images": manifest.step * config.batch_size,
+        }
+
+        def features(x: np.ndarray) -> np.ndarray:
+            if row == ALI_D_ROW:
+                return protocol.discriminator_features(networks, x)
+            return protocol.features(networks, x)
+
+        unlabelled = self.options.unlabelled
+        by = {
+            M1_KNN_ROW: partial(baselines.nearest_neighbour_errors, features=features),
+            M1_TSVM_ROW: partial(
+                baselines.transductive_svm_errors, unlabelled=unlabelled, features=features
+            ),
+            ALI_D_ROW: partial(protocol.test_errors, networks, encode=features),
+        }
+        if row in by:
+            more = {"unlabelled": unlabelled} if row == M1_TSVM_ROW else {}
+            return self.measurements.of_features(row, by[row], budget, weights=weights, **more)
+        return self.measurements.of_networks(row, networks, weights, **budget)
+
+    def _trained(self, model: Model, row: str) -> list[Path]:
+        """Checkpoints of a model trained to --epochs, resumed where they were stopped."""
+        options = self.options
+        if not options.epochs or model not in options.models:
+            return []
+        config = self.config.replace(
+            model=model, eval_every=options.epochs, **KINDS[model].defaults
+        )
+        if row == SWWAE_ROW:
+            config = config.replace(dropout_fc=0.0)
+        if not KINDS[model].classifies:
+            return [self._train(config)]
+        each = range(options.seeds)
+        return [self._train(config.replace(seed=config.seed + i, draw=i)) for i in each]
+
+    def _train(self, config: Config) -> Path:
+        """The checkpoint of a configuration trained in full."""
+        from ali import experiment
+        from ali.training.checkpoint import MANIFEST
+        from ali.training.state import State, resumable_changes
+        from ali.training.step import device
+
+        changing = resumable_changes(config)
+        fixed = {k: v for k, v in config.to_dict().items() if k not in changing}
         key = hash_settings(fixed | {"on": self.dataset.fingerprint})
-        run = self.options.output_dir / f"{model}-{key}"
+        run = self.options.output_dir / f"{config.model}-{key}"
         folder = run / "checkpoint"
         begun = (folder / MANIFEST).exists()
         start = State.load(folder, device(), config) if begun else None
@@ -225,7 +310,7 @@ class _Table:
         for state, metrics in experiment.run(config, self.dataset, start):
             append_line(run / "metrics.jsonl", json.dumps(metrics))
             state.save(folder)
-            print(f"{model}: epoch {state.epoch}/{epochs}", flush=True)
+            print(f"{config.model}: epoch {state.epoch}/{config.epochs}", flush=True)
         return folder
 
 
@@ -239,16 +324,20 @@ def _print(rows: list[_Line], title: str, notes: list[str]) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("model", no_wrap=True)
     table.add_column("published", justify="right", no_wrap=True)
+    table.add_column("trained on", no_wrap=True)
     table.add_column("measured here", justify="right", no_wrap=True)
-    table.add_column("budget, or why not measured")
+    table.add_column("trained on, or why not measured")
     for name, published, result in rows:
-        if name == PIXELS_ROW:
+        if name == MORE_ROWS[0][0]:
             table.add_section()
+        theirs = TRAINED_ON.get(name, "–" if published == "–" else "?")
         if isinstance(result, str):
-            table.add_row(name, published, "not measured", result)
-        else:
-            error = f"{100 * result.mean:.2f} % (± {100 * result.std:.2f} %)"
-            table.add_row(name, published, error, _budget(result))
+            table.add_row(name, published, theirs, "not measured", result)
+            continue
+        error = f"{100 * result.mean:.2f} %"
+        if result.draws > 1:
+            error += f" (± {100 * result.std:.2f} %)"
+        table.add_row(name, published, theirs, error, _budget(name, result))
     text = console()
     if not text.is_terminal:
         text = console(width=WIDTH)
@@ -257,10 +346,12 @@ def _print(rows: list[_Line], title: str, notes: list[str]) -> None:
         text.print(note, soft_wrap=True)
 
 
-def _budget(result: Measured) -> str:
+def _budget(row: str, result: Measured) -> str:
     parts = []
     if result.epochs is not None:
-        parts = [f"{result.epochs} epochs", f"{result.images:,} images"]
+        own = any(row in names and KINDS[model].classifies for model, names in ROWS.items())
+        trainings = f"{result.draws} × " if own else ""  # else draws are those of SVMs
+        parts = [f"{trainings}{result.epochs} epochs", f"{result.images:,} images"]
     if result.seconds is not None:
         parts.append(f"{result.seconds:,.0f} s")
     return ", ".join(parts)

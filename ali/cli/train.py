@@ -20,6 +20,7 @@ from ali.metrics import (
     EPOCH,
     G_LOSS,
     IMAGES_PER_SECOND,
+    LOSS,
     MODES_MISSED,
     SAMPLE_DISTANCE,
     VAL_ERROR,
@@ -31,6 +32,7 @@ from ali.settings import missing_file, read_settings
 PROGRESS_METRICS = {
     D_LOSS: ".4f",
     G_LOSS: ".4f",
+    LOSS: ".4f",
     VAL_ERROR: ".4f",
     MODES_MISSED: ".0f",
     SAMPLE_DISTANCE: ".4f",
@@ -52,13 +54,19 @@ class Train:
         Group(
             "data",
             "--output-dir runs/one --train-size 5000 --labels 100",
-            "image_size attribute modes train_size labels balanced draws eval_every",
+            "image_size attribute modes train_size labels balanced draws draw eval_every",
         ),
         Group(
             "network",
             "--output-dir runs/one --model gan --dropout-x 0.1",
             "model levels precision slope_encoder slope_decoder slope_discriminator "
             "dropout_x dropout_z dropout_xz bn_x bn_z bn_xz weight_std",
+        ),
+        Group(
+            "table1",
+            "--output-dir runs/sdgm --model sdgm --label-weight 0.5",
+            "label_weight predict_z z_size components m1_epochs reconstruction_weight "
+            "middle_weight dropout_fc",
         ),
         Group("optimiser", "--output-dir runs/one --lr-d 2e-4 --lr-g 2e-4"),
     )
@@ -85,13 +93,16 @@ class Train:
             raise UserError(f"there is no run in {self.output_dir} to resume: leave --resume out")
         source = self.output_dir / CONFIG if self.resume else self.config
         if source is None:
-            return self
+            default = Config.of_model(self.experiment.model)
+            return self if default == Config() else parse(replace(self, experiment=default))
         try:
             settings = read_settings(source)
         except FileNotFoundError:
             raise missing_file(source) from None
         settings.check(Config)
-        return parse(replace(self, experiment=Config.from_dict(settings.values)))
+        model = settings.values.get("model", self.experiment.model)
+        values = Config.of_model(model).to_dict() | settings.values
+        return parse(replace(self, experiment=Config.from_dict(values)))
 
     @lossy_output()
     def run(self) -> None:
@@ -125,7 +136,7 @@ def _train(options: Train, folder: Path, config: Config) -> None:
     if (checkpoint / MANIFEST).exists():
         state = State.load(checkpoint, device(), config)
     else:  # a new run, or one that was stopped in its first epoch
-        state = State.create(config, dataset.train, device())
+        state = experiment.new_state(config, dataset)
         make_folder(folder)
     _refuse_other_data(folder / DATA, dataset.fingerprint, state.epoch)
     places = {"data_dir": config.data_dir and config.data_dir.resolve()}  # for any working folder

@@ -13,9 +13,10 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 
+from ali.catalog import KINDS
 from ali.config import Config, DataName
 from ali.data import celeba, cifar10, files, folder, house_numbers, mixture, svhn, tiny_imagenet
-from ali.data.batches import batches, to_unit
+from ali.data.batches import LabelledBatches, batches, to_unit
 from ali.data.labelled import check_draws, draw_labelled, labelled_draw, pixel_features
 from ali.data.splits import Dataset, Images, Splits, validation_size
 from ali.errors import UserError
@@ -23,6 +24,7 @@ from ali.errors import UserError
 __all__ = [
     "Dataset",
     "Images",
+    "LabelledBatches",
     "batches",
     "draw_labelled",
     "labelled_draw",
@@ -69,6 +71,11 @@ def load(config: Config, check_labels: bool = True) -> Dataset:
         )
     if size < config.batch_size:
         raise UserError(f"--batch-size {config.batch_size} is more than the {size} training images")
+    if labelled.y is None and check_labels and KINDS[config.model].classifies:
+        raise UserError(
+            f"--model {config.model} is trained with labels, and {config.data} has none here: "
+            "choose other --data, or --model ali"
+        )
     if labelled.y is not None and check_labels:
         check_draws(labelled.y, config, splits.classes, splits.class_names)
     parts: tuple[object, ...] = (

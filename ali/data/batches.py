@@ -1,4 +1,4 @@
-"""An epoch of a data set in batches, in [0, 1] (§4); owns pixel scaling."""
+"""Images in batches, in [0, 1] (§4): an epoch of a data set, labelled ones; owns pixel scaling."""
 
 from __future__ import annotations
 
@@ -26,3 +26,29 @@ def batches(x: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[
     order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
     for start in range(0, len(x) - batch_size + 1, batch_size):
         yield to_unit(x[order[start : start + batch_size]])
+
+
+class LabelledBatches:
+    """Batches of labelled images in a random order, which begins anew when all have been drawn.
+
+    Args:
+        x: uint8 (N, H, W, C), or points of the plane, on any device.
+        y: int64 (N,), on the same.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """Has the next batch begin a new order: a run resumes exactly between two epochs."""
+        self._rest = torch.empty(0, dtype=torch.int64)
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """x fp32 (batch_size, C, H, W) in [0, 1], and y; all are drawn before one is again."""
+        while len(self._rest) < batch_size:
+            order = torch.randperm(len(self.y), generator=generator, device=generator.device)
+            self._rest = torch.cat([self._rest.to(order.device), order])
+        rows, self._rest = self._rest[:batch_size], self._rest[batch_size:]
+        rows = rows.to(self.x.device)
+        return to_unit(self.x[rows]), self.y[rows]

@@ -44,18 +44,22 @@ Classify = Callable[[np.ndarray], np.ndarray]  # features (N, D) → labels (N,)
 
 
 def nearest_neighbour_errors(
-    dataset: Dataset, test: Images, config: Config, draws: int = 100
+    dataset: Dataset,
+    test: Images,
+    config: Config,
+    draws: int = 100,
+    features: Encode = pixel_features,
 ) -> np.ndarray:
-    """Test errors (draws,), fractions, of k nearest neighbours (Euclidean distance of pixels)."""
+    """Test errors (draws,), fractions, of k nearest neighbours (Euclidean distance of features)."""
     from sklearn.neighbors import KNeighborsClassifier
 
     def machine(draw: int, k: int) -> Classify:
-        x, y = _drawn(dataset, config, draw)
+        x, y = _drawn(dataset, config, draw, features)
         return KNeighborsClassifier(k, algorithm="brute").fit(x, y).predict
 
     ks = [k for k in NEIGHBOURS if k <= config.labels]
-    k = ks[_best([machine(0, k) for k in ks], pixel_features, dataset.valid)]
-    return _errors([machine(draw, k) for draw in range(draws)], pixel_features, test)
+    k = ks[_best([machine(0, k) for k in ks], features, dataset.valid)]
+    return _errors([machine(draw, k) for draw in range(draws)], features, test)
 
 
 def raw_pixel_errors(
@@ -71,7 +75,12 @@ def raw_pixel_errors(
 
 
 def transductive_svm_errors(
-    dataset: Dataset, test: Images, config: Config, draws: int = 100, unlabelled: int = 4000
+    dataset: Dataset,
+    test: Images,
+    config: Config,
+    draws: int = 100,
+    unlabelled: int = 4000,
+    features: Encode = pixel_features,
 ) -> np.ndarray:
     """Test errors (draws,), fractions, of the transductive SVM with `unlabelled` unlabelled images.
 
@@ -82,12 +91,12 @@ def transductive_svm_errors(
     rng = np.random.default_rng(DRAWS_SEED)
     count = min(unlabelled, len(dataset.train))
     chosen = np.sort(rng.permutation(len(dataset.train))[:count])
-    pixels = pixel_features(dataset.train.x[chosen])
-    components = min(COMPONENTS, *pixels.shape)
-    pca = PCA(components, svd_solver="randomized", random_state=0).fit(pixels)
+    known = features(dataset.train.x[chosen])
+    components = min(COMPONENTS, *known.shape)
+    pca = PCA(components, svd_solver="randomized", random_state=0).fit(known)
 
     def encode(x: np.ndarray) -> np.ndarray:
-        return pca.transform(pixel_features(x))
+        return pca.transform(features(x))
 
     x_unlabelled = encode(dataset.train.x[chosen])
 

@@ -10,14 +10,15 @@ import torch
 from ali.config import Config
 from ali.data import Dataset, Images, labelled_draw, pixel_features
 from ali.evaluation import svm
+from ali.models import inference
+from ali.models.base import Networks
 from ali.models.inference import CHUNK, chunks, evaluating
 from ali.models.layers import BN_MOMENTUM
-from ali.models.networks import ALI
 
 Encode = Callable[[np.ndarray], np.ndarray]  # uint8 (N, H, W, C) → features (N, D) fp32
 
 
-def features(networks: ALI, x: np.ndarray) -> np.ndarray:
+def features(networks: Networks, x: np.ndarray) -> np.ndarray:
     """Encoder features of x, uint8 (N, H, W, 3): fp32 (N, 5376) at width 1, see Encoder.features.
 
     Batch norm uses its running statistics; the networks' mode is restored.
@@ -26,21 +27,37 @@ def features(networks: ALI, x: np.ndarray) -> np.ndarray:
         return torch.cat([networks.features(h).cpu() for h in chunks(networks, x)]).numpy()
 
 
-def val_error(networks: ALI, dataset: Dataset, config: Config) -> float:
+def discriminator_features(networks: Networks, x: np.ndarray) -> np.ndarray:
+    """As `features`, of the discriminator: D(x)'s layers, max-pooled to 4×4, fp32 (N, D)."""
+    with evaluating(networks):
+        found = [networks.discriminator.features(h).cpu() for h in chunks(networks, x)]
+        return torch.cat(found).numpy()
+
+
+def val_error(networks: Networks, dataset: Dataset, config: Config) -> float:
     """Validation error, a fraction: the objective of a sweep.
 
-    C is chosen once, on the first labelled draw, as the one of the grid with the lowest error on
-    the validation set; the result is the mean at that C over config.draws draws of config.labels
+    Of a model that classifies it is its own error; else that of SVMs on its features. Their C is
+    chosen once, on the first labelled draw, as the one of the grid with the lowest error on the
+    validation set; the result is the mean at that C over config.draws draws of config.labels
     images. The first draw's error is a little optimistic, as C was chosen on the same images. The
     draws do not depend on config.seed.
 
     Raises FloatingPointError if a feature is not finite, and UserError if the labelled pool is too
     small for a draw.
     """
+    if networks.kind.classifies:
+        return classifier_error(networks, dataset.valid)
     return _val_error(_encoder(networks), dataset, config)
 
 
-def update_bn_stats(networks: ALI, x: np.ndarray, batches: int = 50) -> None:
+def classifier_error(networks: Networks, images: Images) -> float:
+    """Fraction of images that the networks' own classifier gets wrong."""
+    assert images.y is not None
+    return float((inference.classify(networks, images.x) != images.y).mean())
+
+
+def update_bn_stats(networks: Networks, x: np.ndarray, batches: int = 50) -> None:
     """Sets the running statistics that `features` uses to those of x, uint8 (N, H, W, 3).
 
     They are the running mean over batches of 100 images, without the part of the old values.
@@ -53,7 +70,8 @@ def update_bn_stats(networks: ALI, x: np.ndarray, batches: int = 50) -> None:
             rows = np.arange(i * 100, i * 100 + 100) % len(x)
             networks.features(next(chunks(networks, x[rows])))
         left = (1 - BN_MOMENTUM) ** batches  # the weight of the old values
-        for name, buffer in networks.named_buffers():
+        statistics = [one for one in networks.named_buffers() if "running" in one[0]]
+        for name, buffer in statistics:
             buffer.sub_(left * before[name]).div_(1 - left)
     networks.train(was)
 
@@ -64,15 +82,24 @@ def raw_pixel_error(dataset: Dataset, config: Config) -> float:
 
 
 def test_errors(
-    networks: ALI, dataset: Dataset, test: Images, config: Config, draws: int = 100
+    networks: Networks,
+    dataset: Dataset,
+    test: Images,
+    config: Config,
+    draws: int = 100,
+    encode: Encode | None = None,
 ) -> np.ndarray:
     """Test errors (draws,), fractions, of one SVM per labelled draw; report mean ± std.
+
+    Of a model that classifies: its own error, (1,). `encode`: features in place of `features`.
 
     As in §4.4, C is chosen on the validation set, once and as `val_error` does, and then 100 SVMs
     are fitted to 100 draws. Nothing is chosen on the test images.
     """
     assert test.y is not None
-    encode = _encoder(networks)
+    if networks.kind.classifies and encode is None:
+        return np.array([classifier_error(networks, test)])
+    encode = encode or _encoder(networks)
     c, _ = _pick_c(encode, encode(dataset.valid.x), dataset, config)
     machines = [_fit(encode, dataset, config, i, [c]) for i in range(draws)]
     wrong = np.zeros(draws)
@@ -115,5 +142,5 @@ def _fit(
     return svm.fit(encode(x), y, cs)
 
 
-def _encoder(networks: ALI) -> Encode:
+def _encoder(networks: Networks) -> Encode:
     return lambda x: features(networks, x)

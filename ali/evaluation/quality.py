@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from scipy.spatial.distance import cdist, pdist
 from torch import Tensor, nn
 
+from ali.catalog import KINDS
 from ali.config import Config
 from ali.data import Dataset, mixture
 from ali.errors import UserError
@@ -31,7 +32,7 @@ from ali.metrics import (
     SAMPLE_DIVERSITY,
 )
 from ali.models import inference
-from ali.models.networks import ALI
+from ali.models.base import Networks
 
 FID = "fid"  # Fréchet distance of Inception features, if the weights are on this machine
 IMAGES = 1000  # samples, and validation images they are compared with, at most
@@ -40,7 +41,7 @@ SEED = 160600704  # of all random numbers here: the same in every trial
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity keeps it
 
 
-def measure(networks: ALI, dataset: Dataset, config: Config) -> dict[str, float]:
+def measure(networks: Networks, dataset: Dataset, config: Config) -> dict[str, float]:
     """All measures that apply to the data and the model, by name; the same bits on every call.
 
     Images: SAMPLE_DISTANCE, SAMPLE_DIVERSITY, and FID if `inception_weights` finds them. Mixture:
@@ -52,6 +53,7 @@ def measure(networks: ALI, dataset: Dataset, config: Config) -> dict[str, float]
     names which), UserError for fewer than two validation images.
     """
     points, held_out = config.data == "mixture", len(dataset.valid)
+    kind = KINDS[config.model]
     if held_out < 2:
         raise UserError(f"sample quality needs two validation images, not {held_out}: add images")
     rows = np.random.default_rng(SEED).permutation(held_out)[:IMAGES]
@@ -59,18 +61,22 @@ def measure(networks: ALI, dataset: Dataset, config: Config) -> dict[str, float]
     repeatable = torch.backends.cudnn.flags(enabled=True, deterministic=True)
     with inference.evaluating(networks), repeatable:
         x = torch.cat([part.cpu() for part in inference.chunks(networks, chosen)])
-        x_tilde = _samples(networks, POINTS if points else len(x))
         describe: nn.Module = nn.Flatten() if points else RandomFeatures()
         real = describe(x).numpy()
-        if points:
-            found = _of_mixture(x_tilde.flatten(1).numpy(), config.modes)
-        else:
-            found = _of_samples(describe(x_tilde).numpy(), real)
-            if weights := inception_weights():
-                found[FID] = inception_distance(x_tilde, x, weights, inference.device_of(networks))
-        if networks.encoder is not None:
+        found: dict[str, float] = {}
+        if kind.generates:
+            x_tilde = _samples(networks, POINTS if points else len(x))
+            if points:
+                found = _of_mixture(x_tilde.flatten(1).numpy(), config.modes)
+            else:
+                found = _of_samples(describe(x_tilde).numpy(), real)
+                if weights := inception_weights():
+                    device = inference.device_of(networks)
+                    found[FID] = inception_distance(x_tilde, x, weights, device)
+        if kind.encodes:
             z_hat, x_hat = _reconstructions(networks, chosen)
-            found[PRIOR_GAP] = prior_gap(z_hat.numpy())
+            if kind.generates:
+                found[PRIOR_GAP] = prior_gap(z_hat.numpy())
             found[CODE_USE] = code_use(real, describe(x_hat).numpy())
             if points:
                 distance = mixture.reconstruction_distance(real, x_hat.flatten(1).numpy())
@@ -80,12 +86,13 @@ def measure(networks: ALI, dataset: Dataset, config: Config) -> dict[str, float]
 
 def names(config: Config) -> set[str]:
     """Names of the measures that `measure` returns."""
-    if config.data == "mixture":
-        found = {MODES_MISSED, NEAR_MODES}
-    else:
-        found = {SAMPLE_DISTANCE, SAMPLE_DIVERSITY} | ({FID} if inception_weights() else set())
-    if config.model == "ali":
-        found |= {PRIOR_GAP, CODE_USE}
+    kind, found = KINDS[config.model], set[str]()
+    if kind.generates and config.data == "mixture":
+        found |= {MODES_MISSED, NEAR_MODES}
+    elif kind.generates:
+        found |= {SAMPLE_DISTANCE, SAMPLE_DIVERSITY} | ({FID} if inception_weights() else set())
+    if kind.encodes:
+        found |= {CODE_USE} | ({PRIOR_GAP} if kind.generates else set())
         found |= {RECONSTRUCTION_DISTANCE} if config.data == "mixture" else set()
     return found
 
@@ -229,14 +236,14 @@ def _of_samples(samples: np.ndarray, real: np.ndarray) -> dict[str, float]:
     }
 
 
-def _samples(networks: ALI, n: int) -> Tensor:
+def _samples(networks: Networks, n: int) -> Tensor:
     """n samples x̃ ~ p(x), on the CPU."""
     z = networks.decoder.sample_prior(n, inference.normal(SEED, networks))
     return _finite("samples", [_decoded(networks, z)])
 
 
-def _reconstructions(networks: ALI, x: np.ndarray) -> tuple[Tensor, Tensor]:
-    """ẑ_L and G_x(ẑ₁ … ẑ_L), ẑ ~ q(z | x), on the CPU."""
+def _reconstructions(networks: Networks, x: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The code that has a prior, ẑ_L, and G_x(ẑ₁ … ẑ_L), ẑ ~ q(z | x), on the CPU."""
     normal = inference.normal(SEED, networks)
     top, decoded = [], []
     for part in inference.chunks(networks, x):
@@ -246,7 +253,7 @@ def _reconstructions(networks: ALI, x: np.ndarray) -> tuple[Tensor, Tensor]:
     return _finite("encodings", top), _finite("reconstructions", decoded)
 
 
-def _decoded(networks: ALI, z: tuple[Tensor, ...]) -> Tensor:
+def _decoded(networks: Networks, z: tuple[Tensor, ...]) -> Tensor:
     parts = zip(*(level.split(inference.CHUNK) for level in z), strict=True)
     return torch.cat([networks.decoder(*part).cpu() for part in parts])
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ali.catalog import Model
 from ali.errors import UserError
 from ali.files import atomic_write
 from ali.metrics import EPOCH, TRAIN_SECONDS
@@ -22,20 +24,66 @@ if TYPE_CHECKING:
 
     from ali.config import Config
     from ali.data import Dataset, Images
-    from ali.models.networks import ALI
+    from ali.models.base import Networks
 
 KNN_ROW, TSVM_ROW, DCGAN_ROW, ALI_ROW = "KNN", "TSVM", "DCGAN + L2-SVM", "ALI"
+M1M2_ROW, SDGM_ROW = "VAE (M1 + M2)", "SDGM"
+SWWAE_ROW, SWWAE_DROPOUT_ROW = "SWWAE without dropout", "SWWAE with dropout"
 TABLE_1 = (  # test error on SVHN with 1000 labels
     (KNN_ROW, "77.93 %"),
     (TSVM_ROW, "66.55 %"),
-    ("VAE (M1 + M2)", "36.02 %"),
-    ("SWWAE without dropout", "27.83 %"),
-    ("SWWAE with dropout", "23.56 %"),
+    (M1M2_ROW, "36.02 %"),
+    (SWWAE_ROW, "27.83 %"),
+    (SWWAE_DROPOUT_ROW, "23.56 %"),
     (DCGAN_ROW, "22.18 % (± 1.13 %)"),
-    ("SDGM", "16.61 % (± 0.24 %)"),
+    (SDGM_ROW, "16.61 % (± 0.24 %)"),
     (ALI_ROW, "19.14 % (± 0.50 %)"),
 )
-PIXELS_ROW = "L2-SVM on pixels"  # not in the paper's table
+# Not in the paper's table. ALI's own: its 2017 version; 1-NN and TSVM of codes, M2: Kingma et al.
+ALI_LABELS_ROW, GAN_LABELS_ROW, ADGM_ROW = "ALI with labels", "GAN with labels", "ADGM"
+M1_KNN_ROW, M1_TSVM_ROW, M2_ROW = "VAE (M1) + KNN", "VAE (M1) + TSVM", "VAE (M2)"
+CONVNET_ROW, ALI_D_ROW, PIXELS_ROW = (
+    "convnet on labels",
+    "ALI, features of D",
+    "L2-SVM on pixels",
+)
+MORE_ROWS = (
+    (ALI_LABELS_ROW, "7.42 % (± 0.65 %)"),
+    (GAN_LABELS_ROW, "8.11 % (± 1.3 %)"),
+    (ADGM_ROW, "22.86 %"),
+    (M1_KNN_ROW, "65.63 % (± 0.15 %)"),
+    (M1_TSVM_ROW, "54.33 % (± 0.11 %)"),
+    (M2_ROW, "–"),
+    (CONVNET_ROW, "20.47 % (± 2.64 %)"),
+    (ALI_D_ROW, "–"),
+    (PIXELS_ROW, "–"),
+)
+# What the published models were trained on, beside 1000 labels of train, as far as it is known.
+TRAINED_ON = {
+    M1M2_ROW: "train, extra",  # M1; M2 on train
+    M1_KNN_ROW: "train, extra",
+    M1_TSVM_ROW: "train, extra",
+    SDGM_ROW: "train, extra",
+    ADGM_ROW: "train, extra",
+    ALI_ROW: "extra",
+    GAN_LABELS_ROW: "train",
+    KNN_ROW: "labels",
+    CONVNET_ROW: "labels",
+}
+# The rows that a model is measured for; swwae, trained with dropout or without, for one of them.
+ROWS: dict[Model, tuple[str, ...]] = {
+    "ali": (ALI_ROW, ALI_D_ROW),
+    "gan": (DCGAN_ROW,),
+    "ali-labels": (ALI_LABELS_ROW,),
+    "gan-labels": (GAN_LABELS_ROW,),
+    "convnet": (CONVNET_ROW,),
+    "vae-m1": (M1_KNN_ROW, M1_TSVM_ROW),
+    "vae-m2": (M2_ROW,),
+    "vae-m1m2": (M1M2_ROW,),
+    "sdgm": (SDGM_ROW,),
+    "adgm": (ADGM_ROW,),
+    "swwae": (SWWAE_ROW, SWWAE_DROPOUT_ROW),
+}
 METHOD = 1  # increase it when a row is measured otherwise: older results are then measured again
 
 
@@ -80,7 +128,7 @@ class Measurements:
 
         return self._once(row, settings, measure)
 
-    def of_networks(self, row: str, networks: ALI, weights: str, **budget: Any) -> Measured:
+    def of_networks(self, row: str, networks: Networks, weights: str, **budget: Any) -> Measured:
         """The error of the L2-SVM on the networks' features.
 
         `weights` is their checksum; `budget` has seconds, epochs and images of Measured. Raises
@@ -93,6 +141,16 @@ class Measurements:
             return _summary(found, **budget)
 
         return self._once(row, {"weights": weights}, measure)
+
+    def of_features(
+        self, row: str, errors: Callable[..., np.ndarray], budget: dict[str, Any], **settings: Any
+    ) -> Measured:
+        """The error of what classifies some networks' features, whose settings have `weights`."""
+
+        def measure() -> Measured:
+            return _summary(errors(self.dataset, self.test, self.config, self.draws), **budget)
+
+        return self._once(row, settings, measure)
 
     def _once(
         self, row: str, settings: dict[str, Any], measure: Callable[[], Measured]
@@ -107,6 +165,29 @@ class Measurements:
             results = _read(self.file) | {key: asdict(result)}
             partial.write_text(json.dumps(results, indent=1) + "\n")
         return result
+
+
+def rows_of(config: Config) -> tuple[str, ...]:
+    """The rows that networks of a configuration are measured for."""
+    if config.model == "swwae":
+        return (SWWAE_DROPOUT_ROW if config.setting("dropout_fc") else SWWAE_ROW,)
+    return ROWS[config.model]
+
+
+def over_trainings(each: Sequence[Measured]) -> Measured:
+    """Mean ± std over the trainings of a model that classifies, each tested once."""
+    if len(each) == 1:
+        return each[0]
+    std = statistics.stdev(one.mean for one in each)
+    seconds = [one.seconds for one in each if one.seconds is not None]
+    return Measured(
+        statistics.fmean(one.mean for one in each),
+        std,
+        len(each),
+        statistics.fmean(seconds) if len(seconds) == len(each) else None,
+        each[0].epochs,
+        each[0].images,
+    )
 
 
 def hash_settings(settings: dict[str, Any]) -> str:

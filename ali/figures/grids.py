@@ -14,39 +14,45 @@ from ali.config import Config
 from ali.data import Dataset
 from ali.errors import UserError
 from ali.metrics import INTERPOLATIONS, RECONSTRUCTIONS, SAMPLES
+from ali.models.base import Networks
 from ali.models.inference import chunks, evaluating, normal
-from ali.models.networks import ALI
 
 SHOWN = 50  # images reconstructed: a grid as large as that of 100 samples
 PAIRS = 8  # rows of interpolations
 
 
-def epoch_pictures(networks: ALI, dataset: Dataset, config: Config) -> dict[str, np.ndarray]:
+def epoch_pictures(networks: Networks, dataset: Dataset, config: Config) -> dict[str, np.ndarray]:
     """The pictures that are logged for an epoch: SAMPLES, RECONSTRUCTIONS and INTERPOLATIONS.
 
-    Reconstructions and interpolations are of validation images. A GAN has only samples; for the
-    mixture the samples are the panels of Fig. 7, and there are no others.
+    Reconstructions and interpolations are of validation images. A GAN has only samples, a model
+    without a prior no samples or interpolations; for the mixture the samples are the panels of
+    Fig. 7, and there are no others.
     """
+    kind = networks.kind
     if config.data == "mixture":
+        if config.model not in ("ali", "gan"):
+            return {}
         from ali.figures.mixture import mixture_panels  # matplotlib, which takes a second
 
         return {SAMPLES: mixture_panels(networks, config)}
-    pictures = {SAMPLES: samples(networks)}
-    if networks.encoder is not None:
-        valid = dataset.valid.x
+    pictures = {SAMPLES: samples(networks)} if kind.generates else {}
+    valid = dataset.valid.x
+    if kind.encodes:
         pictures[RECONSTRUCTIONS] = reconstructions(networks, valid[:SHOWN])
+    if kind.encodes and kind.generates:
         pictures[INTERPOLATIONS] = interpolations(networks, valid[-2 * PAIRS :], PAIRS)
     return pictures
 
 
-def samples(networks: ALI, n: int = 100, seed: int = 0) -> np.ndarray:
+def samples(networks: Networks, n: int = 100, seed: int = 0) -> np.ndarray:
     """n samples x̃ = G_x(z), z ~ N(0, I): Figures 2(a) to 5(a)."""
+    decoder = networks.require_prior()
     with evaluating(networks):
-        z = networks.decoder.sample_prior(n, normal(seed, networks))
-        return _grid(networks.decoder(*z), columns=round(n**0.5))
+        z = decoder.sample_prior(n, normal(seed, networks))
+        return _grid(decoder(*z), columns=round(n**0.5))
 
 
-def reconstructions(networks: ALI, x: np.ndarray, seed: int = 0) -> np.ndarray:
+def reconstructions(networks: Networks, x: np.ndarray, seed: int = 0) -> np.ndarray:
     """x, uint8 (N, H, W, 3), in the odd columns, G_x(ẑ), ẑ ~ q(z | x), right of each: Fig. 2(b)."""
     with evaluating(networks):
         source = torch.cat(list(chunks(networks, x)))
@@ -55,13 +61,16 @@ def reconstructions(networks: ALI, x: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def interpolations(
-    networks: ALI, x: np.ndarray, rows: int = 8, steps: int = 10, seed: int = 0
+    networks: Networks, x: np.ndarray, rows: int = 8, steps: int = 10, seed: int = 0
 ) -> np.ndarray:
     """Decoded lines between ẑ₁ and ẑ₂ of pairs of images (§4.2), one pair a row.
 
     A row shows image i of x, uint8 (N ≥ 2, H, W, 3), `steps` equally spaced points from ẑ₁ to ẑ₂,
-    both included, and image i + rows. Raises UserError for fewer than two images.
+    both included, and image i + rows. Raises UserError for fewer than two images, and for a model
+    without codes to interpolate.
     """
+    networks.require_encoder()
+    networks.require_prior()
     rows = min(rows, len(x) // 2)
     if rows < 1:
         raise UserError(f"an interpolation needs two images, not {len(x)}")
@@ -79,7 +88,7 @@ def interpolations(
         return _grid(shown.flatten(0, 1), columns=steps + 2)
 
 
-def _z_hat(networks: ALI, x: Tensor, seed: int) -> tuple[Tensor, ...]:
+def _z_hat(networks: Networks, x: Tensor, seed: int) -> tuple[Tensor, ...]:
     return networks.require_encoder().sample(x, normal(seed, networks))
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from ali.config import Config
 from ali.data import mixture
 from ali.evaluation import quality
+from ali.models.base import Networks
 from ali.models.inference import chunks, evaluating, normal
-from ali.models.networks import ALI
 
 PANEL, DPI = 2.6, 100  # inches a side, pixels an inch
 CODES_REACH = 4.0  # of the axes of z; 0.01 % of the prior lies beyond
@@ -36,7 +36,7 @@ class _Panel:
 
 
 def mixture_panels(
-    networks: ALI, config: Config, gan: ALI | None = None, seed: int = quality.SEED
+    networks: Networks, config: Config, gan: Networks | None = None, seed: int = quality.SEED
 ) -> np.ndarray:
     """Fig. 7, or the panels of it that one model has; `config` is that of `networks`.
 
@@ -70,7 +70,7 @@ def mixture_panels(
 
 
 def _samples(
-    networks: ALI, name: str, modes: int, reach: float, seed: int
+    networks: Networks, name: str, modes: int, reach: float, seed: int
 ) -> tuple[tuple[Tensor, ...], _Panel]:
     """z₁ … z_L from the prior, and the panel of their samples."""
     with evaluating(networks):

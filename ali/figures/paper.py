@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ali.errors import UserError
 from ali.figures import grids
-from ali.models.networks import ALI
+from ali.models.base import Networks
 
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 FONT_SIZE, MARGIN = 13, 8  # pixels
@@ -45,7 +45,7 @@ def check(number: int, data: str) -> None:
 
 
 def samples_and_reconstructions(
-    number: int, networks: ALI, x: np.ndarray, data: str, seed: int = 0
+    number: int, networks: Networks, x: np.ndarray, data: str, seed: int = 0
 ) -> np.ndarray:
     """Figures 2 to 5: (a) samples and (b) reconstructions of the first images of x, side by side.
 
@@ -68,7 +68,7 @@ def samples_and_reconstructions(
     )
 
 
-def interpolations(networks: ALI, x: np.ndarray, data: str, seed: int = 0) -> np.ndarray:
+def interpolations(networks: Networks, x: np.ndarray, data: str, seed: int = 0) -> np.ndarray:
     """Fig. 6: lines between ẑ of pairs of x, uint8 (N, H, W, 3), the images themselves at the ends.
 
     Raises UserError for fewer than two images.

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from ali.data import to_unit
-from ali.models.networks import ALI, Normal
+from ali.models.base import Networks, Normal
 
 CHUNK = 500  # images at once
 
 
-def mu(networks: ALI, x: np.ndarray) -> np.ndarray:
+def mu(networks: Networks, x: np.ndarray) -> np.ndarray:
     """Mean of q(z | x) for x, uint8 (N, H, W, 3): fp32 (N, 256), with running statistics."""
     encoder = networks.require_encoder()
     with evaluating(networks):
         return torch.cat([encoder(h)[0].cpu() for h in chunks(networks, x)]).numpy()
 
 
-def encode(networks: ALI, x: np.ndarray, seed: int = 0) -> np.ndarray:
+def encode(networks: Networks, x: np.ndarray, seed: int = 0) -> np.ndarray:
     """As `mu`; ẑ ~ q(z | x) of the mixture's networks, whose q(z | x) has no closed form."""
     encoder, draw = networks.require_encoder(), normal(seed, networks)
     if not encoder.noise:
@@ -32,7 +32,7 @@ def encode(networks: ALI, x: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 @contextmanager
-def evaluating(networks: ALI) -> Iterator[None]:
+def evaluating(networks: Networks) -> Iterator[None]:
     """Within: running statistics, no dropout, no gradients. The mode is restored afterwards."""
     training = networks.training
     networks.eval()
@@ -43,24 +43,24 @@ def evaluating(networks: ALI) -> Iterator[None]:
         networks.train(training)
 
 
-def chunks(networks: ALI, x: np.ndarray) -> Iterator[Tensor]:
+def chunks(networks: Networks, x: np.ndarray) -> Iterator[Tensor]:
     """x, uint8 (N, H, W, 3), as fp32 (≤ CHUNK, 3, H, W) in [0, 1] on the networks' device."""
     for start in range(0, len(x), CHUNK):
         part = torch.from_numpy(np.array(x[start : start + CHUNK]))
         yield to_unit(part.to(device_of(networks)))
 
 
-def normal(seed: int, networks: ALI) -> Normal:
+def normal(seed: int, networks: Networks) -> Normal:
     """Normal numbers drawn on the CPU from a generator of their own: the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     return lambda shape: torch.randn(shape, generator=generator).to(device_of(networks))
 
 
-def device_of(networks: ALI) -> torch.device:
+def device_of(networks: Networks) -> torch.device:
     return next(networks.parameters()).device
 
 
-def reconstruct(networks: ALI, x: np.ndarray, seed: int = 0) -> np.ndarray:
+def reconstruct(networks: Networks, x: np.ndarray, seed: int = 0) -> np.ndarray:
     """G_x(ẑ), ẑ ~ q(z | x), of x, uint8 (N, H, W, 3): the same shape and type; points likewise."""
     encoder, draw = networks.require_encoder(), normal(seed, networks)
     with evaluating(networks):
@@ -68,14 +68,29 @@ def reconstruct(networks: ALI, x: np.ndarray, seed: int = 0) -> np.ndarray:
         return _from_unit(torch.cat(made), x.dtype)
 
 
-def sample(networks: ALI, n: int, seed: int = 0) -> np.ndarray:
+def sample(networks: Networks, n: int, seed: int = 0) -> np.ndarray:
     """n samples G_x(z), z ~ p(z): uint8 (n, H, W, 3), or fp32 points of the mixture."""
     draw, parts = normal(seed, networks), [CHUNK] * (n // CHUNK) + [n % CHUNK]
-    points = networks.table.image[1:] == (1, 1)
+    points, decoder = networks.image[1:] == (1, 1), networks.require_prior()
     with evaluating(networks):
-        z = [networks.decoder.sample_prior(k, draw) for k in parts if k]
-        made = torch.cat([networks.decoder(*each).cpu() for each in z])
+        z = [decoder.sample_prior(k, draw) for k in parts if k]
+        made = torch.cat([decoder(*each).cpu() for each in z])
         return _from_unit(made, np.dtype(np.float32 if points else np.uint8))
+
+
+def classify(networks: Networks, x: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The class of each image of x, uint8 (N, H, W, 3), int64 (N,); the same on every call.
+
+    Raises UserError for a model that is trained without labels, FloatingPointError where a score is
+    not finite.
+    """
+    networks.require_classifier()
+    draw = normal(seed, networks)
+    with evaluating(networks):
+        scores = torch.cat([networks.class_scores(h, draw).cpu() for h in chunks(networks, x)])
+    if not scores.isfinite().all():
+        raise FloatingPointError("class scores")
+    return scores.argmax(dim=1).numpy()
 
 
 def _from_unit(x: Tensor, dtype: np.dtype) -> np.ndarray:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ali import distributed
 from ali.config import Config
-from ali.errors import UserError
+from ali.metrics import D_LOSS, G_LOSS
 from ali.models import layers
+from ali.models.base import Networks, Normal, wide
 from ali.models.tables import (
     CONV,
     LEAKY,
@@ -32,9 +34,8 @@ from ali.models.tables import (
 )
 
 PIXEL_EPS = 1e-7  # keeps the log-odds of an always-black pixel finite
+PIXEL_MEAN_IMAGES = 500
 POOLED = 4  # pixels a side of a GAN's features, as in the DCGAN row of Table 1
-
-Normal = Callable[[tuple[int, ...]], Tensor]  # shape → N(0, 1) numbers on the networks' device
 
 
 class Layer(nn.Module):
@@ -89,7 +90,7 @@ class Layer(nn.Module):
                 layers.BN_EPS,
             )
         if self.bias is not None and self.row.bias == PIXEL:
-            biased = h.float() + self.bias.view(h.shape[1:])
+            biased = wide(h) + self.bias.view(h.shape[1:])
             return biased if self.row.nonlinearity == SIGMOID else biased.to(h.dtype)
         return h
 
@@ -176,7 +177,7 @@ class Encoder(nn.Module):
         if self.noise:
             x = torch.cat([x, normal((len(x), self.noise, *x.shape[2:]))], dim=1)
         penultimate, out = self.layers.forward_with_penultimate(self._cast(x))
-        z_hat = [out.float() if self.noise else _gaussian(out, normal)]
+        z_hat = [wide(out) if self.noise else _gaussian(out, normal)]
         for chain in self.upper:
             assert penultimate is not None
             below = torch.cat([penultimate, *(z.to(self.dtype) for z in z_hat)], dim=1)
@@ -213,7 +214,7 @@ class Decoder(nn.Module):
     def forward(self, *z: Tensor) -> Tensor:
         """z₁ … z_L, each (B, z) → x̃ (B, C, H, W) fp32, images in [0, 1]."""
         out = self.layers(torch.cat([part.to(self.dtype) for part in z], dim=1))
-        x_tilde = out.float() if self.linear else out.sigmoid()
+        x_tilde = wide(out) if self.linear else out.sigmoid()
         return x_tilde.view(len(out), *self.image) if x_tilde.dim() == 2 else x_tilde
 
     def sample_prior(self, n: int, normal: Normal) -> tuple[Tensor, ...]:
@@ -260,12 +261,21 @@ class Discriminator(nn.Module):
         `z` is empty for a GAN. In training mode dropout masks are drawn from `generator`; None: no
         dropout.
         """
+        return wide(self.with_penultimate(x, z, generator)[1]).squeeze(1)
+
+    def with_penultimate(
+        self,
+        x: Sequence[Tensor],
+        z: Sequence[Tensor],
+        generator: distributed.RandomSource | None = None,
+    ) -> tuple[Tensor | None, Tensor]:
+        """The last row's input, and its output (ΣB, maps)."""
         images = [part.to(self.dtype, memory_format=torch.channels_last) for part in x]
         h = self.x(*images, generator=generator)
         if z:
             h_z = self.z(*(part.to(self.dtype) for part in z), generator=generator)
             h = torch.cat([h, h_z], dim=1)
-        return self.xz(h, generator=generator).float().squeeze(1)
+        return self.xz.forward_with_penultimate(h, generator=generator)
 
     def features(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) → (B, D) fp32: D(x)'s layers, max-pooled to 4×4 (Table 1's DCGAN row)."""
@@ -278,16 +288,18 @@ class Discriminator(nn.Module):
         return torch.cat(pooled, dim=1)
 
 
-class ALI(nn.Module):
+class ALI(Networks):
     """The three networks of one experiment; a GAN has no encoder."""
 
+    LOSSES = (D_LOSS, G_LOSS)
+
     def __init__(self, table: Table, config: Config, dtype: torch.dtype) -> None:
-        super().__init__()
+        super().__init__(config.model, table.image)
 
         def slope(given: float | None) -> float:
             return table.slope if given is None else given
 
-        gan = config.model == "gan"
+        gan = not self.kind.encodes
         self.table, self.levels = table, config.levels
         self.encoder = (
             None if gan else Encoder(table, config.levels, slope(config.slope_encoder), dtype)
@@ -297,13 +309,10 @@ class ALI(nn.Module):
             table, 0 if gan else config.levels, slope(config.slope_discriminator), dtype
         )
 
-    def require_encoder(self) -> Encoder:
-        """The encoder. Raises UserError for a GAN."""
-        if self.encoder is None:
-            raise UserError(
-                "a GAN has no encoder: use it to sample only, or train with --model ali"
-            )
-        return self.encoder
+    def weights(self) -> list[list[nn.Parameter]]:
+        """Of the discriminator; of encoder and decoder."""
+        encoder = [] if self.encoder is None else [*self.encoder.parameters()]
+        return [[*self.discriminator.parameters()], [*encoder, *self.decoder.parameters()]]
 
     def features(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) → (B, D) fp32 for the SVM: of the encoder, or a GAN's discriminator."""
@@ -322,7 +331,7 @@ def _level_rows(table: Table) -> Rows:
 
 def _gaussian(out: Tensor, normal: Normal) -> Tensor:
     """[μ, log σ] (B, 2·z) → μ + σ ⊙ ε (B, z) fp32."""
-    mu, log_sigma = out.float().chunk(2, dim=1)
+    mu, log_sigma = wide(out).chunk(2, dim=1)
     return mu + log_sigma.exp() * normal(tuple(mu.shape))
 
 
@@ -343,13 +352,31 @@ def build(
     generator = generator or torch.Generator().manual_seed(config.seed)
     table = apply_config(config)
     networks = ALI(table, config, torch.float32 if table.image[1] == 1 else dtype)
+    draw_weights(networks, table.weight_std, generator)
+    if pixel_mean is not None:
+        start_at_mean(networks.decoder, pixel_mean)
+    return networks
+
+
+def draw_weights(networks: nn.Module, std: float, generator: torch.Generator) -> None:
+    """Initial weights N(0, std²) of each row."""
     for layer in networks.modules():
         if isinstance(layer, Layer):
-            nn.init.normal_(layer.weight, 0.0, table.weight_std, generator=generator)
-    last = networks.decoder.layers.rows[-1]
-    if pixel_mean is not None and last.row.bias == PIXEL:
+            nn.init.normal_(layer.weight, 0.0, std, generator=generator)
+
+
+def pixel_mean(x: np.ndarray, seed: int) -> Tensor:
+    """Mean (3, H, W) in [0, 1] of 500 images of x, uint8 (N, H, W, 3), drawn at random."""
+    count = min(PIXEL_MEAN_IMAGES, len(x))
+    chosen = np.sort(np.random.default_rng(seed).choice(len(x), count, replace=False))
+    return torch.from_numpy(x[chosen].mean(axis=0) / 255).permute(2, 0, 1).float()
+
+
+def start_at_mean(decoder: Decoder, pixel_mean: Tensor) -> None:
+    """Has the decoder's untied last bias start at the log-odds of the mean (C, H, W) in [0, 1]."""
+    last = decoder.layers.rows[-1]
+    if last.row.bias == PIXEL:
         with torch.no_grad():
             mean = pixel_mean.float().clamp(PIXEL_EPS, 1 - PIXEL_EPS)
             assert last.bias is not None
             last.bias.copy_(mean.logit())
-    return networks

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ali.catalog import KINDS
 from ali.config import Config
 from ali.errors import UserError
-from ali.models.networks import ALI, build
+from ali.models import registry
+from ali.models.base import Networks
 from ali.models.precision import compute_dtype
 from ali.models.tables import paper_table
 from ali.training import checkpoint
 from ali.training.checkpoint import Manifest
 
 if TYPE_CHECKING:
-    from ali.data import Images
+    from ali.data import Images, LabelledBatches
 
-PIXEL_MEAN_IMAGES = 500
 # What a resume may change: the length of a run and its evaluation, nothing that alters training.
+# See `resumable_changes` for models that are trained with labels.
 RESUMABLE_CHANGES = frozenset(
     {"epochs", "labels", "balanced", "draws", "eval_every", "data_dir", "attribute"}
 )
@@ -34,26 +35,41 @@ class State:
     """Everything that training changes.
 
     `generator` is the only source of randomness: data order, z, noise and dropout masks.
-    `epoch` and `step` count those done.
+    `epoch` and `step` count those done. There is an optimiser for each of `networks.weights()`.
+    `labelled` are the images whose labels a model that classifies is trained with; they are not
+    saved, since data and configuration determine them.
     """
 
     config: Config
-    networks: ALI
-    optimizer_d: torch.optim.Adam
-    optimizer_g: torch.optim.Adam
+    networks: Networks
+    optimizers: tuple[torch.optim.Adam, ...]
     generator: torch.Generator
     epoch: int = 0
     step: int = 0
+    labelled: LabelledBatches | None = field(default=None, repr=False)
+
+    @property
+    def optimizer_d(self) -> torch.optim.Adam:
+        """Of the discriminator."""
+        return self.optimizers[self.networks.kind.adam.index("d")]
+
+    @property
+    def optimizer_g(self) -> torch.optim.Adam:
+        """Of encoder and decoder."""
+        return self.optimizers[self.networks.kind.adam.index("g")]
 
     @property
     def device(self) -> torch.device:
         return self.generator.device
 
     @classmethod
-    def create(cls, config: Config, images: Images, device: torch.device | str) -> State:
+    def create(
+        cls, config: Config, images: Images, device: torch.device | str, classes: int = 0
+    ) -> State:
         """An untrained run, determined by `config` (its seed), the training images and the device.
 
-        Images whose size is not the table's raise UserError.
+        `classes`: of the labels, for a model that classifies. Images whose size is not the table's
+        raise UserError.
         """
         maps, height, width = paper_table(config).image
         if images.x.shape[1:] != (height, width, maps):
@@ -62,12 +78,8 @@ class State:
                 f"{(height, width, maps)}"
             )
         seeder = torch.Generator().manual_seed(config.seed)
-        networks = build(
-            config,
-            _pixel_mean(images.x, config.seed),
-            seeder,
-            compute_dtype(config.precision, torch.device(device)),
-        )
+        dtype = compute_dtype(config.precision, torch.device(device))
+        networks = registry.create(config, images.x, classes, seeder, dtype)
         seed = int(torch.randint(2**63 - 1, (), generator=seeder))
         return _assemble(config, networks, torch.Generator(device).manual_seed(seed))
 
@@ -81,11 +93,10 @@ class State:
         words = base64.b64encode(self.generator.get_state().numpy().tobytes()).decode()
         generator = {"device": self.device.type, "state": words}
         manifest = Manifest(self.config, self.epoch, self.step, generator)
-        tensors = {
-            checkpoint.WEIGHTS: self.networks.state_dict(),
-            checkpoint.OPTIMIZER: _optimizer_tensors(self.networks, self.optimizer_d)
-            | _optimizer_tensors(self.networks, self.optimizer_g),
-        }
+        moments: dict[str, Tensor] = {}
+        for optimizer in self.optimizers:
+            moments |= _optimizer_tensors(self.networks, optimizer)
+        tensors = {checkpoint.WEIGHTS: self.networks.state_dict(), checkpoint.OPTIMIZER: moments}
         checkpoint.write(Path(folder), manifest, tensors)
 
     @classmethod
@@ -112,12 +123,14 @@ class State:
         state = _assemble(config, networks, generator)
         state.epoch, state.step = manifest.epoch, manifest.step
         moments = checkpoint.read_tensors(folder, manifest, checkpoint.OPTIMIZER)
-        for optimizer in (state.optimizer_d, state.optimizer_g):
+        for optimizer in state.optimizers:
             _restore_optimizer(networks, optimizer, moments, folder)
         return state
 
 
-def load_networks(folder: Path | str, device: torch.device | str = "cpu") -> tuple[ALI, Config]:
+def load_networks(
+    folder: Path | str, device: torch.device | str = "cpu"
+) -> tuple[Networks, Config]:
     """The networks saved in `folder`, in evaluation mode, and their experiment; no optimiser.
 
     Raises UserError if there is no checkpoint or it is damaged.
@@ -127,41 +140,33 @@ def load_networks(folder: Path | str, device: torch.device | str = "cpu") -> tup
     return networks.eval(), manifest.config
 
 
-def _assemble(config: Config, networks: ALI, generator: torch.Generator) -> State:
+def _assemble(config: Config, networks: Networks, generator: torch.Generator) -> State:
     networks.to(generator.device).train()
-    optimizer_d = torch.optim.Adam(
-        networks.discriminator.parameters(),
-        lr=config.lr_d,
-        betas=(config.beta1_d, config.beta2_d),
-        eps=1e-8,
-        fused=True,  # one pass over weights, gradients and moments
+    optimizers = tuple(
+        torch.optim.Adam(
+            weights,
+            lr=getattr(config, f"lr_{who}"),
+            betas=(getattr(config, f"beta1_{who}"), getattr(config, f"beta2_{who}")),
+            eps=1e-8,
+            fused=True,  # one pass over weights, gradients and moments
+        )
+        for who, weights in zip(networks.kind.adam, networks.weights(), strict=True)
     )
-    optimizer_g = torch.optim.Adam(
-        [
-            *(networks.encoder.parameters() if networks.encoder is not None else ()),
-            *networks.decoder.parameters(),
-        ],
-        lr=config.lr_g,
-        betas=(config.beta1_g, config.beta2_g),
-        eps=1e-8,
-        fused=True,
-    )
-    return State(config, networks, optimizer_d, optimizer_g, generator)
+    return State(config, networks, optimizers, generator)
 
 
-def _pixel_mean(x: np.ndarray, seed: int) -> Tensor:
-    """Mean (3, H, W) in [0, 1] of 500 images of x, uint8 (N, H, W, 3), drawn at random."""
-    count = min(PIXEL_MEAN_IMAGES, len(x))
-    chosen = np.sort(np.random.default_rng(seed).choice(len(x), count, replace=False))
-    return torch.from_numpy(x[chosen].mean(axis=0) / 255).permute(2, 0, 1).float()
+def resumable_changes(config: Config) -> frozenset[str]:
+    """The fields that a resume of such a run may change."""
+    trained_with = {"labels", "balanced", "attribute"} if KINDS[config.model].classifies else set()
+    return RESUMABLE_CHANGES - trained_with
 
 
 def _resumed_config(saved: Config, config: Config) -> Config:
+    may_change = resumable_changes(saved)
     differing = [
-        field.name
-        for field in fields(Config)
-        if getattr(saved, field.name) != getattr(config, field.name)
-        and field.name not in RESUMABLE_CHANGES
+        one.name
+        for one in fields(Config)
+        if getattr(saved, one.name) != getattr(config, one.name) and one.name not in may_change
     ]
     if differing:
         shown = ", ".join(
@@ -181,7 +186,7 @@ def _names(networks: nn.Module) -> dict[Tensor, str]:
     return {parameter: name for name, parameter in networks.named_parameters()}
 
 
-def _optimizer_tensors(networks: ALI, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
+def _optimizer_tensors(networks: Networks, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
     names = _names(networks)
     return {
         f"{names[parameter]}.{key}": value
@@ -191,7 +196,7 @@ def _optimizer_tensors(networks: ALI, optimizer: torch.optim.Adam) -> dict[str, 
 
 
 def _restore_optimizer(
-    networks: ALI, optimizer: torch.optim.Adam, tensors: dict[str, Tensor], folder: Path
+    networks: Networks, optimizer: torch.optim.Adam, tensors: dict[str, Tensor], folder: Path
 ) -> None:
     names = _names(networks)
     for group in optimizer.param_groups:
@@ -213,10 +218,11 @@ def _restore_optimizer(
                 optimizer.state[parameter] = entry
 
 
-def _networks(folder: Path, manifest: Manifest, config: Config, device: torch.device) -> ALI:
-    networks = build(config, dtype=compute_dtype(config.precision, device))
+def _networks(folder: Path, manifest: Manifest, config: Config, device: torch.device) -> Networks:
+    saved = checkpoint.read_tensors(folder, manifest, checkpoint.WEIGHTS)
     try:
-        networks.load_state_dict(checkpoint.read_tensors(folder, manifest, checkpoint.WEIGHTS))
-    except RuntimeError as error:
+        networks = registry.empty(config, saved, compute_dtype(config.precision, device))
+        networks.load_state_dict(saved)
+    except (KeyError, RuntimeError) as error:
         raise UserError(f"weights in {folder} do not fit their own configuration") from error
     return networks.to(device)

@@ -1,4 +1,4 @@
-"""Algorithm 1: one step, and one epoch of steps. Reads and writes no files, logs nothing."""
+"""Algorithm 1 and other models' step: one, and an epoch of them. Writes no files, logs nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ali import data, distributed
 from ali.errors import NonFiniteError, UserError
-from ali.metrics import D_LOSS, G_LOSS, IMAGES_PER_SECOND
+from ali.metrics import IMAGES_PER_SECOND
+from ali.models.base import Labelled, Noise
+from ali.models.networks import ALI
 from ali.training.losses import losses
 from ali.training.state import State
 
@@ -59,10 +61,32 @@ def train_step(state: State, x: Tensor) -> tuple[Tensor, Tensor]:
     return loss_d, loss_g
 
 
+def model_step(state: State, x: Tensor, labelled: Labelled | None) -> tuple[Tensor, ...]:
+    """One step of a model other than ALI and the GAN: each loss trains its own weights.
+
+    Arguments as those of `Networks.losses`; with several workers, this worker's shards. Returns the
+    losses, before the updates, as detached fp32 scalars on the device.
+    """
+    noise = Noise(distributed.random_source(state.generator, len(x)), x.device)
+    losses = state.networks.losses(x, labelled, noise)
+    trained: list[tuple[list[Tensor], list[Tensor]]] = []  # of each optimiser: weights, gradients
+    for loss, optimizer in zip(losses, state.optimizers, strict=True):
+        theta = _weights(optimizer)
+        found = torch.autograd.grad(loss, theta, retain_graph=True, allow_unused=True)
+        pairs = [(w, g) for w, g in zip(theta, found, strict=True) if g is not None]
+        trained.append(([w for w, _ in pairs], [g for _, g in pairs]))
+    losses = tuple(distributed.all_reduce_mean([loss.detach().float() for loss in losses]))
+    for optimizer, (theta, gradients) in zip(state.optimizers, trained, strict=True):
+        gradients = state.networks.limited(distributed.all_reduce_mean(gradients))
+        _update(optimizer, theta, gradients)
+    state.step += 1
+    return losses
+
+
 def train_epoch(state: State, images: Tensor) -> dict[str, float]:
     """One pass over images, uint8 (N, H, W, 3) on the state's device, in a random order.
 
-    Returns the means of both losses (nats) and images per second. On CUDA the host waits for the
+    Returns the means of the losses (nats) and images per second. On CUDA the host waits for the
     device only at the end. Raises NonFiniteError for a loss (CPU: at once; CUDA: at the end of the
     epoch, with the step it occurred in) or a weight (at the end), and UserError if the images do
     not fill one batch.
@@ -74,27 +98,36 @@ def train_epoch(state: State, images: Tensor) -> dict[str, float]:
             "lower --batch-size"
         )
     distributed.check_world_size(state.config.batch_size, distributed.world_size())
-    start, first = time.perf_counter(), state.step
+    start, first, names = time.perf_counter(), state.step, state.networks.LOSSES
     state.networks.train()
+    state.networks.begin_epoch(state.epoch, state.config.epochs)
+    if state.labelled is not None:
+        state.labelled.begin_epoch()
     if images.device.type == "cpu":
         keep_freed_memory()
-    step_losses = torch.empty(steps, 2, device=images.device)  # L_d, L_g of each step
+    step_losses = torch.empty(steps, len(names), device=images.device)  # of each step
     with _repeatable():
         for i, x in enumerate(data.batches(images, state.config.batch_size, state.generator)):
-            step_losses[i, 0], step_losses[i, 1] = train_step(state, distributed.shard(x))
+            for j, loss in enumerate(_take_step(state, distributed.shard(x))):
+                step_losses[i, j] = loss
             if images.device.type == "cpu":  # elsewhere this would wait for the device
                 _check(step_losses[i : i + 1], first + i, state)
     _check(step_losses, first, state)
     if broken := non_finite(state):
         raise NonFiniteError(state.step, broken)
-    loss_d, loss_g = step_losses.mean(dim=0).tolist()
+    means = dict(zip(names, step_losses.mean(dim=0).tolist(), strict=True))
     state.epoch += 1
     seconds = time.perf_counter() - start
-    return {
-        D_LOSS: loss_d,
-        G_LOSS: loss_g,
-        IMAGES_PER_SECOND: steps * state.config.batch_size / seconds,
-    }
+    return means | {IMAGES_PER_SECOND: steps * state.config.batch_size / seconds}
+
+
+def _take_step(state: State, x: Tensor) -> tuple[Tensor, ...]:
+    if type(state.networks) is ALI:
+        return train_step(state, x)
+    if state.labelled is None:
+        return model_step(state, x, None)
+    x_l, y = state.labelled.draw(state.config.batch_size, state.generator)
+    return model_step(state, x, (distributed.shard(x_l), distributed.shard(y)))
 
 
 def non_finite(state: State) -> tuple[str, ...]:
@@ -105,11 +138,12 @@ def non_finite(state: State) -> tuple[str, ...]:
 
 
 def _check(step_losses: Tensor, first: int, state: State) -> None:
-    """Raises NonFiniteError for the first row of `step_losses` (steps, 2) that is not finite."""
+    """Raises NonFiniteError for the first row of `step_losses` that is not finite."""
     bad = ~step_losses.isfinite()
     if bad.any():
         i = int(bad.any(dim=1).nonzero()[0])
-        what = tuple(n for n, b in zip((D_LOSS, G_LOSS), bad[i].tolist(), strict=True) if b)
+        names = state.networks.LOSSES
+        what = tuple(n for n, b in zip(names, bad[i].tolist(), strict=True) if b)
         raise NonFiniteError(first + i, what + non_finite(state))
 
 

@@ -120,7 +120,7 @@ class Experiment(ABC):
 
 
 class AliExperiment(Experiment):
-    """ALI, or a GAN, as `ali` trains it. Imports what it needs when it is needed: torch is slow."""
+    """ALI, or another model, as `ali` trains it. Imports when it needs to: torch is slow."""
 
     def load_data(self, config: Config) -> Dataset:
         from ali import data
@@ -156,10 +156,9 @@ class AliExperiment(Experiment):
         return run(config, dataset, state)
 
     def initial_state(self, config: Config, dataset: Dataset) -> State:
-        from ali.training.state import State
-        from ali.training.step import device
+        from ali.experiment import new_state
 
-        return State.create(config, dataset.train, device())
+        return new_state(config, dataset)
 
     def load_state(self, folder: Path, config: Config) -> State:
         from ali.training.state import State
@@ -174,7 +173,7 @@ class AliExperiment(Experiment):
         pictures = epoch_pictures(state.networks, dataset, config)
         if config.data == "mixture":  # panels of Fig. 7, which have titles and axes
             return pictures
-        tile = state.networks.table.image[-1]
+        tile = state.networks.image[-1]
         return {key: marked(key, picture, tile) for key, picture in pictures.items()}
 
     def breakdown(self, history: Sequence[Metrics]) -> Ending | None:

@@ -16,7 +16,7 @@ from ali.metrics import TEST_ERROR_MEAN, TEST_ERROR_STD, VAL_ERROR
 from ali.output import console
 
 if TYPE_CHECKING:
-    from ali.models.networks import ALI
+    from ali.models.base import Networks
 
 WIDTH = 100  # characters of the printed table
 NOT_COMPARABLE = "Not comparable with the published errors: not the official SVHN."
@@ -40,7 +40,7 @@ class Outcome:
 
 
 def test_metrics(
-    networks: ALI, dataset: Dataset, test: Images, config: Config, objective: str, svms: int
+    networks: Networks, dataset: Dataset, test: Images, config: Config, objective: str, svms: int
 ) -> tuple[dict[str, float], list[float]]:
     """What the test split says, by metric: the protocol of §4.4, or sample quality without labels.
 
@@ -53,7 +53,8 @@ def test_metrics(
         print(f"testing the samples against {len(test)} test images")
         found = quality.measure(networks, replace(dataset, valid=test), config)
         return {f"test_{name}": value for name, value in found.items()}, []
-    print(f"testing with {svms} SVMs on {len(test)} test images")
+    by = "its own classifier" if networks.kind.classifies else f"{svms} SVMs"
+    print(f"testing with {by} on {len(test)} test images")
     errors = protocol.test_errors(networks, dataset, test, config, draws=svms)
     std = errors.std(ddof=1 if len(errors) > 1 else 0)
     found = {TEST_ERROR_MEAN: float(errors.mean()), TEST_ERROR_STD: float(std)}

@@ -19,7 +19,7 @@ from ali.errors import NonFiniteError, UserError
 from ali.experiment import evaluate, metric_names
 from ali.experiment import objective as own_objective
 from ali.files import append_line, make_folder
-from ali.metrics import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND, SAMPLE_DIVERSITY
+from ali.metrics import EPOCH, IMAGES_PER_SECOND, SAMPLE_DIVERSITY, format_losses
 from ali.training.state import State
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import AliExperiment
@@ -283,7 +283,7 @@ class FullTraining:
         self.log.epoch(metrics, pictures)
         value = f", {name} {metrics[name]:.4f}" if name in metrics else ""
         self.say(
-            f"epoch {epoch}/{total}: d {metrics[D_LOSS]:.3f} g {metrics[G_LOSS]:.3f}"
+            f"epoch {epoch}/{total}: {format_losses(metrics)}"
             f"{value}, {metrics[IMAGES_PER_SECOND]:.0f} images/s"
         )
 

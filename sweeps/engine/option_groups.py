@@ -19,7 +19,7 @@ OPTION_GROUPS: tuple[Group, ...] = (
     Group(
         "data",
         "--data folder --data-dir DIR --image-size 64",
-        "image_size attribute modes train_size labels balanced draws eval_every",
+        "image_size attribute modes train_size labels balanced draws draw eval_every",
     ),
     Group("network", "--model gan --batch-size 50", "model levels batch_size precision"),
     Group(

@@ -14,7 +14,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from rich.text import Text
 
-from ali.metrics import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND
+from ali.metrics import EPOCH, IMAGES_PER_SECOND, LOSSES
 from sweeps.engine.confirmation import CONFIRMS, is_new
 from sweeps.engine.endings import END_STATE
 from sweeps.engine.formatting import format_line
@@ -87,7 +87,8 @@ class Overview(tune.Callback):
             self._epochs += trained
         run.epoch, run.since = int(result[EPOCH]), now
         run.value = result.get(self._objective, run.value)
-        told = {IMAGES_PER_SECOND: "{:.0f} images/s", D_LOSS: "d {:.3f}", G_LOSS: "g {:.3f}"}
+        told = {IMAGES_PER_SECOND: "{:.0f} images/s"}
+        told |= {name: label + " {:.3f}" for name, label in LOSSES.items()}
         run.told = tuple(text.format(result[key]) for key, text in told.items() if key in result)
 
     def on_trial_complete(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from ray import tune
 from ray.tune.result import TIME_THIS_ITER_S
 
 from ali.errors import UserError
-from ali.metrics import D_LOSS, EPOCH, G_LOSS, IMAGES_PER_SECOND
+from ali.metrics import EPOCH, IMAGES_PER_SECOND, format_losses
 from ali.output import without_password
 from sweeps.engine.cluster import TrialResources
 from sweeps.engine.confirmation import intervals, is_new
@@ -117,10 +116,9 @@ class Progress(tune.Callback):
         shown = f"{self._to.objective} {value:.4f}" if value is not None else "not evaluated"
         if self.best:
             shown += f" (best {self.best[0].value:.4f})"
-        losses = f"d {result.get(D_LOSS, math.nan):.3f} g {result.get(G_LOSS, math.nan):.3f}"
         say(
             f"trial {trial.trial_id} epoch {result[EPOCH]}/{self._options.epochs}: {shown}, "
-            f"{losses}, {result.get(IMAGES_PER_SECOND, 0):.0f} images/s"
+            f"{format_losses(result)}, {result.get(IMAGES_PER_SECOND, 0):.0f} images/s"
         )
 
     def on_trial_complete(

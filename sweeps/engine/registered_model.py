@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import ali
+from ali.catalog import KINDS
 from ali.config import Config
 from ali.metrics import EPOCH
 from ali.training.checkpoint import read_manifest
@@ -90,7 +91,7 @@ def save_model(folder: Path, checkpoint: Path, config: Config, dataset: Dataset)
     from sweeps.engine.pyfunc_model import CHECKPOINT, ENCODINGS, SAMPLES
 
     example = np.ascontiguousarray(dataset.valid.x[:EXAMPLES])
-    output = ENCODINGS if config.model == "ali" else SAMPLES
+    output = ENCODINGS if KINDS[config.model].encodes else SAMPLES
     params = ParamSchema([ParamSpec("output", "string", output), ParamSpec("seed", "long", 0)])
     inputs = Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))])
     encodings = Schema([TensorSpec(np.dtype(np.float32), (-1, -1))])

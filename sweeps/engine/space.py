@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 
+from ali.catalog import KINDS, SETTINGS
 from ali.config import Config
 from ali.errors import UserError
 from ali.models.tables import LEAKY, Rows, apply_config, paper_table
@@ -96,9 +97,10 @@ class Space:
         base = Config.from_dict({**base.to_dict(), **fixed})
         parts, leaky = _discriminator(base), _leaky(base)
         there = {f"{what}_{part}" for part in parts for what in ("dropout", "bn")}
-        there |= {f"slope_{who}" for who in leaky}
+        there |= {f"slope_{who}" for who in leaky} | KINDS[base.model].settings.keys()
         for name, given in self.extra.items():
-            if name.startswith(("dropout_", "bn_", "slope_")) and name not in there:
+            of_some = name.startswith(("dropout_", "bn_", "slope_")) or name in SETTINGS
+            if of_some and name not in there:
                 raise dimensions.refuse(name, f"has no effect: the networks of {base.data} lack it")
             for value in dimensions.ends(given):
                 dimensions.check_value(name, value, base.to_dict())
@@ -197,13 +199,11 @@ PAPER_VALUES = "as_printed"  # user attribute of a trial: InitialPoint.paper_val
 
 
 def paper_defaults(base: Config) -> InitialPoint:
-    """The table of the data set, exactly as printed."""
-    table = paper_table(base)
+    """The table of the data set, exactly as printed; another model's as its authors have it."""
+    table, kind, default = paper_table(base), KINDS[base.model], Config.of_model(base.model)
     params: dict[str, Any] = {
         "adam_apart": False,
-        "lr_d": 1e-4,
-        "beta1_d": 0.5,
-        "one_minus_beta2_d": 1e-3,
+        **_adam(default, kind.adam[0]),
         "bn": any(row.bn for row in table.d_x),
         **{f"bn_x{i}": row.bn for i, row in enumerate(table.d_x, start=1)},
         "bn_z": False,
@@ -218,7 +218,15 @@ def paper_defaults(base: Config) -> InitialPoint:
         if min(dropout) < max(dropout):  # Table 2: 0.2 on the input, then 0.5
             paper_values.append(f"dropout_{part}")
     params |= {f"slope_{who}": table.slope for who in _leaky(base)}
+    params |= {name: own.value for name, own in kind.settings.items()}
     return InitialPoint(params, tuple(paper_values))
+
+
+def _adam(config: Config, who: str) -> dict[str, float]:
+    """Adam's settings as the search's parameters."""
+    lr, beta1, beta2 = (getattr(config, f"{name}_{who}") for name in ("lr", "beta1", "beta2"))
+    one_minus_beta2 = round(1 - beta2, 12)  # 0.001, and not 0.0010000000000000009
+    return {f"lr_{who}": lr, f"beta1_{who}": beta1, f"one_minus_beta2_{who}": one_minus_beta2}
 
 
 def short_budget(base: Config) -> InitialPoint:
@@ -261,8 +269,10 @@ def suggest(trial: optuna.Trial, space: Space, base: Config) -> dict[str, Any]:
             return space.fixed[name]
         return trial.suggest_categorical(name, [False, True])
 
-    point: dict[str, Any] = adam("d")
-    of_g = {name.replace("_d", "_g"): name for name in point}
+    kind = KINDS[base.model]
+    first, *second = kind.adam
+    point: dict[str, Any] = adam(first)
+    of_g = {name.replace("_d", "_g"): name for name in point if second}
     shared = [name for name in of_g if not space.has_own(name)]
     if shared and yes("adam_apart"):
         point |= adam("g")
@@ -280,6 +290,9 @@ def suggest(trial: optuna.Trial, space: Space, base: Config) -> dict[str, Any]:
         point["bn_x"] = [yes(f"bn_x{i}") for i in layers] if yes("bn") else [False for _ in layers]
     for name in (f"bn_{part}" for part in parts if part != "x"):
         point[name] = drawn(name) if space.has_own(name) else space.bn_with_z and yes(name)
+    for name, own in kind.settings.items():
+        if own.search is not None:
+            point[name] = drawn(name, dimensions.dimension(name, own.search))
     if space.weight_std and not space.has_own("weight_std"):
         point["weight_std"] = drawn("weight_std", space.weight_std, log=True)
     if space.batch_sizes and not space.has_own("batch_size"):
@@ -305,6 +318,8 @@ def with_optional(
     Initial weights: from the table's to ten times that. Batches: half, once and twice the sweep's.
     Raises UserError if the space says otherwise.
     """
+    if weight_std and not KINDS[base.model].parts:
+        raise UserError(f"--vary-weight-std: a {base.model} has no networks of the paper's tables")
     for asked, name in ((weight_std, "weight_std"), (batch_size, "batch_size")):
         if asked and space.has_own(name):
             option = f"--vary-{name.replace('_', '-')}"
@@ -321,24 +336,25 @@ def with_optional(
 
 def _discriminator(base: Config) -> dict[str, Rows]:
     """The parts of the discriminator that there are, by the ending of their fields in Config."""
-    table = paper_table(base)
-    z = table.d_z if base.model == "ali" else ()
-    parts = {"x": table.d_x, "z": z, "xz": table.d_xz}
-    return {name: rows for name, rows in parts.items() if rows}
+    table, there = paper_table(base), KINDS[base.model].parts
+    parts = {"x": table.d_x, "z": table.d_z, "xz": table.d_xz}
+    return {name: rows for name, rows in parts.items() if rows and name in there}
 
 
 def _leaky(base: Config) -> list[str]:
     """The networks with leaky ReLUs; a slope of 0 in the table means ReLU, and is not searched."""
     table = paper_table(base)
     rows = {
-        "encoder": table.encoder if base.model == "ali" else (),
+        "encoder": table.encoder,
         "decoder": table.decoder,
         "discriminator": table.d_x + table.d_z + table.d_xz,
     }
     return [
         who
         for who, its in rows.items()
-        if table.slope > 0 and any(row.nonlinearity == LEAKY for row in its)
+        if who in KINDS[base.model].leaky
+        and table.slope > 0
+        and any(row.nonlinearity == LEAKY for row in its)
     ]
 
 

@@ -259,6 +259,8 @@ def notes(found: Findings) -> Iterator[str]:
             f"{known[UNTRAINED_ERROR]:.4f} on an untrained encoder, "
             f"{known[UNTRAINED_BN_ERROR]:.4f} once its batch norm has seen the data"
         )
+    elif RAW_PIXEL_ERROR in known:  # a model that classifies itself
+        yield f"SVMs on raw pixels with as many labels: {known[RAW_PIXEL_ERROR]:.4f}"
 
 
 def pareto(found: Findings) -> Table | str | None:

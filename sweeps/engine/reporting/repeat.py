@@ -48,9 +48,9 @@ def arguments_of(options: Options) -> list[str]:
 
 def trial_command(found: Findings, trial: TrialResult) -> str:
     """Trains a configuration with the seed that it had. Raises UserError if it is not valid."""
-    defaults = Config().to_dict()
-    config = Config.from_dict(trial.config).to_dict()
-    changed = {k: v for k, v in config.items() if v != defaults[k]}
+    config = Config.from_dict(trial.config)
+    defaults = Config.of_model(config.model).to_dict() | {"model": Config.model}
+    changed = {k: v for k, v in config.to_dict().items() if v != defaults[k]}
     run = found.by_id.get(trial.trial_id)
     threads = run.data.params.get("threads") or run.data.tags.get("threads") if run else None
     more = ["--threads", threads] if threads else []

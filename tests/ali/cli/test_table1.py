@@ -11,7 +11,7 @@ from ali import data, experiment
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
 from ali.evaluation import baselines, protocol
-from ali.evaluation.table1 import TABLE_1
+from ali.evaluation.table1 import MORE_ROWS, TABLE_1
 from tests.paths import REAL_DATA
 
 CROPS = REAL_DATA / "svhn"
@@ -46,7 +46,9 @@ def here(capsys, *arguments):
 
 def line(out, name):
     """The cells of a row."""
-    (found,) = [text for text in out.splitlines() if text.strip("│ ").startswith(name + "  ")]
+    (found,) = [
+        text for text in out.splitlines() if text.strip("│ ").startswith((name + "  ", name + " │"))
+    ]
     return [cell.strip() for cell in found.strip("│").split("│")]
 
 
@@ -59,15 +61,17 @@ def test_baselines_without_networks(command, tmp_path, capsys):
     out = here(capsys, *command, "--output", tmp_path / "t.json")
     written = json.loads((tmp_path / "t.json").read_text())
     rows = {row["row"]: row for row in written["rows"]}
-    assert [row["row"] for row in written["rows"][:-1]] == [name for name, _ in TABLE_1]
+    names = [name for name, _ in (*TABLE_1, *MORE_ROWS)]
+    assert [row["row"] for row in written["rows"]] == names
     for name in ("KNN", "TSVM", "L2-SVM on pixels"):
         found = rows[name]["measured"]
         assert found["draws"] == 2 and found["mean"] < 0.2  # chance: 0.9
-        assert line(out, name)[2].startswith(f"{100 * found['mean']:.2f} % (±")
+        assert line(out, name)[3].startswith(f"{100 * found['mean']:.2f} % (±")
     assert line(out, "KNN")[1] == "77.93 %"
-    for name, why in (("ALI", "--epochs"), ("DCGAN + L2-SVM", "--gan"), ("SDGM", "no such model")):
-        assert rows[name]["measured"].startswith("not measured") and why in line(out, name)[3]
-        assert line(out, name)[2] == "not measured"
+    for name, why in (("ALI", "--epochs"), ("DCGAN + L2-SVM", "--gan"), ("SDGM", "--models sdgm")):
+        assert rows[name]["measured"].startswith("not measured") and why in line(out, name)[4]
+        assert line(out, name)[3] == "not measured"
+    assert line(out, "SDGM")[2] == "train, extra" == rows["SDGM"]["published_trained_on"]
     assert "Not comparable" in out and "not the official file" in out
 
 
@@ -82,7 +86,7 @@ def test_what_was_measured_is_not_measured_again(command, capsys, monkeypatch):
         monkeypatch.setattr(baselines, name, never)
     again = here(capsys, *command)
     assert again in first and "measuring" not in again
-    assert "--unlabelled 0" in line(here(capsys, *command, "--unlabelled", 0), "TSVM")[3]
+    assert "--unlabelled 0" in line(here(capsys, *command, "--unlabelled", 0), "TSVM")[4]
     for other in (["--draws", 3], ["--labels", 30], ["--no-balanced"]):
         with pytest.raises(AssertionError):
             here(capsys, *command, *other)
@@ -94,19 +98,43 @@ def test_networks_trained_here_go_on_where_they_were_stopped(command, tmp_path, 
     assert "ali: epoch 1/1" in out and "gan: epoch 1/1" in out
     out = here(capsys, *command, "--epochs", 2)
     assert "ali: epoch 2/2" in out and "epoch 1/2" not in out
-    assert line(out, "ALI")[3].startswith("2 epochs, 160 images, ")
+    assert line(out, "ALI")[4].startswith("2 epochs, 160 images, ")
     # the same training, uninterrupted, by hand
     folder = next((tmp_path / "out").glob("ali-*/checkpoint"))
     for again in (folder, folder.parent):
         given = here(capsys, *command, "--ali", again)
         assert line(given, "ALI") == line(out, "ALI")
-        assert line(given, "DCGAN + L2-SVM")[2] == "not measured"
+        assert line(given, "DCGAN + L2-SVM")[3] == "not measured"
     config = Config.from_dict(json.loads((folder / "state.json").read_text())["config"])
     dataset = data.load(config), data.load_test(config)
     *_, (state, _) = experiment.run(config.replace(epochs=2), dataset[0])
     errors = protocol.test_errors(state.networks, *dataset, config, draws=2)
     want = f"{100 * errors.mean():.2f} % (± {100 * errors.std(ddof=1):.2f} %)"
-    assert line(out, "ALI")[2] == want
+    assert line(out, "ALI")[3] == want
+
+
+def test_every_model_has_its_rows(command, tmp_path, capsys):
+    """Those trained with labels once a seed; a checkpoint goes to its model's row by itself."""
+    small = ["--models", "ali", "vae-m1", "convnet", "swwae", "--width", "0.05"]
+    out = here(capsys, *command, *small, "--epochs", 1, "--seeds", 2)
+    for name in ("convnet on labels", "SWWAE without dropout"):
+        assert (
+            line(out, name)[4].startswith("2 × 1 epochs, 80 images") and "±" in line(out, name)[3]
+        )
+    for name in ("ALI", "ALI, features of D", "VAE (M1) + KNN", "VAE (M1) + TSVM"):
+        assert line(out, name)[4].startswith("1 epochs, 80 images, ")
+        assert 0 < float(line(out, name)[3].split()[0]) <= 100
+    assert line(out, "GAN with labels")[3] == "not measured"
+    trained = sorted((tmp_path / "out").glob("swwae-*"))
+    assert len(trained) == 4
+    again = here(capsys, *command, "--trained", *trained)
+    for name in ("SWWAE without dropout", "SWWAE with dropout"):
+        assert line(again, name) == line(out, name)
+    with pytest.raises(UserError, match="trained with 20 labels, but the other rows have 30"):
+        here(capsys, *command, "--trained", trained[0], "--labels", 30)
+    ali = next((tmp_path / "out").glob("ali-*"))
+    with pytest.raises(UserError, match="both for the row ALI"):
+        here(capsys, *command, "--trained", ali, ali)
 
 
 def test_diverged_training_is_told(command, capsys, monkeypatch):
@@ -116,7 +144,7 @@ def test_diverged_training_is_told(command, capsys, monkeypatch):
 
     monkeypatch.setattr(experiment, "run", diverges)
     out = here(capsys, *command, "--epochs", 1)
-    assert "diverged" in line(out, "ALI")[3] and line(out, "KNN")[2] != "not measured"
+    assert "diverged" in line(out, "ALI")[4] and line(out, "KNN")[3] != "not measured"
 
 
 @pytest.mark.parametrize(
@@ -157,4 +185,4 @@ def test_real_crops(tmp_path, capsys):
     options += ["--train-size", 500, "--draws", 2, "--unlabelled", 200, "--labels", 100]
     out = here(capsys, *options)
     for name in ("KNN", "TSVM", "DCGAN + L2-SVM", "ALI", "L2-SVM on pixels"):
-        assert 20 < float(line(out, name)[2].split()[0]) < 92
+        assert 20 < float(line(out, name)[3].split()[0]) < 92

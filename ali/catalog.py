@@ -1,0 +1,177 @@
+"""Which models there are: what each consists of, and the settings that it alone has.
+
+A new model is an entry here, its networks in ali/models and a line in ali/models/registry.py. All
+else follows from the entry: what is trained and how it is judged, which commands apply to it, and
+the space of a sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+Model = Literal[
+    "ali",
+    "gan",
+    "ali-labels",
+    "gan-labels",
+    "convnet",
+    "vae-m1",
+    "vae-m2",
+    "vae-m1m2",
+    "sdgm",
+    "adgm",
+    "swwae",
+]
+
+
+class Setting(NamedTuple):
+    """A hyperparameter that only some models have: a field of Config whose default is None.
+
+    Attributes:
+        value: what None means: its authors' value where `ours` is false.
+        search: the dimension of a sweep, as in docs/space.md; None: not searched.
+        ours: whether its authors give no value, so that this one is our choice.
+    """
+
+    value: Any
+    search: Mapping[str, Any] | None
+    ours: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a model consists of.
+
+    Attributes:
+        adam: whose Adam settings it has: d and g, or the one of the two that trains all of it.
+        parts: of the paper's discriminator that it has: x, z and xz.
+        leaky: which of the paper's networks it has, whose leaky slopes are searched.
+        encodes: whether it has q(z | x): it encodes and reconstructs.
+        generates: whether it has a prior over codes: it draws samples.
+        classifies: whether it is trained with labels and classifies itself; otherwise SVMs do, on
+            its features (§4.4).
+        defaults: fields of Config whose value its authors, or we, choose otherwise.
+        settings: its own hyperparameters, by field of Config.
+    """
+
+    adam: tuple[str, ...]
+    parts: tuple[str, ...] = ()
+    leaky: tuple[str, ...] = ()
+    encodes: bool = False
+    generates: bool = False
+    classifies: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+
+
+def _log(low: float, high: float) -> dict[str, Any]:
+    return {"low": low, "high": high, "log": True}
+
+
+_ALI, _GAN = ("x", "z", "xz"), ("x", "xz")
+_ADAM_VAE = {"lr_g": 3e-4, "beta1_g": 0.9}  # of M1, M2 and SDGM alike
+_ADAM_GAN = {"lr_d": 3e-4, "lr_g": 3e-4}  # Salimans et al.; β₁ is 0.5, as ALI's
+_PCA = Setting(600, None)  # of 3072; their weights have 514 too
+_SDGM = {
+    "label_weight": Setting(0.1, _log(0.1, 2.0)),  # β
+    "z_size": Setting(300, {"choices": [100, 300]}, ours=True),
+}
+
+KINDS: dict[Model, Kind] = {
+    "ali": Kind(
+        adam=("d", "g"),
+        parts=_ALI,
+        leaky=("encoder", "decoder", "discriminator"),
+        encodes=True,
+        generates=True,
+    ),
+    "gan": Kind(adam=("d", "g"), parts=_GAN, leaky=("decoder", "discriminator"), generates=True),
+    "ali-labels": Kind(
+        adam=("d", "g"),
+        parts=_ALI,
+        leaky=("encoder", "decoder", "discriminator"),
+        classifies=True,
+        settings={
+            "label_weight": Setting(1.0, _log(0.1, 10.0), ours=True),
+            "predict_z": Setting("mean", {"choices": ["mean", "sample"]}, ours=True),
+        },
+        encodes=True,
+        generates=True,
+    ),
+    "gan-labels": Kind(
+        adam=("d", "g"),
+        parts=_GAN,
+        leaky=("decoder", "discriminator"),
+        generates=True,
+        classifies=True,
+        defaults=_ADAM_GAN,
+        settings={"label_weight": Setting(1.0, _log(0.1, 10.0))},
+    ),
+    "convnet": Kind(
+        adam=("d",), parts=_GAN, leaky=("discriminator",), classifies=True, defaults={"lr_d": 3e-4}
+    ),
+    "vae-m1": Kind(
+        adam=("g",),
+        defaults=_ADAM_VAE,
+        settings={"z_size": Setting(300, {"choices": [50, 300]}), "components": _PCA},
+        encodes=True,
+        generates=True,
+    ),
+    "vae-m2": Kind(
+        adam=("g",),
+        classifies=True,
+        defaults=_ADAM_VAE,
+        settings={
+            "label_weight": Setting(0.1, _log(0.01, 10.0)),  # α
+            "z_size": Setting(300, {"choices": [50, 300]}),
+            "components": _PCA,
+        },
+        encodes=True,
+        generates=True,
+    ),
+    "vae-m1m2": Kind(
+        adam=("g",),
+        classifies=True,
+        defaults=_ADAM_VAE,
+        settings={
+            "label_weight": Setting(0.1, _log(0.01, 10.0)),
+            "z_size": Setting(50, {"choices": [50, 300]}, ours=True),
+            "components": _PCA,
+            "m1_epochs": Setting(None, None, ours=True),  # trials are compared epoch by epoch
+        },
+        encodes=True,
+        generates=True,
+    ),
+    "sdgm": Kind(
+        adam=("g",),
+        classifies=True,
+        defaults=_ADAM_VAE,
+        settings=_SDGM,
+        encodes=True,
+        generates=True,
+    ),
+    "adgm": Kind(
+        adam=("g",),
+        classifies=True,
+        defaults=_ADAM_VAE,
+        settings=_SDGM,
+        encodes=True,
+        generates=True,
+    ),
+    "swwae": Kind(
+        adam=("g",),
+        encodes=True,
+        classifies=True,
+        defaults={"lr_g": 1e-3, "beta1_g": 0.9},
+        settings={
+            "reconstruction_weight": Setting(1.0, _log(0.01, 10.0), ours=True),
+            "middle_weight": Setting(0.2, _log(0.01, 1.0), ours=True),
+            "dropout_fc": Setting(0.5, None, ours=True),  # Table 1 has it with and without
+        },
+    ),
+}
+
+# Fields of Config that are a setting of some model.
+SETTINGS = frozenset(name for kind in KINDS.values() for name in kind.settings)
