@@ -234,6 +234,7 @@ def terminal(page: Page, path: Path, width: int = 110, height: int = 24) -> None
         shown.end()
     drawn = Console(record=True, width=width, file=io.StringIO(), legacy_windows=False)
     drawn.print(Text.from_ansi(screen), soft_wrap=True)
+    drawn.print()  # whatever the font, the last line is not cut
     svg = drawn.export_svg(title="python sweeps/mixture.py --num-trials 8")
     path.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.S))  # of another server
 

@@ -29,6 +29,7 @@ from sweeps.engine.tracking.schema import (
     DIRECTION,
     DRIVER_SECONDS,
     FORMULA,
+    FRONT_PAGE_SECONDS,
     SLOT_USE,
     TrackingContext,
 )
@@ -341,6 +342,8 @@ class Driver:
         found = self.ask_mlflow(lambda: find(self.options, *where))
         if page := self.front_page:
             self.ask_mlflow(lambda: page.finish(found))
+            took = page.seconds
+            self.ask_mlflow(lambda: self.client.log_metric(parent, FRONT_PAGE_SECONDS, took))
         print(as_text(found))
 
 

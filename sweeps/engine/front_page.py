@@ -68,7 +68,7 @@ class FrontPage:
         figures = Cadence(SHARE_FIGURES, FIRST_FIGURES)
         while not ended.wait(max(0.0, min(words.due, figures.due) - time.monotonic())):
             full = figures.due <= time.monotonic()
-            with figures if full else words, contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), figures if full else words:
                 # MLflow is away, or has lost the run: the driver says so; the next update has all
                 self.update(full)
 
@@ -167,7 +167,10 @@ def write_files(folder: Path, found: Findings, records: Records) -> None:
 
 
 class Cadence:
-    """When work is due that is to take a share of the time at most."""
+    """When work is due that is to take a share of the time at most.
+
+    Work that fails was mostly spent waiting, and is tried again soon.
+    """
 
     def __init__(self, share: float, least: float) -> None:
         self._share, self._least = share, least
@@ -177,9 +180,10 @@ class Cadence:
     def __enter__(self) -> None:
         self._began = time.monotonic()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         now = time.monotonic()
-        self.due = now + max(self._least, (now - self._began) / self._share)
+        took = now - self._began
+        self.due = now + max(self._least, took if kind else took / self._share)
 
 
 def description(

@@ -56,6 +56,7 @@ def test_the_best_are_confirmed_with_fresh_seeds_through_a_kill(toy):
     assert " ".join(out.split()).count(note.partition("**\n")[0].strip("*")) == 1
     (run,) = toy.mlflow()[best.trial_id]
     assert f"[{best.trial_id}](#/experiments/{where}/runs/{run.info.run_id}" in note
+    assert parent.data.metrics["front_page_seconds"] > 0
     files = [file.path for file in client.list_artifacts(parent.info.run_id)]
     assert set(files) == {"contact_sheet.jpg", "figures", "report.html"}
     figures = {file.path for file in client.list_artifacts(parent.info.run_id, "figures")}

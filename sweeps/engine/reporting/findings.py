@@ -205,7 +205,7 @@ def _too_short(options: Options, values: Sequence[float], expected: float, paren
         said = f"the best trial has {has}{luck}; expect {expect} of another seed, which is"
     return (
         f"{options.epochs} epochs are too short: {said} no better than an untrained encoder, "
-        f"{untrained_error(parent):.4f}. The ranking below says little; start a sweep with more "
+        f"{untrained_error(parent):.4f}. The ranking says little; start a sweep with more "
         "--epochs."
     )
 

@@ -32,6 +32,7 @@ METRICS, PICTURES, TEXTS = "metrics", "pictures", "texts"  # kinds of records
 KIND_SWEEP, KIND_TRIAL, KIND_BEST = "sweep", "trial", "best"
 # Metrics of a sweep's run: the share of its slots' time that trials used, with its last driver
 SLOT_USE, DRIVER_SECONDS = "slot_use", "driver_seconds"
+FRONT_PAGE_SECONDS = "front_page_seconds"  # that writing its description and figures took
 # Metrics of a trial's run: totals over its restarts
 TOTAL_TRAIN_SECONDS, TOTAL_EVAL_SECONDS = "total_train_seconds", "total_eval_seconds"
 TOTAL_CORE_SECONDS = "total_core_seconds"  # both, times its threads

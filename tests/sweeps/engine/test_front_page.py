@@ -1,5 +1,6 @@
 """The sweep's run in MLflow as its front page: its text, and how often it is written."""
 
+import contextlib
 import time
 from types import SimpleNamespace
 
@@ -53,6 +54,15 @@ def test_the_next_update_is_due_when_this_one_is_a_small_share_of_the_time(least
     with cadence:
         time.sleep(0.02)
     assert cadence.due - time.monotonic() > max(least, 0.02 / share) - 0.1
+
+
+def test_an_update_that_failed_is_tried_again_soon():
+    """However long MLflow was waited for."""
+    cadence = Cadence(0.001, 0.1)
+    with contextlib.suppress(OSError), cadence:
+        time.sleep(0.02)
+        raise OSError("no answer")
+    assert cadence.due - time.monotonic() <= 0.1
 
 
 def test_the_shares_of_both_kinds_of_updates_are_less_than_a_hundredth():
