@@ -17,8 +17,8 @@ from ali.errors import UserError
 from ali.files import atomic_write, existing_part, make_folder, refuse_address
 from sweeps.engine.retry import awaited
 
-# With pyarrow's own a call waits 100 s for a bucket that takes connections and does not answer, at
-# Google's 15 minutes; there one attempt takes two minutes, for which nobody is asked.
+# By pyarrow's defaults a call waits 100 s for a bucket that takes connections and does not answer,
+# at Google's 15 minutes. There one attempt takes 2 minutes still, as pyarrow has no option for it.
 ATTEMPTS, ATTEMPT_SECONDS, RETRY_SECONDS = 3, 5.0, 15
 
 
