@@ -62,7 +62,8 @@ class Storage:
         """
         if "://" not in str(address):
             refuse_address(address, "--storage-path", "a bucket is s3://BUCKET/FOLDER or gs://…")
-            return cls(fs.LocalFileSystem(), str(Path(address).resolve()), name, remote=False)
+            here = Path(address).expanduser().resolve()
+            return cls(fs.LocalFileSystem(), str(here), name, remote=False)
         if urlsplit(str(address)).netloc.rpartition("@")[0] not in ("", "anonymous"):
             raise UserError(
                 "--storage-path must not hold keys, which would be logged: "
@@ -75,6 +76,8 @@ class Storage:
             filesystem, root = fs.FileSystem.from_uri(str(address))
         except (ArrowInvalid, OSError) as error:
             raise UserError(f"--storage-path {address}: {one_line(error)}") from error
+        if not root.strip("/"):
+            raise UserError(f"--storage-path {address} names no bucket: s3://BUCKET/FOLDER")
         if isinstance(filesystem, fs.S3FileSystem):
             filesystem = ImpatientS3.like(filesystem)
         return cls(filesystem, root, name, remote=True)
