@@ -9,6 +9,7 @@ import itertools
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
@@ -103,6 +104,8 @@ class Arguments:
         found: dict[str, Any] = {}
         for name, value in vars(parsed).items():
             found |= vars(value) if name in self._titles else {name: value}
+        # No shell has expanded ~ in --output-dir=~/runs, nor in a file of settings.
+        found = {k: v.expanduser() if isinstance(v, Path) else v for k, v in found.items()}
         return _build(self._kind, found)
 
 

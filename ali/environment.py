@@ -13,18 +13,18 @@ NO_PROXY = "no_proxy"
 
 def cache_dir() -> Path:
     """$ALI_CACHE: decoded data sets, shared by all processes; default ~/.cache/ali-sweeps."""
-    return Path(os.environ.get("ALI_CACHE") or Path.home() / ".cache" / "ali-sweeps")
+    return Path(os.environ.get("ALI_CACHE") or "~/.cache/ali-sweeps").expanduser()
 
 
 def data_dir() -> Path | None:
     """$ALI_DATA_DIR: a folder of data sets by name, used by sweeps where no --data-dir is given."""
     root = os.environ.get("ALI_DATA_DIR")
-    return Path(root) if root else None
+    return Path(root).expanduser() if root else None
 
 
 def output_dir() -> Path:
     """$ALI_OUTPUT_DIR: the folder of all sweeps (--output-dir); default: runs."""
-    return Path(os.environ.get("ALI_OUTPUT_DIR") or "runs")
+    return Path(os.environ.get("ALI_OUTPUT_DIR") or "runs").expanduser()
 
 
 def storage_path() -> str | None:
@@ -38,7 +38,8 @@ def tracking_uri() -> str | None:
     http://user:password@host becomes http://host, since addresses are shown; the login goes to the
     variables in which MLflow's client looks for it.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or None
+    # A file that a secret was read from mostly ends with a new line.
+    uri = (os.environ.get("MLFLOW_TRACKING_URI") or "").strip() or None
     try:
         parts = urlsplit(uri or "")
     except ValueError:  # who connects to it is told

@@ -18,8 +18,8 @@ from ali.errors import UserError
 from ali.files import atomic_write, existing_part, make_folder, refuse_address
 from sweeps.engine.retry import awaited
 
-# With pyarrow's own a call waits 100 s for a bucket that takes connections and does not answer, at
-# Google's 15 minutes; there one attempt takes two minutes, for which nobody is asked.
+# By pyarrow's defaults a call waits 100 s for a bucket that takes connections and does not answer,
+# at Google's 15 minutes. There one attempt takes 2 minutes still, as pyarrow has no option for it.
 ATTEMPTS, ATTEMPT_SECONDS, RETRY_SECONDS = 3, 5.0, 15
 
 
@@ -63,7 +63,8 @@ class Storage:
         """
         if "://" not in str(address):
             refuse_address(address, "--storage-path", "a bucket is s3://BUCKET/FOLDER or gs://…")
-            return cls(fs.LocalFileSystem(), str(Path(address).resolve()), name, remote=False)
+            here = Path(address).expanduser().resolve()
+            return cls(fs.LocalFileSystem(), str(here), name, remote=False)
         if urlsplit(str(address)).netloc.rpartition("@")[0] not in ("", "anonymous"):
             raise UserError(
                 "--storage-path must not hold keys, which would be logged: "
@@ -76,6 +77,8 @@ class Storage:
             filesystem, root = fs.FileSystem.from_uri(str(address))
         except (ArrowInvalid, OSError) as error:
             raise UserError(f"--storage-path {address}: {one_line(error)}") from error
+        if not root.strip("/"):
+            raise UserError(f"--storage-path {address} names no bucket: s3://BUCKET/FOLDER")
         if isinstance(filesystem, fs.S3FileSystem):
             filesystem = ImpatientS3.like(filesystem)
         return cls(filesystem, root, name, remote=True)

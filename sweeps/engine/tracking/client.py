@@ -96,6 +96,12 @@ def connect(uri: str, existing: bool = False) -> MlflowClient:
     except UserError:
         raise
     except Exception as error:
+        said = str(error)
+        if "unsupported URI" in said or "Invalid url" in said:
+            raise UserError(
+                f"{without_password(uri)} is no address that MLflow knows: a server's is "
+                "http://HOST:PORT, a database's sqlite:////FOLDER/mlflow.db"
+            ) from None
         way_on = "restore it, or move it away: a resume writes what the study knows to a new one"
         raise UserError(
             f"cannot use the tracking store {without_password(uri)}: {first_line(error)}"

@@ -12,6 +12,7 @@ from ali.errors import UserError
 from sweeps.engine.final import FinalOptions
 from sweeps.engine.options import Location, Options, read_config
 from sweeps.engine.saved_options import parse, saved_options
+from sweeps.engine.storage import Storage
 
 pytestmark = pytest.mark.versions
 
@@ -151,12 +152,27 @@ def test_other_names_are_taken(name):
     assert Location(name=name).folder.name == name
 
 
+def test_a_home_that_no_shell_has_put_in(tmp_path, monkeypatch):
+    """As in --output-dir=~/runs, in a file of settings, in a container's variables."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ALI_DATA_DIR", "~/data")
+    (tmp_path / "data" / "svhn").mkdir(parents=True)
+    (tmp_path / "own.yaml").write_text("space: ~/space.toml\n")
+    argv = ["--name", "s", "--output-dir=~/runs", "--config", str(tmp_path / "own.yaml")]
+    found = parse(options(data="svhn"), argv)
+    assert (found.output_dir, found.space) == (tmp_path / "runs", tmp_path / "space.toml")
+    assert found.config().data_dir == tmp_path / "data" / "svhn"
+    assert Storage.at("~/kept", "s").root == str(tmp_path / "kept")
+
+
 def test_addresses_are_no_folders(monkeypatch):
     """As paths they would be local folders called s3: or gs:."""
     with pytest.raises(UserError, match=r"--output-dir s3:/.* --storage-path"):
         Location(name="s", output_dir=Path("s3://bucket/runs"))
     with pytest.raises(UserError, match="--storage-path s3:/bucket is an address"):
         assert Location(name="s", storage_path="s3:/bucket").storage
+    with pytest.raises(UserError, match="--storage-path s3:// names no bucket"):
+        assert Location(name="s", storage_path="s3://").storage
     monkeypatch.setenv("ALI_DATA_DIR", "s3://bucket/data")
     with pytest.raises(UserError, match="ALI_DATA_DIR s3:/bucket/data is an address"):
         options().config()

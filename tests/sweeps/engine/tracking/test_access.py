@@ -226,6 +226,16 @@ def test_what_the_server_says_is_passed_on(clean, stub, status, body, says):
     assert says in refusal(stub(status=status, body=body).uri)
 
 
+@pytest.mark.parametrize("uri", ["localhost:5000", "htp://localhost:5000", "http:/localhost:5000"])
+def test_an_address_that_is_none_is_told_what_one_is(clean, uri):
+    assert f"{uri} is no address that MLflow knows: a server's is http://HOST:PORT" in refusal(uri)
+
+
+def test_the_end_of_a_line_is_no_part_of_an_address(clean):
+    clean.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000\n")
+    assert environment.tracking_uri() == "http://localhost:5000"
+
+
 def test_a_login_that_may_only_read_is_told_so(clean, stub, tmp_path):
     server = stub(body='{"runs": []}', denied="/runs/create")
     with pytest.raises(UserError, match=r"does not let this login write .*EDIT"):
