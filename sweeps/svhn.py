@@ -3,6 +3,7 @@
     python sweeps/svhn.py                        50 trials of up to 100 epochs, the best repeated
     python sweeps/svhn.py --name svhn --resume   resumes it, after a kill -9 too
     python sweeps/best.py --name svhn            trains the best in full, and tests it
+    python sweeps/svhn.py --name sdgm --model sdgm    another model of Table 1
     make sweep                                   the same script, laptop-sized, on embedded data
 
 Data: ./data/svhn with the official .mat files, or --data-dir; downloaded where it is missing. The

@@ -18,7 +18,7 @@ from ali.files import atomic_write
 class Encode(NetworkOptions):
     """Encode RGB images into an .npz: mu (N, z), and file names where there are any.
 
-    z is 64 for networks of CIFAR-10, 256 for all others.
+    z is 64 for ALI on CIFAR-10, 256 on other data. A model trained with labels adds classes (N,).
     """
 
     GROUPS: ClassVar[tuple[Group, ...]] = (
@@ -39,7 +39,7 @@ class Encode(NetworkOptions):
 
         from ali.data.image_files import read_images
         from ali.evaluation import protocol
-        from ali.models.inference import mu
+        from ali.models.inference import classify, mu
 
         networks, _ = load_image_networks(self)
         networks.require_encoder()
@@ -47,6 +47,8 @@ class Encode(NetworkOptions):
         arrays = {"mu": mu(networks, x)}
         if self.features:
             arrays["features"] = protocol.features(networks, x)
+        if networks.kind.classifies:
+            arrays["classes"] = classify(networks, x)
         if names is not None:
             arrays["names"] = np.array(names)
         with atomic_write(self.output) as partial, open(partial, "wb") as file:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # What a resume may change: the length of a run and its evaluation, nothing that alters training.
 # See `resumable_changes` for models that are trained with labels.
 RESUMABLE_CHANGES = frozenset(
-    {"epochs", "labels", "balanced", "draws", "eval_every", "data_dir", "attribute"}
+    {"epochs", "labels", "balanced", "draws", "draw", "eval_every", "data_dir", "attribute"}
 )
 
 
@@ -157,8 +157,8 @@ def _assemble(config: Config, networks: Networks, generator: torch.Generator) ->
 
 def resumable_changes(config: Config) -> frozenset[str]:
     """The fields that a resume of such a run may change."""
-    trained_with = {"labels", "balanced", "attribute"} if KINDS[config.model].classifies else set()
-    return RESUMABLE_CHANGES - trained_with
+    trained_with = {"labels", "balanced", "draw", "attribute"}
+    return RESUMABLE_CHANGES - (trained_with if KINDS[config.model].classifies else set())
 
 
 def _resumed_config(saved: Config, config: Config) -> Config:

@@ -20,6 +20,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from ali.catalog import KINDS
 from ali.config import Common, Config
 from ali.errors import UserError
 
@@ -87,13 +88,19 @@ def check_value(name: str, value: Any, base: Mapping[str, Any] | None = None) ->
         raise refuse(name, f"must be a number, or a range {{low = …, high = …}}, not {value!r}")
     for field, given in field_values(name, value).items():
         try:
-            Config.from_dict({**(base or {}), field: given})
+            Config.from_dict({**(base or _of_some_model(field)), field: given})
         except UserError as error:
             if name == "one_minus_beta2":
                 raise refuse(name, f"must be in (0, 1], not {value!r}") from None
             option = field.replace("_", "-")
             own = rf"^(--{option}|not a valid configuration: {field}) "
             raise refuse(name, re.sub(own, "", str(error))) from None
+
+
+def _of_some_model(field: str) -> dict[str, Any]:
+    """What makes a Config of a model that has a field: ALI, where no other model's own it is."""
+    owners = [model for model, kind in KINDS.items() if field in kind.settings]
+    return {"model": owners[0]} if owners else {}
 
 
 def dimension(name: str, given: Any) -> BaseDistribution:

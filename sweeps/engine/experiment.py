@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ali.config import Config
-from ali.metrics import D_LOSS, EPOCH, G_LOSS, SAMPLE_DIVERSITY
+from ali.metrics import D_LOSS, EPOCH, G_LOSS, LOSS, SAMPLE_DIVERSITY
 from sweeps.engine.endings import Ending, EndState
 
 if TYPE_CHECKING:
@@ -182,6 +182,8 @@ class AliExperiment(Experiment):
             if abs(last.get(name, 0.0)) > LARGE_LOSS:
                 reason = f"{name} {last[name]:.3g} nats, the mean of epoch {last[EPOCH]:.0f}"
                 return Ending(EndState.DIVERGED, reason)
+        if LOSS in last:  # the means that a VAE decodes to are alike, and no collapse
+            return None
         seen = [m[SAMPLE_DIVERSITY] for m in history if SAMPLE_DIVERSITY in m]
         varied = max(seen, default=0.0) >= IDENTICAL
         epochs = COLLAPSED_EPOCHS if varied else STILL_EPOCHS

@@ -128,7 +128,9 @@ def train_best(options: FinalOptions) -> int:
     )
     contexts = [context]
     if options.seeds is not None:
-        fresh = [config.replace(seed=seed) for seed in fresh_seeds(config.seed, options.seeds)]
+        # Each has a labelled draw of its own, for a model that is trained with one.
+        seeds = enumerate(fresh_seeds(config.seed, options.seeds))
+        fresh = [config.replace(seed=seed, draw=i) for i, seed in seeds]
         contexts = [replace(context, config=one, fresh_seed=True) for one in fresh]
     dataset, test = data.load(config), data.load_test(config)  # bad files are found before training
     trainings = [FullTraining(one, dataset) for one in contexts]

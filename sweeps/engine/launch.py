@@ -23,7 +23,7 @@ from sweeps.engine.lock import driver_lock
 from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.objective import Objective
 from sweeps.engine.options import JOURNAL, OPTIONS, Options
-from sweeps.engine.points import within
+from sweeps.engine.points import fitted, within
 from sweeps.engine.space import InitialPoint, Space, paper_defaults, read_space, with_optional
 from sweeps.engine.storage import Storage
 from sweeps.engine.traces import (
@@ -141,9 +141,11 @@ def first_points(
     """The points to try before the search draws any, and whether each is the paper's own."""
     from sweeps.engine.warm_start import warm_points
 
-    own = []
+    own: list[tuple[InitialPoint, bool]] = []
     for make in sweep.points_to_evaluate:
         point, changes = within(make(base), space, base)
+        if any(_same(point, other, space, base) for other, _ in own):
+            continue  # of a model for which it is the first one
         if changes and not options.resume:
             where = ", ".join(f"{k} {now} for {before}" for k, (before, now) in changes.items())
             print(f"note: the space does not have the point {make.__name__}: tried with {where}")
@@ -152,6 +154,11 @@ def first_points(
     with contextlib.suppress(*[UserError] * options.resume):  # by now the earlier one may be gone
         warm = warm_points(options, space, base, [point for point, _ in own])
     return [*own, *((point, False) for point in warm)][: options.num_trials]
+
+
+def _same(point: InitialPoint, other: InitialPoint, space: Space, base: Config) -> bool:
+    params = [fitted(one.params, space, base) for one in (point, other)]
+    return params[0] == params[1] and point.paper_values == other.paper_values
 
 
 @contextlib.contextmanager

@@ -15,10 +15,11 @@ from mlflow.pyfunc import PythonModel
 
 CHECKPOINT = "checkpoint"  # the model's one artifact: a checkpoint of `ali`
 ENCODINGS, RECONSTRUCTIONS, SAMPLES = "encodings", "reconstructions", "samples"  # values of output
+CLASSES = "classes"  # another, of a model that is trained with labels
 
 
 class AliModel(PythonModel):
-    """An ALI or a GAN. The device is a GPU where there is one."""
+    """An ALI, a GAN or another model. The device is a GPU where there is one."""
 
     def load_context(self, context: Any) -> None:
         from ali.training.state import load_networks
@@ -33,8 +34,9 @@ class AliModel(PythonModel):
 
         Args:
             params: `output`: ENCODINGS, the mean of q(z | x), fp32 (N, z), or for the mixture ẑ;
-                RECONSTRUCTIONS; or SAMPLES, as many as there are images, of which nothing else is
-                used. `seed`: of ẑ and z.
+                RECONSTRUCTIONS; SAMPLES, as many as there are images, of which nothing else is
+                used; or CLASSES, int64 (N,), of a model that is trained with labels. `seed`: of ẑ
+                and z.
         """
         from ali.models import inference
 
@@ -46,7 +48,9 @@ class AliModel(PythonModel):
             return inference.reconstruct(self.networks, model_input, seed)
         if output == SAMPLES:
             return inference.sample(self.networks, len(model_input), seed)
-        choices = ", ".join((ENCODINGS, RECONSTRUCTIONS, SAMPLES))
+        if output == CLASSES:
+            return inference.classify(self.networks, model_input, seed)
+        choices = ", ".join((ENCODINGS, RECONSTRUCTIONS, SAMPLES, CLASSES))
         raise ValueError(f"output must be one of {choices}, not {output!r}")
 
 

@@ -88,14 +88,16 @@ def save_model(folder: Path, checkpoint: Path, config: Config, dataset: Dataset)
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
-    from sweeps.engine.pyfunc_model import CHECKPOINT, ENCODINGS, SAMPLES
+    from sweeps.engine.pyfunc_model import CHECKPOINT, CLASSES, ENCODINGS, SAMPLES
 
     example = np.ascontiguousarray(dataset.valid.x[:EXAMPLES])
-    output = ENCODINGS if KINDS[config.model].encodes else SAMPLES
+    kind = KINDS[config.model]
+    output = ENCODINGS if kind.encodes else SAMPLES if kind.generates else CLASSES
     params = ParamSchema([ParamSpec("output", "string", output), ParamSpec("seed", "long", 0)])
     inputs = Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))])
     encodings = Schema([TensorSpec(np.dtype(np.float32), (-1, -1))])
-    outputs = encodings if output == ENCODINGS else inputs
+    classes = Schema([TensorSpec(np.dtype(np.int64), (-1,))])
+    outputs = {ENCODINGS: encodings, SAMPLES: inputs, CLASSES: classes}[output]
     mlflow.pyfunc.save_model(
         folder,
         python_model=str(CODE),

@@ -237,6 +237,7 @@ def short_budget(base: Config) -> InitialPoint:
     found = {"lr_d": 4e-4, "beta1_d": 0.1, "one_minus_beta2_d": 3e-4}
     found |= {"dropout_x": 0.1, "dropout_z": 0.0, "dropout_xz": 0.0, "bn": True}
     found |= {f"bn_x{i}": i != 4 for i in range(1, 6)}
+    found |= {"lr_g": 1e-3}  # of VAEs and their like; else adam_apart is false, and this not used
     slopes = {f"slope_{who}": 0.15 for who in _leaky(base)}
     return InitialPoint(paper_defaults(base).params | found | slopes)
 

@@ -2,7 +2,9 @@
 
 import pytest
 
+from ali.catalog import KINDS
 from ali.config import Config
+from ali.errors import UserError
 from ali.models.tables import apply_config, paper_table
 from sweeps.engine.space import (
     Space,
@@ -24,12 +26,17 @@ PRESETS = {
     "Table 2, GAN": Config(data="cifar10", model="gan"),
     "Table 3, two levels": Config(data="svhn", levels=2),
 }
+MODELS = [model for model in KINDS if model != "ali"]
+# What the data set's table says, and not the model's authors.
+TABLE_FIELDS = [f"dropout_{part}" for part in ("x", "z", "xz")] + ["bn_x"]
+TABLE_FIELDS += [f"slope_{who}" for who in ("encoder", "decoder", "discriminator")]
 presets = pytest.mark.parametrize("base", PRESETS.values(), ids=PRESETS)
 
 
 def drawn(study, base, space=None):
     """The configuration that the study's next trial trains with, as a sweep over `base` asks."""
-    trial = study.ask(lambda trial: suggest(trial, space or Space(), base))
+    own = {} if base.model in ("ali", "gan") else base.to_dict()  # as a driver has it
+    trial = study.ask(lambda trial: own | suggest(trial, space or Space(), base))
     return trial, Config.from_dict({**base.to_dict(), **trial.user_attrs[CONFIG]})
 
 
@@ -119,3 +126,36 @@ def test_searched_fields_are_those_in_which_points_differ(base):
     assert not {"bn_z", "bn_xz", "batch_size", "seed", "epochs"} & set(found)
     fixed = Space(fixed={"beta1": 0.5}, batch_sizes=(50, 100))
     assert "beta1_d" not in (other := searched_fields(fixed, base)) and "batch_size" in other
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_has_a_space_and_its_authors_point(study, model):
+    base = Config(model=model)
+    kind = KINDS[model]
+    study.enqueue(paper_defaults(base))
+    _, config = drawn(study, base)
+    assert config == Config.of_model(model).replace(
+        **{name: getattr(config, name) for name in ("seed", *TABLE_FIELDS)},
+        **{name: one.value for name, one in kind.settings.items() if one.search},
+        **({f"{name}_g": getattr(config, f"{name}_d") for name in ("lr", "beta1", "beta2")}
+           if kind.adam == ("d", "g") else {}),
+    )  # fmt: skip
+    searched = set(searched_fields(Space(), base))
+    assert {name for name, one in kind.settings.items() if one.search} <= searched
+    assert {f"lr_{who}" for who in kind.adam} <= searched
+    assert not {f"lr_{who}" for who in {"d", "g"} - set(kind.adam)} & searched
+    assert bool(kind.parts) == ("dropout_x" in searched)
+    for _ in range(6):  # Config takes whatever is drawn
+        drawn(study, base)
+
+
+def test_a_models_own_setting_is_searched_as_one_asks_and_by_no_other(study):
+    base = Config(model="sdgm")
+    space = Space(fixed={"z_size": 7}, extra={"label_weight": (2.0, 3.0)})
+    _, config = drawn(study, space.apply_fixed(base), space)
+    assert config.z_size == 7 and 2 <= config.label_weight <= 3
+    for wrong in (Space(extra={"label_weight": (2.0, 3.0)}), Space(fixed={"z_size": 7})):
+        with pytest.raises(UserError, match=r"label_weight|z_size|--z-size"):
+            wrong.apply_fixed(Config())
+    with pytest.raises(UserError, match="no networks of the paper's tables"):
+        with_optional(Space(), base, False, True, False)
