@@ -198,7 +198,7 @@ def report(page: Page, path: Path) -> None:
         html = Path(folder, "report.html")
         command = [sys.executable, str(ROOT / "sweeps" / "report.py"), *page.sweep]
         subprocess.run([*command, "--html", str(html)], check=True, stdout=subprocess.DEVNULL)
-        page.resize()
+        page.resize(height=1600)
         page.chromium.get(html.as_uri())
         page.settle()
         page.save(path)

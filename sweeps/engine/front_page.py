@@ -237,7 +237,7 @@ def markdown(table: Table, links: dict[str, str] | None = None) -> str:
     links = links or {}
     rows = [tuple(table.headings), tuple("---" for _ in table.headings)]
     rows += [(links.get(row[0], _plain(row[0])), *map(_plain, row[1:])) for row in table.rows]
-    apart = [" &emsp; | ", " | "]  # MLflow puts the columns side by side without a gap
+    apart = ["&nbsp;&nbsp; | ", " | "]  # MLflow puts the columns side by side without a gap
     lines = [apart[row[0] == "---"].join(row) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
 

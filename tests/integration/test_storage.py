@@ -245,6 +245,8 @@ def test_a_sweep_outlives_its_machine_where_its_storage_is_a_bucket(clustered, s
     assert f"a sweep '{toy.name}' exists in s3://" in refused  # not begun anew on its checkpoints
     out = toy.run("--resume")
     assert f"checkpoints in sweeps/runs/{toy.name}" in out
+    told = (toy.runs / toy.name / "sweep.log").read_text()
+    assert told.count(f"sweep {toy.name}: {trials} trials") == 2, "what was said there, too"
     storage = Storage.at(store.uri, toy.name)
     states = [key for key in store.keys(f"runs/{toy.name}/") if "experiment_state-" in key]
     storage.fetch(toy.runs / toy.name / Path(max(states)).name)  # where audit looks

@@ -45,7 +45,7 @@ def test_a_long_description_loses_whole_parts_at_its_end(monkeypatch):
 
 def test_text_in_a_table_is_text():
     table = Table("t", ("name", "value"), [("a|b_c*", "<b>")])
-    assert markdown(table).splitlines()[-1] == r"| a\|b\_c\* &emsp; | \<b> |"
+    assert markdown(table).splitlines()[-1] == r"| a\|b\_c\*&nbsp;&nbsp; | \<b> |"
 
 
 @pytest.mark.parametrize(("least", "share"), [(0.0, 0.01), (5.0, 0.5)])
