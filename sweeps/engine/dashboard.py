@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import threading
 import warnings
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from sweeps.engine.retry import ask_mlflow
 from sweeps.engine.saved_options import saved_options
 from sweeps.engine.study import CONFIG, confirms_of, trial_id
 from sweeps.engine.tracking import runs
+from sweeps.engine.tracking.access import refuse_taken_port
 from sweeps.engine.tracking.client import connect, is_server
 from sweeps.engine.tracking.schema import KIND_TRIAL, TRIAL
 from sweeps.engine.tracking.view import run_path
@@ -136,7 +136,7 @@ def show_dashboard(asked: DashboardOptions) -> None:
         raise UserError(f"Optuna's dashboard is not installed: {INSTALL}") from None
     options = saved_options(asked)
     source = load_study(options)
-    _refuse_taken(asked.port)
+    refuse_taken_port(HOST, asked.port)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     mlflow = _MlflowRuns(asked, options)
     copy = StudyCopy(options, source, mlflow.objective)
@@ -188,12 +188,3 @@ class _MlflowRuns:
         server = self._url.rstrip("/")
         paths = {run.data.tags[TRIAL]: run_path(self._experiment, run.info.run_id) for run in known}
         return {name: f"{server}/{path}" for name, path in paths.items()}
-
-
-def _refuse_taken(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except (OSError, OverflowError) as error:
-            raise UserError(f"port {port} cannot be used ({error}): give another --port") from error

@@ -50,7 +50,8 @@ class Location:
 
     def __post_init__(self) -> None:
         name = self.name
-        if not name or Path(name).name != name or name == ".." or not name.isprintable():
+        plain = name.strip() == Path(name).name == name and name.isprintable()
+        if not plain or name in ("", ".."):
             raise UserError(f"--name must be a plain file name, not {name!r}")
         if found := [character for character in NOT_IN_NAMES if character in name]:
             raise UserError(f"--name must not contain {found[0]}, which MLflow refuses: {name!r}")

@@ -26,7 +26,7 @@ from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment, Metrics
 from sweeps.engine.history import read_history, write_history
 from sweeps.engine.objective import Objective
-from sweeps.engine.retry import Retry, awaited
+from sweeps.engine.retry import AwayError, Retry, awaited
 from sweeps.engine.scheduler import HISTORY
 from sweeps.engine.storage import list_checkpoints
 from sweeps.engine.tracking.schema import (
@@ -91,7 +91,13 @@ class SweepTrial(tune.Trainable):
         # folder hangs (HangWatchdog looks at trials that have started).
         if not self._loaded:
             experiment, expected = self._context.experiment, self._context.fingerprint
-            dataset = experiment.load_data(self._experiment_config)
+            # The driver has read it: a mount that is gone comes back, mostly.
+            what, seconds = f"the data of trial {self.trial_id}", self._context.outage_seconds
+            ask = Retry(what, seconds, _is_missing)
+            try:
+                dataset = ask(lambda: experiment.load_data(self._experiment_config))
+            except AwayError as error:
+                raise error.__cause__ or error from None
             if (found := experiment.fingerprint(dataset)) != expected:
                 raise UserError(
                     f"the data has changed, or differs here (fingerprint {found}, not {expected})"
@@ -256,6 +262,11 @@ class SweepTrial(tune.Trainable):
             run.tell_missing()
         for run in self._runs:
             run.queue.close()
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether data cannot be read, for the time being or here."""
+    return isinstance(error, OSError | UserError)
 
 
 def _is_away(error: Exception) -> bool:

@@ -14,6 +14,7 @@ from ali.output import first_line, without_password
 from sweeps.engine.options import Location
 from sweeps.engine.retry import ask_mlflow
 from sweeps.engine.tracking import runs
+from sweeps.engine.tracking.access import refuse_taken_port
 from sweeps.engine.tracking.client import (
     MLFLOW_ENVIRONMENT,
     connect,
@@ -78,6 +79,8 @@ def serve_ui(options: UiOptions) -> None:
     uri = options.uri
     client = connect(uri, existing=True)
     server = without_password(uri) if is_server(uri) else f"http://{HOST}:{options.port}"
+    if is_database(uri):
+        refuse_taken_port(HOST, options.port)
     for line in ask_mlflow(lambda: list(links(client, server, options.name))):
         print(line, flush=True)
     if not is_database(uri):

@@ -112,6 +112,16 @@ def check_server(uri: str) -> None:
     raise UserError(f"{what} {shown} ({said}): {'; '.join(advice)}")
 
 
+def refuse_taken_port(host: str, port: int) -> None:
+    """Raises UserError if no server can be started at a port of this machine."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"port {port} cannot be used ({error}): give another --port") from error
+
+
 @contextlib.contextmanager
 def refusals(uri: str) -> Iterator[None]:
     """Within, a UserError says so if MLflow does not let this login write."""

@@ -50,7 +50,7 @@ class AsyncLogQueue:
         """Waits until all queued records but files are delivered or given up; False on time-out."""
         reached = threading.Event()
         self.put(reached.set)
-        return reached.wait(timeout)
+        return reached.wait(min(timeout, threading.TIMEOUT_MAX))
 
     def finish(self) -> None:
         """Ends the threads after the records that are queued; does not wait for it."""

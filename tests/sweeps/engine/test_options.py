@@ -139,6 +139,7 @@ def test_a_missing_sweep_names_those_that_there_are(tmp_path):
         ("artifacts", "another meaning"),
         ("mlflow.db", "another meaning"),
         ("-x", "another meaning"),
+        ("x ", "plain file name"),
         ("é" * 101, "longer than 200 bytes"),
     ],
 )

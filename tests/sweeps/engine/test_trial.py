@@ -15,6 +15,7 @@ from sweeps.engine import trial as module
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment
 from sweeps.engine.history import METRICS, read_history
+from sweeps.engine.retry import Retry
 from sweeps.engine.scheduler import HISTORY
 from sweeps.engine.tracking import TrackingContext
 from sweeps.engine.trial import SweepTrial, TrialContext
@@ -93,9 +94,9 @@ def logged(monkeypatch):
     return records
 
 
-def started(experiment, epochs=3, data="data 1", data_dir=None, **config):
+def started(experiment, epochs=3, data="data 1", data_dir=None, outage_seconds=1.0, **config):
     to = TrackingContext("", "", "s", "", VAL_ERROR)
-    context = TrialContext(experiment, to, 9, 2, 1.0, data, data_dir)
+    context = TrialContext(experiment, to, 9, 2, outage_seconds, data, data_dir)
     trial = SweepTrial.__new__(SweepTrial)
     trial.__dict__.update(_trial_info=None, _storage=None, _last_result={})
     trial.setup(Config(epochs=epochs, **config).to_dict(), context)
@@ -197,6 +198,24 @@ def test_a_checkpoint_of_the_version_before_is_read(logged, tmp_path):
     trial = started(Counting())
     trial.load_checkpoint(str(tmp_path))
     assert trial.step()[EPOCH] == 3
+
+
+def test_data_that_are_gone_for_a_while_cost_a_trial_time(logged, monkeypatch):
+    """A mount that is lost, on the machine of the next worker, would fail all trials in seconds."""
+    monkeypatch.setattr(Retry, "_pause", lambda *_: None)
+    load, tries = Counting.load_data, []
+
+    def gone(self, config):
+        tries.append(config)
+        if len(tries) < 3:
+            raise UserError("--data-dir is not a folder")
+        return load(self, config)
+
+    monkeypatch.setattr(Counting, "load_data", gone)
+    assert started(Counting(), outage_seconds=60).step()[EPOCH] == 1 and len(tries) == 3
+    tries.clear()
+    ended = started(Counting(), outage_seconds=0).step()
+    assert ended["end_state"] == "failed" and "is not a folder" in ended["end_reason"]
 
 
 def test_a_storage_that_is_silent_costs_a_trial_a_small_part_of_its_time(logged, monkeypatch):

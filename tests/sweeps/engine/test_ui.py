@@ -1,6 +1,7 @@
 """The UI's command: the links it prints, and how it starts the server."""
 
 import shutil
+import socket
 
 import pytest
 
@@ -33,6 +34,7 @@ def sweeps(tmp_path, tmp_path_factory):
 def served(monkeypatch, capsys, **options):
     """(what is printed, the server's command, its variables)"""
     called, variables = [], {}
+    monkeypatch.setattr(ui, "refuse_taken_port", lambda *_: None)  # by whoever works here
     monkeypatch.setattr(ui.os, "execv", lambda *command: called.append(command))
     monkeypatch.setattr(ui.environment, "set_defaults", lambda **more: variables.update(more))
     serve_ui(UiOptions(**options))
@@ -58,6 +60,13 @@ def test_links_of_all_sweeps_or_one_and_views_of_those_of_earlier_versions(
     assert len(called) == 1 and "5001" in called[0][1]
     with pytest.raises(UserError, match="it has one, two"):
         served(monkeypatch, capsys, output_dir=tmp_path, name="three")
+
+
+def test_a_port_that_cannot_be_served_is_refused_in_a_line(sweeps, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for port in (taken.getsockname()[1], 99999):
+            with pytest.raises(UserError, match=f"port {port} cannot be used .*: give another"):
+                serve_ui(UiOptions(output_dir=tmp_path, port=port))
 
 
 def test_a_password_is_neither_printed_nor_in_the_command(sweeps, tmp_path, monkeypatch, capsys):
