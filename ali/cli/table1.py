@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 WIDTH = 124  # columns of the printed table if the output is not a terminal
+NOTE = "trained on: the unlabelled images, where they are known; else ?"
 MEASURED = "measured.json"  # in the output folder
 
 
@@ -228,8 +229,8 @@ class _Table:
             folders = self.given[row] or self._trained(model, row)
             if not folders:
                 option = f"--{model}" if model in ("ali", "gan") else "--trained"
-                listed = "" if model in self.options.models else f"--models {model} "
-                return f"give {option}, or {listed}--epochs"
+                listed = model in self.options.models
+                return f"give {option}, or " + ("--epochs" if listed else f"--models {model}")
             return over_trainings([self._measure(row, folder) for folder in folders])
         except NonFiniteError as error:
             return f"training diverged ({error})"
@@ -342,6 +343,7 @@ def _print(rows: list[_Line], title: str, notes: list[str]) -> None:
     if not text.is_terminal:
         text = console(width=WIDTH)
     text.print(table)
+    text.print(NOTE, soft_wrap=True)
     for note in notes:
         text.print(note, soft_wrap=True)
 

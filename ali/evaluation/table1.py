@@ -140,7 +140,8 @@ class Measurements:
             found = protocol.test_errors(networks, self.dataset, self.test, self.config, self.draws)
             return _summary(found, **budget)
 
-        return self._once(row, {"weights": weights}, measure)
+        by = "its own classifier" if networks.kind.classifies else ""
+        return self._once(row, {"weights": weights}, measure, by)
 
     def of_features(
         self, row: str, errors: Callable[..., np.ndarray], budget: dict[str, Any], **settings: Any
@@ -153,13 +154,13 @@ class Measurements:
         return self._once(row, settings, measure)
 
     def _once(
-        self, row: str, settings: dict[str, Any], measure: Callable[[], Measured]
+        self, row: str, settings: dict[str, Any], measure: Callable[[], Measured], by: str = ""
     ) -> Measured:
         """What was measured with these settings before, or is now."""
         key = hash_settings({"row": row, **self._settings, **settings})
         if (known := _read(self.file).get(key)) is not None:
             return Measured(**known)
-        print(f"measuring {row}: {self.draws} draws", flush=True)
+        print(f"measuring {row}: {by or f'{self.draws} draws'}", flush=True)
         result = measure()
         with atomic_write(self.file) as partial:
             results = _read(self.file) | {key: asdict(result)}

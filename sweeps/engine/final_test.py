@@ -121,7 +121,8 @@ def result_rows(found: dict[str, float], config: Config, epochs: int) -> list[tu
 
     mean, std = found[TEST_ERROR_MEAN], found[TEST_ERROR_STD]
     own = f"this run ({config.data}, {config.labels} labels, {epochs} epochs)"
-    return [*TABLE_1, (own, f"{mean:.2%} (± {std:.2%})".replace("%", " %"))]
+    error = f"{mean:.2%} (± {std:.2%})" if std else f"{mean:.2%}"  # of one classifier
+    return [*TABLE_1, (own, error.replace("%", " %"))]
 
 
 def result_note(found: dict[str, float], config: Config, epochs: int, unofficial: bool) -> str:

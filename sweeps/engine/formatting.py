@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ali.catalog import KINDS
+
 MISSING = "–"  # not searched, or as the paper's table has it
 # heading: fields of Config shown under it, separated by slashes (E encoder, G decoder)
 HYPERPARAMETERS = {
@@ -37,8 +39,12 @@ def format_hyperparameters(
     config: Mapping[str, Any], headings: Mapping[str, tuple[str, ...]] = HYPERPARAMETERS
 ) -> dict[str, str]:
     """The searched hyperparameters of a configuration (plain JSON types), by heading."""
+    adam = KINDS[config.get("model", "ali")].adam  # a model with one optimiser has one rate
+    lacking = {f"{name}_{who}" for name in ("lr", "beta1", "beta2") for who in {"d", "g"} - {*adam}}
     return {
-        heading: "/".join(_format(name, config.get(name)) for name in names)
+        heading: "/".join(
+            _format(name, None if name in lacking else config.get(name)) for name in names
+        )
         for heading, names in headings.items()
     }
 

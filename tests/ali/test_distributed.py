@@ -74,12 +74,19 @@ def tensors(state):
 
 def first_moments(config):
     """Adam's first moments after a step, by weight: (1 − β₁) times its gradients."""
-    state = begin(config)
-    step.train_step(state, distributed.shard(to_unit(torch.from_numpy(images().x[:8]))))
+    x = distributed.shard(to_unit(torch.from_numpy(images().x[:8])))
+    if config.model in OTHERS:
+        state = State.create(config, images(), "cpu", classes=10)
+        known = distributed.shard(to_unit(torch.from_numpy(images().x[8:16])))
+        state.networks.begin_epoch(0, 1)
+        step.model_step(state, x, (known, distributed.shard(torch.arange(8))))
+    else:
+        state = begin(config)
+        step.train_step(state, x)
     names = {weight: name for name, weight in state.networks.named_parameters()}
     return {
         names[weight]: moments["exp_avg"].numpy()
-        for optimizer in (state.optimizer_d, state.optimizer_g)
+        for optimizer in state.optimizers
         for weight, moments in optimizer.state.items()
     }
 
@@ -99,6 +106,11 @@ def apart(a, b, scale):
 
 
 GAN = CONFIG.replace(model="gan", levels=1)
+OTHERS = {
+    "ali-labels": CONFIG.replace(model="ali-labels"),
+    "sdgm": Config(model="sdgm", width=0.01, z_size=3, batch_size=8, precision="fp32"),
+    "swwae": Config(model="swwae", width=0.05, batch_size=8, precision="fp32"),
+}
 
 
 def everything(folder):
@@ -108,6 +120,7 @@ def everything(folder):
     return {
         "ali": first_moments(CONFIG),
         "gan": first_moments(GAN),
+        **{model: first_moments(config) for model, config in OTHERS.items()},
         "trained": trained(folder / "two"),
         "diverged": diverged.value.step,
         "evaluated": evaluates(),
@@ -125,7 +138,7 @@ def pair(folder):
     return {name: [told[name] for told in both] for name in both[0]}
 
 
-@pytest.mark.parametrize("config", [CONFIG, GAN], ids=["ali", "gan"])
+@pytest.mark.parametrize("config", [CONFIG, GAN, *OTHERS.values()], ids=lambda config: config.model)
 def test_two_workers_have_the_gradients_of_one(pair, config):
     alone = first_moments(config)
     first, second = pair[config.model]

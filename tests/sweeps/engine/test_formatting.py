@@ -30,3 +30,7 @@ def test_optional_dimensions_are_shown_where_they_differ():
     assert varied([one]) == HYPERPARAMETERS == varied([])
     cells = [format_hyperparameters(config, varied([one, other])) for config in (one, other)]
     assert [(c["σ₀"], c["batch"]) for c in cells] == [(".032", "100"), ("–", "50")]
+
+
+def test_a_model_with_one_optimiser_has_one_rate():
+    assert format_line({"model": "sdgm", "lr_d": 1e-4, "lr_g": 3e-4}) == "lr D/EG –/3.0e-4"
