@@ -2,7 +2,7 @@
 
 #include "narrow.h"
 
-enum { WIDEST = 4096, CHUNK = 64 }; /* channels; rows that are added up in float, then in double */
+enum { WIDEST = 4096, CHUNK = 512 }; /* channels; rows that are added up in float, then in double */
 
 /* Rows of C numbers are taken as rows of `period(C)`, a multiple that fills vector registers. */
 static int period(int c) {
