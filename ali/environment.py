@@ -89,6 +89,11 @@ def artifact_endpoint() -> str | None:
     return os.environ.get("MLFLOW_S3_ENDPOINT_URL") or None
 
 
+def c_compiler() -> str:
+    """$ALI_CC: what compiles the layers of narrow networks; empty: nothing; default: cc."""
+    return os.environ.get("ALI_CC", "cc")
+
+
 def ray_address() -> str | None:
     """$RAY_ADDRESS: the Ray cluster to join; default: this user's on this node, or a new one."""
     return os.environ.get("RAY_ADDRESS") or None

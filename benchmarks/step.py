@@ -7,13 +7,15 @@ Plain is the same one-forward Algorithm 1 in nn.Conv2d, nn.BatchNorm2d, nn.Dropo
 channels-last, in fp32 and, where the hardware has it, under bf16 autocast. --data takes the
 networks of another table. --peer adds a public code that lies in FOLDER (benchmarks/peers.py says
 which). The variants take turns, a few steps each, so that a busy machine slows all of them; medians
-over the turns. "of peak" is the share of what a large matrix product reaches in that type on the
-same threads, measured in the same turns.
+over the turns. With one thread there is also ours without the compiled layers of narrow networks
+(ali/models/narrow.py), and all times are processor time. "of peak" is the share of what a large
+matrix product reaches in that type on the same threads, measured in the same turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 
 from ali.config import Config, DataName
 from ali.data import Images
+from ali.models import narrow
 from ali.models.networks import ALI, Chain
 from ali.models.precision import compute_dtype
 from ali.models.tables import (
@@ -154,11 +157,12 @@ def plain_step(config: Config, x: Tensor, autocast: bool) -> Callable[[], None]:
     return step
 
 
-def our_step(config: Config, x: Tensor) -> Callable[[], None]:
+def our_step(config: Config, x: Tensor, compiled: bool = True) -> Callable[[], None]:
     state = train_state(config, x.device)
 
     def step() -> None:
-        training.train_step(state, x)
+        with contextlib.nullcontext() if compiled else narrow.left_out():
+            training.train_step(state, x)
 
     return step
 
@@ -207,12 +211,14 @@ def peak_gflops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _seconds(step: Callable[[], object], count: int, device: torch.device) -> float:
-    start = time.perf_counter()
+    one = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if one else time.perf_counter  # which other processes lengthen
+    start = clock()
     for _ in range(count):
         step()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / count
+    return (clock() - start) / count
 
 
 def main() -> None:
@@ -242,6 +248,11 @@ def main() -> None:
     if compute_dtype("auto", device) == bf16:
         variants["plain, bf16 autocast"] = (bf16, plain_step(config, x, autocast=True))
         variants["ours, bf16"] = (bf16, our_step(config.replace(precision="bf16"), x))
+    if device.type == "cpu" and options.threads == 1:
+        for name in [name for name in variants if name.startswith("ours")]:
+            dtype, precision = variants[name][0], name.rpartition(" ")[2]
+            step = our_step(config.replace(precision=precision), x, compiled=False)
+            variants[f"{name}, not compiled"] = (dtype, step)
     for folder in options.peer:
         import peers  # beside this file
 
@@ -263,12 +274,12 @@ def main() -> None:
         + ", ".join(f"{t} peak {statistics.median(p):.0f} GFLOP/s" for t, p in peaks.items())
     )
     base = statistics.median(seconds["plain, fp32"])
-    print(f"{'':22} {'ms a step':>10} {'images/s':>10} {'× plain fp32':>13} {'of peak':>8}")
+    print(f"{'':24} {'ms a step':>10} {'images/s':>10} {'× plain fp32':>13} {'of peak':>8}")
     for name, (dtype, _) in variants.items():
         median = statistics.median(seconds[name])
         rate = options.batch_size / median
         share = rate * gflop / statistics.median(peaks[dtype])
-        print(f"{name:22} {median * 1e3:10.1f} {rate:10.1f} {base / median:13.2f} {share:8.1%}")
+        print(f"{name:24} {median * 1e3:10.1f} {rate:10.1f} {base / median:13.2f} {share:8.1%}")
 
 
 if __name__ == "__main__":

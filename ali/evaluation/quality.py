@@ -8,6 +8,7 @@ on this machine.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from ali.catalog import KINDS
 from ali.config import Config
-from ali.data import Dataset, mixture
+from ali.data import Dataset, mixture, to_unit
 from ali.errors import UserError
 from ali.metrics import (
     CODE_USE,
@@ -56,20 +57,17 @@ def measure(networks: Networks, dataset: Dataset, config: Config) -> dict[str, f
     kind = KINDS[config.model]
     if held_out < 2:
         raise UserError(f"sample quality needs two validation images, not {held_out}: add images")
-    rows = np.random.default_rng(SEED).permutation(held_out)[:IMAGES]
-    chosen = dataset.valid.x[np.sort(rows)]
     repeatable = torch.backends.cudnn.flags(enabled=True, deterministic=True)
     with inference.evaluating(networks), repeatable:
-        x = torch.cat([part.cpu() for part in inference.chunks(networks, chosen)])
+        chosen, x, real, spread = _held_out(_Same(dataset.valid.x), points)
         describe: nn.Module = nn.Flatten() if points else RandomFeatures()
-        real = describe(x).numpy()
         found: dict[str, float] = {}
         if kind.generates:
             x_tilde = _samples(networks, POINTS if points else len(x))
             if points:
                 found = _of_mixture(x_tilde.flatten(1).numpy(), config.modes)
             else:
-                found = _of_samples(describe(x_tilde).numpy(), real)
+                found = _of_samples(describe(x_tilde).numpy(), real, spread)
                 if weights := inception_weights():
                     device = inference.device_of(networks)
                     found[FID] = inception_distance(x_tilde, x, weights, device)
@@ -229,11 +227,35 @@ def _of_mixture(x_tilde: np.ndarray, modes: int) -> dict[str, float]:
     }
 
 
-def _of_samples(samples: np.ndarray, real: np.ndarray) -> dict[str, float]:
+def _of_samples(samples: np.ndarray, real: np.ndarray, spread: float) -> dict[str, float]:
     return {
         SAMPLE_DISTANCE: frechet_distance(samples, real),
-        SAMPLE_DIVERSITY: diversity(samples, real),
+        SAMPLE_DIVERSITY: float(pdist(samples).mean() / spread),
     }
+
+
+class _Same:
+    """An array as a key, by which it is and not by what it holds."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __hash__(self) -> int:
+        return id(self.array)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.array is self.array
+
+
+@functools.lru_cache(maxsize=1)
+def _held_out(valid: _Same, points: bool) -> tuple[np.ndarray, Tensor, np.ndarray, float]:
+    """What every evaluation compares with: validation images (n, H, W, C), the same as fp32
+    (n, C, H, W) in [0, 1], their features, and the mean distance between two of these."""
+    rows = np.random.default_rng(SEED).permutation(len(valid.array))[:IMAGES]
+    chosen = valid.array[np.sort(rows)]
+    x = to_unit(torch.from_numpy(chosen))
+    real = (nn.Flatten() if points else RandomFeatures())(x).numpy()
+    return chosen, x, real, 0.0 if points else float(pdist(real).mean())
 
 
 def _samples(networks: Networks, n: int) -> Tensor:

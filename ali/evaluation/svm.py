@@ -300,7 +300,7 @@ def _solve(m: np.ndarray, rhs: np.ndarray, ridge: float) -> np.ndarray:
 
 def _cholesky(m: np.ndarray, at: np.ndarray, ridge: float) -> np.ndarray:
     """Lower factor of m[at, at] + ridge, m symmetric."""
-    block = m[at][:, at]  # in two steps, which is faster than np.ix_
+    block = m[at].take(at, axis=1, mode="clip")  # half as long again with np.ix_
     block[np.diag_indices_from(block)] += ridge
     # In Fortran's order, as LAPACK wants it, a symmetric matrix is itself: no copy is made.
     lower, info = lapack.dpotrf(block.T, lower=1, overwrite_a=1)

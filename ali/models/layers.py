@@ -14,10 +14,13 @@ measures equals plain torch (tests/ali/models/test_layers.py):
   number per element. Integer comparison and multiplication, which write the bits of 1/(1−p) or
   of 0, are vectorised; arithmetic on bool tensors is not, and ten times slower.
 - Leaky ReLU and the next layer's dropout are one multiplier: one product forward, one backward.
+
+With one thread and few maps, ali.models.narrow does the same in C where there is a compiler.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -27,6 +30,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
 from ali import distributed
+from ali.models import narrow
 
 BN_EPS = 1e-4
 BN_MOMENTUM = 0.05  # of the running statistics: 0.05 new + 0.95 old
@@ -54,12 +58,17 @@ def dropout_multiplier(like: Tensor, p: float, generator: distributed.RandomSour
 
     parts = distributed.draw_rows(generator, len(like), uniform)
     torch.ge(parts, min(round(p * 2**16), 2**16 - 1) - 2**15, out=parts)  # 1: keep
-    bits = torch.tensor(1 / (1 - p), dtype=like.dtype).view(integer).item()
+    bits = _bits(1 / (1 - p), like.dtype)
     multiplier = parts.to(integer).mul_(bits).view(like.dtype)
     if like.dim() == 2:
         return multiplier.view(like.shape)
     b, c, h, w = like.shape
     return multiplier.view(b, h, w, c).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _bits(value: float, dtype: torch.dtype) -> int:
+    return int(torch.tensor(value, dtype=dtype).view(INTEGER[dtype]).item())
 
 
 def dropout(h: Tensor, p: float, generator: distributed.RandomSource | None) -> Tensor:
@@ -73,8 +82,33 @@ def leaky_relu_dropout(
     h: Tensor, slope: float, p: float, generator: distributed.RandomSource | None
 ) -> Tensor:
     """Leaky ReLU, then dropout (none without a generator or at p = 0), slope in [0, 1]."""
-    multiplier = dropout_multiplier(h, p, generator) if generator is not None and p > 0 else None
+    multiplier = _multiplier(h, p, generator)
+    if narrow.fuses(h):
+        return narrow.leaky_relu(h, slope, multiplier)
     return _LeakyReLUDropout.apply(h, slope, multiplier)
+
+
+def batch_norm_leaky_relu_dropout(
+    h: Tensor,
+    running: tuple[Tensor, Tensor],
+    gamma: Tensor,
+    beta: Tensor,
+    slope: float,
+    p: float,
+    generator: distributed.RandomSource | None,
+) -> Tensor:
+    """Batch norm of one worker's batch in training mode, then `leaky_relu_dropout`."""
+    if narrow.fuses(h):
+        multiplier = _multiplier(h, p, generator)
+        return narrow.batch_norm_leaky_relu(
+            h, running, gamma, beta, BN_MOMENTUM, BN_EPS, slope, multiplier
+        )
+    h = F.batch_norm(h, *running, gamma, beta, True, BN_MOMENTUM, BN_EPS)
+    return leaky_relu_dropout(h, slope, p, generator)
+
+
+def _multiplier(h: Tensor, p: float, generator: distributed.RandomSource | None) -> Tensor | None:
+    return dropout_multiplier(h, p, generator) if generator is not None and p > 0 else None
 
 
 def maxout(h: Tensor, pieces: int) -> Tensor:
@@ -117,6 +151,9 @@ def conv(h: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     Returns (B, O, H', W') channels-last, or (B, O) where H' = 1.
     """
     k = weight.shape[2]
+    if 1 < k < h.shape[-1] and narrow.serves(h, *weight.shape[:2]):
+        return narrow.conv(h, weight, bias, stride)
+    weight, bias = weight.to(h.dtype), None if bias is None else bias.to(h.dtype)
     if h.dim() == 2:
         return F.linear(h, _rows(weight), bias)
     if h.shape[2:] == weight.shape[2:]:
@@ -133,7 +170,9 @@ def tconv(h: Tensor, weight: Tensor, stride: int) -> Tensor:
 
     weight (I, O, k, k); returns (B, O, H', W') channels-last.
     """
-    maps, k = weight.shape[1:3]
+    if narrow.serves(h, *weight.shape[:2]):
+        return narrow.tconv(h, weight, stride)
+    weight, (maps, k) = weight.to(h.dtype), weight.shape[1:3]
     if h.dim() == 2:
         return _nchw((h @ _rows(weight)).view(len(h), k, k, maps))
     if not _by_unfold(h, h.shape[2], stride):

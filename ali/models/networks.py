@@ -65,11 +65,10 @@ class Layer(nn.Module):
 
     def operation(self, h: Tensor) -> Tensor:
         """The (transposed) convolution, with its bias if that is one per map."""
-        weight = self.weight.to(h.dtype)
         if self.row.operation == TCONV:
-            return layers.tconv(h, weight, self.row.stride)
-        bias = None if self.bias is None or self.row.bias == PIXEL else self.bias.to(h.dtype)
-        return layers.conv(h, weight, bias, self.row.stride)
+            return layers.tconv(h, self.weight, self.row.stride)
+        bias = None if self.row.bias == PIXEL else self.bias
+        return layers.conv(h, self.weight, bias, self.row.stride)
 
     def normalise(self, h: Tensor) -> Tensor:
         """Batch norm or per-pixel bias of `operation`'s output: the nonlinearity's input."""
@@ -127,9 +126,21 @@ class Chain(nn.Sequential):
         h = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         last = None
         for layer, following in pairwise(self.rows):
-            last = self.activation(layer.normalise(h), layer.row, following.row.dropout, rng)
+            last = self.hidden(layer, h, following.row.dropout, rng)
             h = following.operation(last)
         return last, self.activation(self.rows[-1].normalise(h), self.rows[-1].row)
+
+    def hidden(
+        self, layer: Layer, h: Tensor, p: float, rng: distributed.RandomSource | None
+    ) -> Tensor:
+        """What follows the layer's operation, up to and with dropout on the next layer's input."""
+        row = layer.row
+        if row.bn and row.nonlinearity == LEAKY and self.training and distributed.world_size() == 1:
+            running = layer.running_mean, layer.running_var
+            return layers.batch_norm_leaky_relu_dropout(
+                h, running, layer.gamma, layer.beta, self.slope, p, rng
+            )
+        return self.activation(layer.normalise(h), row, p, rng)
 
     def activation(
         self, h: Tensor, row: Row, p: float = 0.0, rng: distributed.RandomSource | None = None

@@ -12,6 +12,7 @@ from torch import Tensor
 from ali import data, distributed
 from ali.errors import NonFiniteError, UserError
 from ali.metrics import IMAGES_PER_SECOND
+from ali.models import narrow
 from ali.models.base import Labelled, Noise
 from ali.models.networks import ALI
 from ali.training.losses import losses
@@ -175,8 +176,14 @@ def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _update(optimizer: torch.optim.Adam, weights: list[Tensor], gradients: list[Tensor]) -> None:
+    gradients = [  # in memory as the weights are, which fused Adam takes for granted
+        g if g.stride() == weight.stride() else torch.empty_like(weight).copy_(g)
+        for weight, g in zip(weights, gradients, strict=True)
+    ]
+    if narrow.updates(optimizer, weights):
+        narrow.adam(optimizer, weights, gradients)
+        return
     for weight, gradient in zip(weights, gradients, strict=True):
-        same = gradient.stride() == weight.stride()  # which fused Adam takes for granted
-        weight.grad = gradient if same else torch.empty_like(weight).copy_(gradient)
+        weight.grad = gradient
     optimizer.step()
     optimizer.zero_grad()
