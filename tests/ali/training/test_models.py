@@ -13,6 +13,7 @@ from ali.data import Dataset, Images, LabelledBatches, labelled_draw
 from ali.data.splits import Split, Splits
 from ali.errors import NonFiniteError, UserError
 from ali.evaluation import protocol
+from ali.figures import grids
 from ali.figures.grids import epoch_pictures
 from ali.metrics import D_LOSS, G_LOSS, INTERPOLATIONS, LOSS, RECONSTRUCTIONS, SAMPLES, VAL_ERROR
 from ali.models import inference
@@ -146,3 +147,22 @@ def test_data_without_labels_is_refused(monkeypatch):
     with pytest.raises(UserError, match="trained with labels, and folder has none"):
         data.load(config_of("sdgm", data="folder"))
     assert len(data.load(config_of("vae-m1", data="folder")).train) == 40
+
+
+def test_what_a_model_cannot_do_is_said_in_a_line(dataset):
+    convnet, swwae, m1 = (
+        experiment.new_state(config_of(model), dataset, CPU).networks
+        for model in ("convnet", "swwae", "vae-m1")
+    )
+    x = dataset.valid.x[:4]
+    for asked, says in (
+        (lambda: inference.mu(convnet, x), "a convnet has no encoder: use it to classify only"),
+        (lambda: inference.sample(convnet, 2), "a convnet has no prior to sample from"),
+        (lambda: inference.sample(swwae, 2), "a swwae has no prior to sample from"),
+        (lambda: grids.interpolations(swwae, x), "a swwae has no prior"),
+        (lambda: inference.classify(m1, x), "a vae-m1 is trained without labels"),
+    ):
+        with pytest.raises(UserError, match=says) as caught:
+            asked()
+        assert "\n" not in str(caught.value)
+    assert inference.reconstruct(swwae, x).shape == x.shape

@@ -19,7 +19,7 @@ KNOWN = [(-0.95, 0.05), (-0.05, 0.95), (1.05, 0.05), (-0.05, 0.35), (1.05, -0.55
 X_KNOWN, Y_KNOWN = np.array(KNOWN, np.float32), np.array([0, 0, 0, 1, 1, 1])
 BASE = {"data": "mixture", "labels": 6, "batch_size": 100, "precision": "fp32"}
 QUICK = {"width": 0.2, "lr_d": 2e-3}
-CONFIGS = {  # some 1000 steps; M2, SDGM and ADGM need many more
+CONFIGS = {  # 1000 steps; M2, SDGM and ADGM have not beaten it in some 3000
     "ali-labels": QUICK | {"lr_g": 1e-3, "dropout_xz": 0.1, "epochs": 50},
     "gan-labels": QUICK | {"lr_g": 1e-3, "dropout_xz": 0.0, "weight_std": 0.1, "epochs": 50},
 }
