@@ -382,7 +382,10 @@ def _fingerprint(command: list[str]) -> str:
     version = subprocess.run(
         [command[0], "--version"], check=True, capture_output=True, timeout=COMPILE_SECONDS
     )
-    cpu = repr(sorted(torch.cpu.get_capabilities().items())) + platform.machine()
+    cpu = platform.machine() + repr(sorted(torch.cpu.get_capabilities().items()))
+    with contextlib.suppress(OSError):  # nodes of a cluster may share a home, and differ
+        told = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu += repr(sorted({line for line in told if line.startswith(("flags", "model name"))}))
     files = (path.read_bytes() for path in (HEADER, *SOURCES))
     parts = *files, shlex.join(command).encode(), version.stdout, cpu.encode()
     return hashlib.blake2b(b"\0".join(parts), digest_size=8).hexdigest()
