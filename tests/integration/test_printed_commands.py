@@ -70,7 +70,8 @@ def test_resume_after_ctrl_c(report):
 
 @pytest.mark.slow
 def test_train_the_best(folder, report):
-    (command,) = re.findall(r"train the best.*? {2,}(.*)", report)  # a doubt may follow the label
+    # A doubt may follow the label, and the command is then on a line of its own.
+    (command,) = re.findall(r"train the best.*?(?: {2,}|\n +)(.*)", report)
     out = finished(fresh_shell(f"{command} --svms 2", folder))
     assert "registered as model ali-first try" in out
 

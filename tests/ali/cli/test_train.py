@@ -124,7 +124,7 @@ def test_a_signal_ends_it_cleanly(tmp_path, data, sent, code):
 def test_help_names_options_with_unit_and_default():
     out, _ = ali("train", "--help")
     shown = " ".join(out.replace("│", " ").split())
-    assert "--lr-d FLOAT Adam learning rate of the discriminator. (default: 0.0001)" in shown
+    assert "--beta1-d FLOAT Adam β₁ of the discriminator. (default: 0.5)" in shown
     assert "--batch-size INT Images per step (M in Algorithm 1). (default: 100)" in shown
     assert "--output-dir PATH" in shown and "(required)" in shown
     assert all(

@@ -228,6 +228,7 @@ def test_a_ray_of_our_own_asks_for_a_token_that_only_we_can_read(home):
         [sys.executable, "-c", START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
+        assert driver.stdout.readline().endswith("starts Ray on this machine\n")
         address = driver.stdout.readline().strip()
         token = home / ".ray" / "auth_token"
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
