@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ali.config import Config
-from ali.metrics import D_LOSS, EPOCH, G_LOSS, LOSS, SAMPLE_DIVERSITY
+from ali.metrics import D_LOSS, G_LOSS, LOSS, SAMPLE_DIVERSITY
 from sweeps.engine.endings import Ending, EndState
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float]
 
-LARGE_LOSS = 100.0  # nats, a mean over an epoch; up to some 15 has been seen to come back
+LARGE_LOSS = 100.0  # nats, a mean over an epoch
+EXPLODED_EPOCHS = 2  # with such a mean, in a row: one may be of a single step, at one huge σ
 IDENTICAL = 0.05  # sample_diversity below which samples are the same image
 COLLAPSED_EPOCHS = 3  # evaluations in a row with such samples, after different ones: a collapse
 STILL_EPOCHS = 10  # the same if all have been such: samples are alike before training takes off
@@ -177,12 +178,14 @@ class AliExperiment(Experiment):
         return {key: marked(key, picture, tile) for key, picture in pictures.items()}
 
     def breakdown(self, history: Sequence[Metrics]) -> Ending | None:
-        last = history[-1]
+        lately = history[-EXPLODED_EPOCHS:]
         for name in (D_LOSS, G_LOSS):
-            if abs(last.get(name, 0.0)) > LARGE_LOSS:
-                reason = f"{name} {last[name]:.3g} nats, the mean of epoch {last[EPOCH]:.0f}"
+            means = [m[name] for m in lately if abs(m.get(name, 0.0)) > LARGE_LOSS]
+            if len(means) == EXPLODED_EPOCHS:
+                shown = " and ".join(f"{mean:.3g}" for mean in means)
+                reason = f"{name} {shown} nats, the means of the last epochs"
                 return Ending(EndState.DIVERGED, reason)
-        if LOSS in last:  # the means that a VAE decodes to are alike, and no collapse
+        if LOSS in history[-1]:  # the means that a VAE decodes to are alike, and no collapse
             return None
         seen = [m[SAMPLE_DIVERSITY] for m in history if SAMPLE_DIVERSITY in m]
         varied = max(seen, default=0.0) >= IDENTICAL

@@ -89,6 +89,9 @@ def test_samples_that_stay_the_same_are_a_collapse_by_name():
 def test_a_very_large_loss_is_a_divergence_by_name():
     usual = {"d_loss": 14.0, "g_loss": 12.9}
     assert after(usual, usual) is None and after({"val_error": 0.5}) is None
-    ending = after(usual, {"d_loss": 0.0, "g_loss": 1.5e4})
+    large = {"d_loss": 0.0, "g_loss": 1.5e4}
+    assert after(usual, large) is None, "a step at one huge encoding, after which training goes on"
+    assert after(large, usual, large) is None
+    ending = after(usual, large, {"d_loss": 0.0, "g_loss": 559.0})
     assert ending.state is EndState.DIVERGED
-    assert ending.reason == "g_loss 1.5e+04 nats, the mean of epoch 2"
+    assert ending.reason == "g_loss 1.5e+04 and 559 nats, the means of the last epochs"
