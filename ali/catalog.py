@@ -8,7 +8,7 @@ the space of a sweep.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 Model = Literal[
@@ -70,96 +70,73 @@ def _log(low: float, high: float) -> dict[str, Any]:
     return {"low": low, "high": high, "log": True}
 
 
-_ALI, _GAN = ("x", "z", "xz"), ("x", "xz")
 _ADAM_VAE = {"lr_g": 3e-4, "beta1_g": 0.9}  # of M1, M2 and SDGM alike
-_ADAM_GAN = {"lr_d": 3e-4, "lr_g": 3e-4}  # Salimans et al.; β₁ is 0.5, as ALI's
 _PCA = Setting(600, None)  # of 3072; their weights have 514 too
-_SDGM = {
-    "label_weight": Setting(0.1, _log(0.1, 2.0)),  # β
-    "z_size": Setting(300, {"choices": [100, 300]}, ours=True),
-}
+
+_ALI = Kind(
+    adam=("d", "g"),
+    parts=("x", "z", "xz"),
+    leaky=("encoder", "decoder", "discriminator"),
+    encodes=True,
+    generates=True,
+)
+_GAN = Kind(adam=("d", "g"), parts=("x", "xz"), leaky=("decoder", "discriminator"), generates=True)
+_M1 = Kind(
+    adam=("g",),
+    encodes=True,
+    generates=True,
+    defaults=_ADAM_VAE,
+    settings={"z_size": Setting(300, {"choices": [50, 300]}), "components": _PCA},
+)
+_M2 = replace(
+    _M1,
+    classifies=True,
+    settings={"label_weight": Setting(0.1, _log(0.01, 10.0)), **_M1.settings},  # α
+)
+_SDGM = replace(
+    _M2,
+    settings={
+        "label_weight": Setting(0.1, _log(0.1, 2.0)),  # β
+        "z_size": Setting(300, {"choices": [100, 300]}, ours=True),
+    },
+)
 
 KINDS: dict[Model, Kind] = {
-    "ali": Kind(
-        adam=("d", "g"),
-        parts=_ALI,
-        leaky=("encoder", "decoder", "discriminator"),
-        encodes=True,
-        generates=True,
-    ),
-    "gan": Kind(adam=("d", "g"), parts=_GAN, leaky=("decoder", "discriminator"), generates=True),
-    "ali-labels": Kind(
-        adam=("d", "g"),
-        parts=_ALI,
-        leaky=("encoder", "decoder", "discriminator"),
+    "ali": _ALI,
+    "gan": _GAN,
+    "ali-labels": replace(
+        _ALI,
         classifies=True,
         settings={
             "label_weight": Setting(1.0, _log(0.1, 10.0), ours=True),
             "predict_z": Setting("mean", {"choices": ["mean", "sample"]}, ours=True),
         },
-        encodes=True,
-        generates=True,
     ),
-    "gan-labels": Kind(
-        adam=("d", "g"),
-        parts=_GAN,
-        leaky=("decoder", "discriminator"),
-        generates=True,
+    "gan-labels": replace(
+        _GAN,
         classifies=True,
-        defaults=_ADAM_GAN,
+        defaults={"lr_d": 3e-4, "lr_g": 3e-4},  # Salimans et al.; β₁ is 0.5, as ALI's
         settings={"label_weight": Setting(1.0, _log(0.1, 10.0))},
     ),
     "convnet": Kind(
-        adam=("d",), parts=_GAN, leaky=("discriminator",), classifies=True, defaults={"lr_d": 3e-4}
-    ),
-    "vae-m1": Kind(
-        adam=("g",),
-        defaults=_ADAM_VAE,
-        settings={"z_size": Setting(300, {"choices": [50, 300]}), "components": _PCA},
-        encodes=True,
-        generates=True,
-    ),
-    "vae-m2": Kind(
-        adam=("g",),
+        adam=("d",),
+        parts=_GAN.parts,
+        leaky=("discriminator",),
         classifies=True,
-        defaults=_ADAM_VAE,
-        settings={
-            "label_weight": Setting(0.1, _log(0.01, 10.0)),  # α
-            "z_size": Setting(300, {"choices": [50, 300]}),
-            "components": _PCA,
-        },
-        encodes=True,
-        generates=True,
+        defaults={"lr_d": 3e-4},
     ),
-    "vae-m1m2": Kind(
-        adam=("g",),
-        classifies=True,
-        defaults=_ADAM_VAE,
+    "vae-m1": _M1,
+    "vae-m2": _M2,
+    "vae-m1m2": replace(
+        _M2,
         settings={
-            "label_weight": Setting(0.1, _log(0.01, 10.0)),
+            **_M2.settings,
             "z_size": Setting(50, {"choices": [50, 300]}, ours=True),
-            "components": _PCA,
             "m1_epochs": Setting(None, None, ours=True),  # trials are compared epoch by epoch
         },
-        encodes=True,
-        generates=True,
     ),
-    "sdgm": Kind(
-        adam=("g",),
-        classifies=True,
-        defaults=_ADAM_VAE,
-        settings=_SDGM,
-        encodes=True,
-        generates=True,
-    ),
-    "adgm": Kind(
-        adam=("g",),
-        classifies=True,
-        defaults=_ADAM_VAE,
-        settings=_SDGM,
-        encodes=True,
-        generates=True,
-    ),
+    "sdgm": _SDGM,
+    "adgm": _SDGM,  # without one edge
     "swwae": Kind(
         adam=("g",),
         encodes=True,
