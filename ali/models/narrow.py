@@ -113,8 +113,8 @@ def conv(h: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     _call("convolve", h, kernel, None if bias is None else bias.detach(), out, shape)
     return _with_gradients(
         out,
-        _WeightGradient.apply(out, h.detach(), weight, bias, shape),
-        _InputGradient.apply(out, h, kernel, shape) if h.requires_grad else None,
+        _WeightGradient.apply(out, h.detach(), weight, bias, shape, False),
+        _InputGradient.apply(out, h, kernel, shape, False) if h.requires_grad else None,
     )
 
 
@@ -129,8 +129,8 @@ def tconv(h: Tensor, weight: Tensor, stride: int) -> Tensor:
     _call("convolve_transposed", h, kernel, out, shape)
     return _with_gradients(
         out,
-        _TransposedWeightGradient.apply(out, h.detach(), weight, shape),
-        _TransposedInputGradient.apply(out, h, kernel, shape) if h.requires_grad else None,
+        _WeightGradient.apply(out, h.detach(), weight, None, shape, True),
+        _InputGradient.apply(out, h, kernel, shape, True) if h.requires_grad else None,
     )
 
 
@@ -184,81 +184,57 @@ class _Both(torch.autograd.Function):
 
 
 class _WeightGradient(torch.autograd.Function):
-    """A convolution's output, with the gradients of weight and bias."""
+    """The output of a convolution, or of a transposed one, with the gradients of weight and bias.
+
+    In a transposed one, input and output of the convolution change places.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, out: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape
+        ctx: Any,
+        out: Tensor,
+        h: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        shape: Shape,
+        transposed: bool,
     ) -> Tensor:
         ctx.save_for_backward(h)
-        ctx.shape, ctx.biased = shape, bias is not None
+        ctx.shape, ctx.biased, ctx.transposed = shape, bias is not None, transposed
         return out.view_as(out)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[None, None, Tensor, Tensor | None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (h,) = ctx.saved_tensors
-        s = ctx.shape
+        s, g = ctx.shape, _packed(g)
         g_weight = _empty((s.out, s.maps, s.k, s.k))
         g_bias = torch.empty(s.out) if ctx.biased else None
-        _call("convolve_weights", h, _packed(g), g_weight, g_bias, s)
-        return None, None, g_weight, g_bias, None
+        _call("convolve_weights", *((g, h) if ctx.transposed else (h, g)), g_weight, g_bias, s)
+        return None, None, g_weight, g_bias, None, None
 
 
 class _InputGradient(torch.autograd.Function):
-    """A convolution's output, with the gradient of the input."""
+    """The same output with the gradient of the input, which is the other of the two operations."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, h: Tensor, weight: Tensor, shape: Shape) -> Tensor:
+    def forward(
+        ctx: Any, out: Tensor, h: Tensor, weight: Tensor, shape: Shape, transposed: bool
+    ) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.shape = shape
+        ctx.shape, ctx.size, ctx.transposed = shape, h.shape, transposed
         return out.view_as(out)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
-        s = ctx.shape
-        g_h = _empty((s.batch, s.maps, s.height, s.width), g)
-        _call("convolve_transposed", _packed(g), weight, g_h, s)
-        return None, g_h, None, None
-
-
-class _TransposedWeightGradient(torch.autograd.Function):
-    """As _WeightGradient: input and output of the convolution change places."""
-
-    @staticmethod
-    def forward(ctx: Any, out: Tensor, h: Tensor, weight: Tensor, shape: Shape) -> Tensor:
-        ctx.save_for_backward(h)
-        ctx.shape = shape
-        return out.view_as(out)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[None, None, Tensor, None]:
-        (h,) = ctx.saved_tensors
-        s = ctx.shape
-        g_weight = _empty((s.out, s.maps, s.k, s.k))
-        _call("convolve_weights", _packed(g), h, g_weight, None, s)
-        return None, None, g_weight, None
-
-
-class _TransposedInputGradient(torch.autograd.Function):
-    """As _InputGradient; the gradient of a transposed convolution is the convolution."""
-
-    @staticmethod
-    def forward(ctx: Any, out: Tensor, h: Tensor, weight: Tensor, shape: Shape) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.shape, ctx.size = shape, h.shape
-        return out.view_as(out)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         g_h = _empty(ctx.size, g)
-        _call("convolve", _packed(g), weight, None, g_h, ctx.shape)
-        return None, g_h, None, None
+        if ctx.transposed:
+            _call("convolve", _packed(g), weight, None, g_h, ctx.shape)
+        else:
+            _call("convolve_transposed", _packed(g), weight, g_h, ctx.shape)
+        return None, g_h, None, None, None
 
 
 class _BatchNorm(torch.autograd.Function):
