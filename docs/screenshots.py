@@ -138,6 +138,14 @@ class Page:
                 with contextlib.suppress(Exception):  # it was behind another one
                     button.click()
 
+    def show(self, what: str, css: str, text: str = "") -> None:
+        """Opens one of the links, and waits until it is drawn, with nothing beside it."""
+        self.open(what)
+        self.wait(css, text)
+        self.settle()
+        self.tidy()
+        self.settle()
+
     def settle(self, seconds: float = 3.0) -> None:
         """Waits for what is drawn without an element to wait for."""
         time.sleep(seconds)
@@ -159,32 +167,21 @@ def picture(file: str) -> Callable[..., Callable[[Page, Path], None]]:
 @picture("ui.png")
 def ui(page: Page, path: Path) -> None:
     """What the printed link opens: the trials, the best first."""
-    page.open("all trials")
-    page.wait(".ag-center-cols-container [col-id]", "0.")
-    page.settle()
-    page.tidy()
-    page.settle()
+    page.show("all trials", ".ag-center-cols-container [col-id]", "0.")
     page.save(path)
 
 
 @picture("compare.png")
 def compare(page: Page, path: Path) -> None:
     """Another link: pictures of the best two trials side by side, by epoch."""
-    page.open("the best two")
-    page.wait(f"{CHARTS} img")
-    page.settle()
-    page.tidy()
-    page.settle()
+    page.show("the best two", f"{CHARTS} img")
     page.save(path)
 
 
 @picture("front-page.png")
 def front_page(page: Page, path: Path) -> None:
     """The sweep's run, its description opened."""
-    page.open("front page")
-    page.wait("strong", ".")
-    page.settle()
-    page.tidy()
+    page.show("front page", "strong", ".")
     for more in page.chromium.find_elements("xpath", "//*[text()='Show more']")[:1]:
         more.click()
     page.settle()

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
@@ -33,6 +32,7 @@ from ali.metrics import (
     VAL_ERROR,
 )
 from ali.training.state import State
+from tests.ali.noise import bits, noise
 
 CONFIG = Config(width=0.1, labels=20, draws=1, batch_size=20, epochs=3, precision="fp32")
 CPU = torch.device("cpu")
@@ -49,15 +49,7 @@ def no_inception_weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dataset():
-    rng = np.random.default_rng(0)
-    pool, valid = (
-        Images(rng.integers(0, 256, (n, 32, 32, 3), np.uint8), np.arange(n) % 10) for n in (60, 30)
-    )
-    return Dataset("noise", pool, pool, valid, 10, "0" * 16)
-
-
-def bits(state):
-    return {name: tensor.clone() for name, tensor in state.networks.state_dict().items()}
+    return noise()
 
 
 def same(a, b):

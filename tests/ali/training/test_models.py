@@ -9,7 +9,7 @@ import torch
 from ali import data, experiment
 from ali.catalog import KINDS, SETTINGS, Model
 from ali.config import Config
-from ali.data import Dataset, Images, LabelledBatches, labelled_draw
+from ali.data import Images, LabelledBatches, labelled_draw
 from ali.data.splits import Split, Splits
 from ali.errors import NonFiniteError, UserError
 from ali.evaluation import protocol
@@ -18,6 +18,7 @@ from ali.figures.grids import epoch_pictures
 from ali.metrics import D_LOSS, G_LOSS, INTERPOLATIONS, LOSS, RECONSTRUCTIONS, SAMPLES, VAL_ERROR
 from ali.models import inference
 from ali.training.state import State
+from tests.ali.noise import bits, noise
 
 CPU = torch.device("cpu")
 OTHERS = [model for model in get_args(Model) if model not in ("ali", "gan")]
@@ -33,15 +34,7 @@ def config_of(model, **changes):
 
 @pytest.fixture(scope="module")
 def dataset():
-    rng = np.random.default_rng(0)
-    pool, valid = (
-        Images(rng.integers(0, 256, (n, 32, 32, 3), np.uint8), np.arange(n) % 10) for n in (60, 30)
-    )
-    return Dataset("noise", pool, pool, valid, 10, "0" * 16)
-
-
-def bits(state):
-    return {name: tensor.clone() for name, tensor in state.networks.state_dict().items()}
+    return noise()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
