@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 LAPTOP := --data house-numbers --width 0.25 --levels 2 --batch-size 32 --epochs 8 --draws 2 \
           --num-trials 3 --race 3 --startup-trials 2
 
-.PHONY: help sweep ui report dashboard best test test-fast test-long test-numerics test-versions testbed faults lint bench clean
+.PHONY: help sweep ui report dashboard best test test-fast test-long test-numerics test-versions testbed faults lint bench gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -88,6 +88,9 @@ faults: $(VENV)/installed-test  ## sweeps under 24 faults and what they lose, as
 bench: $(VENV)/installed  ## the benchmarks
 	for name in step trials evaluation memory sweep driver logging_cost; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/mixture.py --seeds 1
+
+gpu: $(VENV)/installed-test  ## all that a GPU must answer, in nine minutes, into runs/gpu (ARGS="--only step waits")
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 clean:  ## removes the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) $(VENV).lock .pytest_cache .mypy_cache .ruff_cache *.egg-info build

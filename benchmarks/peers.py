@@ -41,8 +41,8 @@ def _papers_in_100_lines(path: Path, batch_size: int, device: torch.device) -> C
 
     images = np.random.default_rng(0).integers(0, 256, (32, 32, 3, IMAGES), np.uint8)
     peer: Any = ModuleType("peer")
-    data = _replaced(scipy.io, "loadmat", lambda name: {"X": images})
-    with data, _replaced(tqdm, "tqdm", lambda steps: steps):
+    data = replaced(scipy.io, "loadmat", lambda name: {"X": images})
+    with data, replaced(tqdm, "tqdm", lambda steps: steps):
         exec(compile(path.read_text(), str(path), "exec"), peer.__dict__)
     nets = [peer.GeneratorZ(), peer.GeneratorX(), peer.Discriminator()]
     for net in nets:
@@ -85,9 +85,9 @@ def _ali_pytorch(folder: Path, batch_size: int, device: torch.device) -> Callabl
     argv = ["main.py", "--dataset", "svhn", "--dataroot", "", "--use_cuda", cuda]
     argv += ["--save_model_dir", "", "--save_image_dir", ""]
     with contextlib.ExitStack() as changed:
-        changed.enter_context(_replaced(torchvision.datasets, "SVHN", RandomImages))
-        changed.enter_context(_replaced(sys, "argv", argv))
-        changed.enter_context(_replaced(sys, "path", [str(folder), *sys.path]))
+        changed.enter_context(replaced(torchvision.datasets, "SVHN", RandomImages))
+        changed.enter_context(replaced(sys, "argv", argv))
+        changed.enter_context(replaced(sys, "path", [str(folder), *sys.path]))
         changed.enter_context(contextlib.redirect_stdout(io.StringIO()))
         exec(compile(text[:loop] + body, str(folder / "main.py"), "exec"), peer)
     steps = peer["steps"]()
@@ -95,7 +95,7 @@ def _ali_pytorch(folder: Path, batch_size: int, device: torch.device) -> Callabl
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:

@@ -207,12 +207,14 @@ def _macs(rows: Rows, maps: int, size: int, pieces: int) -> tuple[int, int]:
 def peak_gflops(device: torch.device, dtype: torch.dtype) -> float:
     n = 8192 if device.type == "cuda" else 1536
     a = torch.randn(n, n, device=device).to(dtype)
-    return 2 * n**3 / _seconds(lambda: a @ a, 2, device) / 1e9
+    return 2 * n**3 / seconds_a_step(lambda: a @ a, 2, device) / 1e9
 
 
-def _seconds(step: Callable[[], object], count: int, device: torch.device) -> float:
+def seconds_a_step(step: Callable[[], object], count: int, device: torch.device) -> float:
     one = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if one else time.perf_counter  # which other processes lengthen
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     start = clock()
     for _ in range(count):
         step()
@@ -260,12 +262,12 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     peaks: dict[torch.dtype, list[float]] = {dtype: [] for dtype, _ in variants.values()}
     for _, step in variants.values():
-        _seconds(step, 2, device)  # warm up
+        seconds_a_step(step, 2, device)  # warm up
     for _ in range(options.turns):
         for dtype, found in peaks.items():
             found.append(peak_gflops(device, dtype))
         for name, (_, step) in variants.items():
-            seconds[name].append(_seconds(step, options.steps, device))
+            seconds[name].append(seconds_a_step(step, options.steps, device))
 
     gflop = gflop_an_image(train_state(config, device).networks)
     print(

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import importlib
 import os
 import signal
 import subprocess
@@ -83,7 +84,11 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 
 def pytest_collection_modifyitems(items):
-    """Marks what crosses processes, by its folder."""
+    """Marks what crosses processes, by its folder; skips what needs a GPU where there is none."""
     for item in items:
         if "integration" in item.path.parts:
             item.add_marker(pytest.mark.integration)
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    if marked and not importlib.import_module("torch").cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs CUDA"))

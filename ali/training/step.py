@@ -107,7 +107,7 @@ def train_epoch(state: State, images: Tensor) -> dict[str, float]:
     if images.device.type == "cpu":
         keep_freed_memory()
     step_losses = torch.empty(steps, len(names), device=images.device)  # of each step
-    with _repeatable():
+    with repeatable():
         for i, x in enumerate(data.batches(images, state.config.batch_size, state.generator)):
             for j, loss in enumerate(_take_step(state, distributed.shard(x))):
                 step_losses[i, j] = loss
@@ -163,7 +163,7 @@ def keep_freed_memory() -> None:
     mallopt(-8, 1)  # M_ARENA_MAX: for other threads too (Ray runs a trial in one)
 
 
-def _repeatable() -> AbstractContextManager[None]:
+def repeatable() -> AbstractContextManager[None]:
     """Within, cuDNN's convolutions give the same bits every time, as exact resuming needs."""
     cudnn = torch.backends.cudnn
     return cudnn.flags(

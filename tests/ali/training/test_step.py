@@ -29,7 +29,7 @@ spec.loader.exec_module(step)
 
 SMALL = Config(width=0.125, batch_size=8, precision="fp32")
 NO_DROPOUT = SMALL.replace(dropout_x=0.0, dropout_z=0.0, dropout_xz=0.0)
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+cuda = pytest.mark.cuda
 
 
 def images(n: int = 40) -> Images:
