@@ -25,12 +25,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ali.cli import command, main, parse_args
+from ali.cli import command, main, parse_args, terminable
 from ali.errors import UserError
 from ali.files import make_folder
 from ali.output import console
 from benchmarks.gpu_page import Report, SectionResult
-from benchmarks.gpu_rows import WRONG, Outcome, Row, Run
+from benchmarks.gpu_rows import WRONG, Outcome, Row, Run, skipped
 from benchmarks.gpu_sections import PEAK, SECTIONS
 
 Name = Literal[
@@ -56,7 +56,8 @@ class Options:
     """Small networks and a few steps, which show that it works and say nothing of speed; default:
     on a CPU."""
     peers: tuple[Path, ...] = ()
-    """Folders of public codes to time beside ours; benchmarks/peers.py says which."""
+    """Folders of public codes to time beside ours (benchmarks/peers.py says which); default:
+    none."""
     output_dir: Path | None = None
     """Folder for the results, new or empty; default: a new one in runs/gpu."""
 
@@ -75,25 +76,35 @@ def run(options: Options) -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is in use: choose another --output-dir")
     make_folder(folder)
-    wanted = [name for name in SECTIONS if name in (PEAK, *(options.only or SECTIONS))]
-    told = command("-m", "benchmarks.gpu", *sys.argv[1:])
-    report = Report(folder.resolve(), now.isoformat(timespec="seconds"), told, device, small)
-    text, deadline = console(), time.monotonic() + 60 * options.minutes
-    with tempfile.TemporaryDirectory(prefix="ali-gpu-", ignore_cleanup_errors=True) as work:
-        told_all = Run(
-            device, small, 0.0, Path(work), report.folder, peers=_absolute(options.peers)
-        )
-        for i, name in enumerate(wanted):
-            weights = [SECTIONS[later].weight for later in wanted[i:]]
-            seconds = max(0.0, deadline - time.monotonic()) * weights[0] / sum(weights)
-            one = replace(told_all, seconds=seconds, peak=report.peak)
-            result = run_section(name, one, folder / LOG)
-            report.sections.append(result)
-            report.write()
-            text.print(f"{name}: {result.summary}", soft_wrap=True)
+    called = command("-m", "benchmarks.gpu", *sys.argv[1:])
+    report = Report(folder.resolve(), now.isoformat(timespec="seconds"), called, device, small)
+    text = console()
+    try:
+        with terminable():
+            for name, result in _sections(options, report):
+                report.sections.append(result)
+                report.write()
+                text.print(f"{name}: {result.summary}", soft_wrap=True)
+    except KeyboardInterrupt as stop:
+        stop.args = (f"what was measured before is in {folder}",)
+        raise
     text.print(f"\n{report.table()}", soft_wrap=True)
     text.print(f"\n{folder / 'gpu.html'}, gpu.json and {LOG} beside it", soft_wrap=True)
     return int(any(row.outcome in WRONG for one in report.sections for row in one.rows))
+
+
+def _sections(options: Options, report: Report) -> Iterator[tuple[str, SectionResult]]:
+    """Runs one after the other; each may take its part of the time that is left."""
+    wanted = [name for name in SECTIONS if name in (PEAK, *(options.only or SECTIONS))]
+    deadline = time.monotonic() + 60 * options.minutes
+    peers = tuple(folder.resolve() for folder in options.peers)
+    with tempfile.TemporaryDirectory(prefix="ali-gpu-", ignore_cleanup_errors=True) as work:
+        for i, name in enumerate(wanted):
+            weights = [SECTIONS[later].weight for later in wanted[i:]]
+            seconds = max(0.0, deadline - time.monotonic()) * weights[0] / sum(weights)
+            told = Run(report.device, report.small, seconds, Path(work), report.folder)
+            told = replace(told, peak=report.peak, peers=peers)
+            yield name, run_section(name, told, report.folder / LOG)
 
 
 def _where(options: Options) -> tuple[str, bool]:
@@ -110,13 +121,11 @@ def _where(options: Options) -> tuple[str, bool]:
     return device, device == "cpu" if options.small is None else options.small
 
 
-def _absolute(folders: tuple[Path, ...]) -> tuple[Path, ...]:
-    return tuple(folder.resolve() for folder in folders)
-
-
 def run_section(name: str, run: Run, log: Path) -> SectionResult:
     """Runs a section in a process of its own; what is left of it at its limit is killed."""
-    start = time.monotonic()
+    start, section = time.monotonic(), SECTIONS[name]
+    if section.needs_cuda and not run.cuda:
+        return SectionResult(name, section.about, 0.0, [skipped("all of it")])
     arguments = [sys.executable, "-m", "benchmarks.gpu_sections", name, run.to_json()]
     environment = dict(os.environ)
     if not run.cuda:
@@ -129,9 +138,8 @@ def run_section(name: str, run: Run, log: Path) -> SectionResult:
                 code: int | None = process.wait(run.seconds + PAST)
             except subprocess.TimeoutExpired:
                 code = None
-    return SectionResult(
-        name, SECTIONS[name].about, time.monotonic() - start, [*_rows(name, run, code, log)]
-    )
+    rows = [*_rows(name, run, code, log)]
+    return SectionResult(name, section.about, time.monotonic() - start, rows)
 
 
 @contextlib.contextmanager

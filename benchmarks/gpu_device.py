@@ -113,9 +113,6 @@ def _copy(device: torch.device, size: int = 2**31) -> Row:
 
 def waits(run: Run) -> Iterator[Row]:
     """Epochs of so many steps and of twice as many: what both have is of an epoch's end."""
-    if not run.cuda:
-        yield skipped("the host waits for the device, device busy")
-        return
     for data_name in TABLES:
         config = settings(data_name, run)
         what = f"Table {TABLES[data_name]}: waits of a step"
@@ -199,9 +196,6 @@ def _profile(work: Callable[[], object]) -> Profile:
 
 def memory(run: Run) -> Iterator[Row]:
     """What a trial's process takes: its tensors, as reserved by PyTorch, and CUDA's context."""
-    if not run.cuda:
-        yield skipped("memory of a trial")
-        return
     trials = {f"Table {number}": settings(name, run) for name, number in TABLES.items()}
     narrow = settings("svhn", run).replace(width=0.25, batch_size=32)
     for what, config in (trials | {"Table 3, width 1/4, batch 32": narrow}).items():

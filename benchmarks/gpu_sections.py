@@ -26,26 +26,30 @@ class Section:
         about: what is measured, in a line.
         module: where its function is, which has the section's name; imported in its own process.
         weight: its part of the time; later sections get what it leaves.
+        needs_cuda: all of it; otherwise some of it runs on a CPU, too.
     """
 
     about: str
     module: str
     weight: float
+    needs_cuda: bool = False
 
 
 PEAK = "peak"
 SECTIONS = {  # in this order: what is measured first is there if the machine is taken away
     PEAK: Section("the device, and its fastest matrix products", "gpu_device", 20),
     "step": Section("a training step, ours, plain PyTorch's and the peers'", "gpu_step", 60),
-    "waits": Section("times the host waits for the device in an epoch", "gpu_device", 25),
+    "waits": Section(
+        "times the host waits for the device in an epoch", "gpu_device", 25, needs_cuda=True
+    ),
     "trials": Section("trials side by side on one device, a process each", "gpu_trials", 55),
-    "memory": Section("memory of a trial", "gpu_device", 20),
+    "memory": Section("memory of a trial", "gpu_device", 20, needs_cuda=True),
     "evaluation": Section("evaluation and data", "gpu_device", 35),
     "resume": Section("a training that is killed and resumed", "gpu_runs", 40),
-    "tests": Section("the tests that only a GPU can run", "gpu_runs", 25),
+    "tests": Section("the tests that only a GPU can run", "gpu_runs", 25, needs_cuda=True),
     "sweep": Section("a whole small sweep", "gpu_runs", 65),
     "training": Section("house numbers at the paper's settings", "gpu_runs", 200),
-    "compile": Section("the training step with torch.compile", "gpu_step", 75),
+    "compile": Section("the training step with torch.compile", "gpu_step", 75, needs_cuda=True),
 }
 
 

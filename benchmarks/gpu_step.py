@@ -165,9 +165,6 @@ def step(run: Run) -> Iterator[Row]:
 
 def compile(run: Run) -> Iterator[Row]:
     """torch.compile takes its time for each table: the last ones may be left out."""
-    if not run.cuda:
-        yield skipped("torch.compile, also as a CUDA graph")
-        return
     end = time.monotonic() + run.seconds
     for data, number in TABLES.items():
         what = f"Table {number}: ours, torch.compile"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 from xml.etree import ElementTree
@@ -134,7 +135,7 @@ def test_a_section_that_hangs_or_crashes_keeps_its_rows(tmp_path, monkeypatch, t
     monkeypatch.setattr(gpu.subprocess, "Popen", other)
     monkeypatch.setattr(gpu, "PAST", 3.0 if outcome is Outcome.STOPPED else 60.0)
     start = time.monotonic()
-    result = gpu.run_section("waits", of_run(tmp_path, seconds=0.0), tmp_path / "gpu.log")
+    result = gpu.run_section("step", of_run(tmp_path, seconds=0.0), tmp_path / "gpu.log")
     assert time.monotonic() - start < 60
     assert result.rows[0] == Row("first", 1.0)
     assert (result.rows[-1].outcome, len(result.rows)) == (outcome, 2)
@@ -147,7 +148,7 @@ def test_tests_are_counted_and_those_that_fail_named():
         "<failure message='AssertionError: 3 waits&#10;more'/></testcase>"
         "<testcase name='c'><skipped/></testcase></testsuite></testsuites>"
     )
-    counted, failed = rows_of_tests(report, cuda=True)
+    counted, failed = rows_of_tests(report)
     assert (counted.value, counted.outcome) == (1, Outcome.NOT_MET)
     assert (failed.what, failed.note) == ("b", "AssertionError: 3 waits")
 
@@ -199,6 +200,7 @@ def test_the_page_says_what_is_no_figure_of_a_gpu_and_escapes(tmp_path):
 def test_the_whole_command_works_on_a_cpu(tmp_path):
     output = tmp_path / "gpu"
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--output-dir", output]
+    command += ["--minutes", "30"]  # limits are for a machine with nothing else to do
     done = subprocess.run(
         list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=900
     )
@@ -217,10 +219,28 @@ def test_the_whole_command_works_on_a_cpu(tmp_path):
     assert "no figure of a GPU" in done.stdout
 
 
-@pytest.mark.slow
-def test_chosen_sections_run_with_the_peak(tmp_path):
-    options = gpu.Options(only=("waits",), device="cpu", output_dir=tmp_path / "gpu")
-    assert gpu.run(options) == 0
-    found = json.loads((tmp_path / "gpu" / "gpu.json").read_text())
-    assert [one["name"] for one in found["sections"]] == ["peak", "waits"]
-    assert found["machine"]["torch"] == torch.__version__
+def test_what_needs_cuda_says_so_without_a_process(tmp_path):
+    result = gpu.run_section("waits", of_run(tmp_path), tmp_path / "gpu.log")
+    assert [(row.outcome, row.note) for row in result.rows] == [(Outcome.SKIPPED, "needs CUDA")]
+    assert not list(tmp_path.iterdir())
+
+
+def test_chosen_sections_share_the_time_and_have_the_peak(tmp_path, monkeypatch):
+    told: list[tuple[str, Run]] = []
+
+    def section(name, run, _):
+        told.append((name, run))
+        rows = [Row("matrix product, bfloat16", 0.5, "TFLOP/s")] if name == "peak" else []
+        return SectionResult(name, "", 1.0, rows)
+
+    monkeypatch.setattr(gpu, "run_section", section)
+    options = gpu.Options(only=("training", "step"), minutes=1, device="cpu")
+    assert gpu.run(replace(options, output_dir=tmp_path / "gpu")) == 0
+    assert [(name, run.peak) for name, run in told] == [
+        ("peak", None),
+        ("step", 0.5),
+        ("training", 0.5),
+    ]
+    assert [run.seconds for _, run in told] == [
+        pytest.approx(part, abs=2) for part in (60 * 20 / 280, 60 * 60 / 260, 60)
+    ]
