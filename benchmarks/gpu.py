@@ -39,6 +39,7 @@ Name = Literal[
 ]
 ROOT = Path(__file__).resolve().parents[1]
 LOG = "gpu.log"
+OTHER_PLACES = {"RAY_ADDRESS", "ALI_STORAGE_PATH"}  # variables: the sweep is for this machine
 PAST = 5.0  # seconds that a section may take beyond its limit, to end by itself
 
 
@@ -127,7 +128,10 @@ def run_section(name: str, run: Run, log: Path) -> SectionResult:
     if section.needs_cuda and not run.cuda:
         return SectionResult(name, section.about, 0.0, [skipped("all of it")])
     arguments = [sys.executable, "-m", "benchmarks.gpu_sections", name, run.to_json()]
-    environment = dict(os.environ)
+    environment = {name: os.environ[name] for name in os.environ.keys() - OTHER_PLACES}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )  # for scripts, too, where the project is not installed
     if not run.cuda:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # of the commands that it runs, too
     with open(log, "a") as file:

@@ -44,6 +44,18 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, *map(str, arguments)]
 
 
+def logged(arguments: list[str]) -> None:
+    """Runs a command; what it says goes to the log as it comes. Raises RuntimeError if it fails."""
+    last = "no output"
+    with _started(arguments) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            last = line.strip() or last
+        code = process.wait()
+    if code:
+        raise RuntimeError(f"exit code {code}: {last}")
+
+
 # Killed and resumed --------------------------------------------------------------------------
 
 
@@ -60,18 +72,17 @@ def _resume(run: Run, what: str) -> Iterator[Row]:
     options += f" --width {config.width} --batch-size {config.batch_size} --labels {config.labels}"
     train = command("-m", "ali", "train", *options.split(), "--output-dir")
     whole, killed = run.work / "whole", run.work / "killed"
-    with _started([*train, whole]) as one:
-        with _started([*train, killed]) as other:
+    with _started([*train, str(whole)]) as one:
+        with _started([*train, str(killed)]) as other:
             _wait_for_epoch(other, 1)
             time.sleep(0.05)
             other.send_signal(signal.SIGKILL)
             if other.wait() != -signal.SIGKILL:
                 raise RuntimeError("the training ended before it could be killed")
         before = checkpoint.read_manifest(killed / "checkpoint").epoch
-        again = command("-m", "ali", "train", "--resume", "--output-dir", killed)
-        done = subprocess.run(again, capture_output=True, text=True, cwd=ROOT)
-        if done.returncode or one.wait():
-            raise RuntimeError(done.stderr.strip() or "the training in one go failed")
+        logged(command("-m", "ali", "train", "--resume", "--output-dir", killed))
+        if one.wait():
+            raise RuntimeError("the training in one go failed")
     kept = [checkpoint.read_manifest(folder / "checkpoint") for folder in (whole, killed)]
     same = kept[0].files == kept[1].files and kept[0].generator == kept[1].generator
     note = f"on the {run.device}, killed after epoch {before} of 3"
@@ -100,15 +111,10 @@ def _wait_for_epoch(training: subprocess.Popen[str], epoch: int) -> None:
 
 
 @contextlib.contextmanager
-def _started(arguments: list[Any]) -> Iterator[subprocess.Popen[str]]:
+def _started(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
     """A process that does not outlive the block."""
-    with subprocess.Popen(
-        list(map(str, arguments)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-    ) as process:
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(arguments, text=True, cwd=ROOT, **both) as process:
         try:
             yield process
         finally:
@@ -126,7 +132,7 @@ def sweep(run: Run) -> Iterator[Row]:
 
 def _sweep(run: Run) -> Iterator[Row]:
     from sweeps.engine import tracking
-    from sweeps.engine.tracking.schema import DRIVER_SECONDS, SLOT_USE
+    from sweeps.engine.tracking.schema import DRIVER_SECONDS, KIND_TRIAL, SLOT_USE
 
     folder, trials = run.work / "sweeps", 2 if run.small else 8
     options = "--data house-numbers --levels 2 --draws 1 --race 0"
@@ -136,24 +142,16 @@ def _sweep(run: Run) -> Iterator[Row]:
         options += " --width 0.25 --batch-size 32 --epochs 2 --train-size 4000"
     if run.cuda:
         options += " --gpus-per-trial 0.25"
-    options += f" --num-trials {trials} --output-dir {folder}"
+    options += f" --num-trials {trials}"
+    uri = tracking.default_uri(folder)
+    place = ("--name", "gpu", "--output-dir", folder, "--tracking-uri", uri)
     start = time.monotonic()
-    print(options, flush=True)
-    script = command(ROOT / "sweeps" / "svhn.py", "--name", "gpu", *options.split())
-    done = subprocess.run(
-        script, text=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    print(done.stdout, flush=True)
+    logged(command(ROOT / "sweeps" / "svhn.py", *options.split(), *place))
     took = time.monotonic() - start
-    if done.returncode:
-        raise RuntimeError((done.stdout.strip().splitlines() or ["no output"])[-1])
-    client = tracking.connect(tracking.default_uri(folder))
-    found = tracking.find_sweep(client, tracking.experiment_id(client, folder), "gpu")
-    assert found is not None
-    metrics = found.data.metrics
-    trial_runs = tracking.find_runs(
-        client, tracking.experiment_id(client, folder), kind=tracking.schema.KIND_TRIAL
-    )
+    client = tracking.connect(uri)
+    where = tracking.experiment_id(client, folder)
+    metrics = tracking.require_sweep(client, where, "gpu").data.metrics
+    trial_runs = tracking.find_runs(client, where, kind=KIND_TRIAL)
     ends = [one.data.tags.get("end_state", "none") for one in trial_runs]
     told = ", ".join(f"{ends.count(end)} {end}" for end in dict.fromkeys(sorted(ends)))
     what = f"{trials} trials" + (", 4 at a time with 1/4 GPU each" if run.cuda else "")
@@ -180,17 +178,12 @@ def _tests(run: Run) -> Iterator[Row]:
         raise RuntimeError("no test is marked `cuda`")
     report = run.work / "tests.xml"
     pytest = command("-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider")
-    arguments = [*pytest, "--continue-on-collection-errors", f"--junitxml={report}", *files]
-    done = subprocess.run(
-        list(map(str, arguments)),
-        text=True,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    print(done.stdout, flush=True)
-    if not report.exists():
-        raise RuntimeError((done.stdout.strip().splitlines() or ["no output"])[-1])
+    others = ("--continue-on-collection-errors", f"--junitxml={report}", *map(str, files))
+    try:
+        logged([*pytest, *others])
+    except RuntimeError:
+        if not report.exists():  # else it says which tests failed
+            raise
     yield from rows_of_tests(ElementTree.parse(report).getroot())
 
 

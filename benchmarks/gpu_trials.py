@@ -6,6 +6,7 @@ They start once, build a step, and train for a moment together whenever they are
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -20,27 +21,29 @@ from ali.config import Config
 from ali.output import first_line
 from ali.training import step as training
 from benchmarks.gpu_rows import Outcome, Row, Run, attempt, skipped
-from benchmarks.gpu_step import WARM_UP, WAYS, batch, settings
+from benchmarks.gpu_step import WARM_UP, WAYS, batch, eager, settings
 from benchmarks.step import gflop_an_image, train_state
 
 ANSWER = 60.0  # seconds that a process has to build a step
+TURN, SMALL_TURN = 1.5, 0.2  # seconds of training
 
 
 def serve(device_name: str, pipe: Connection) -> None:
-    """Builds the step that the pipe names, or takes steps for as many seconds as it says.
+    """Answers numbered requests: builds a step, or takes steps for so many seconds.
 
-    Answers with 10⁹ operations an image, with images a second, or with what went wrong.
+    The answers are 10⁹ operations an image, images a second, or what went wrong, a text.
     """
     device = torch.device(device_name)
     torch.set_num_threads(1)
     take_step, config = None, Config()
     while message := pipe.recv():
+        number, request = message
         try:
-            if isinstance(message, float):
+            if isinstance(request, float):
                 assert take_step is not None
-                pipe.send(_rate(take_step, message, device) * config.batch_size)
+                pipe.send((number, _rate(take_step, request, device) * config.batch_size))
                 continue
-            (config, way), take_step = message, None
+            (config, way), take_step = request, None
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             state = train_state(config, device)
@@ -48,9 +51,41 @@ def serve(device_name: str, pipe: Connection) -> None:
                 take_step = WAYS[way](state, batch(config, device))
                 for _ in range(WARM_UP if device.type == "cuda" else 1):
                     take_step()
-            pipe.send(gflop_an_image(state.networks))
+            pipe.send((number, gflop_an_image(state.networks)))
         except Exception as error:
-            pipe.send(f"{type(error).__name__}: {first_line(error)}")
+            pipe.send((number, f"{type(error).__name__}: {first_line(error)}"))
+
+
+class Trial:
+    """A process that trains when it is told to."""
+
+    def __init__(self, device: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, there = context.Pipe()
+        self._process = context.Process(target=serve, args=(device, there), daemon=True)
+        self._process.start()
+        there.close()  # so that the end of the process ends `recv`
+        self._asked = 0
+
+    def ask(self, request: float | tuple[Config, str]) -> None:
+        self._asked += 1
+        with contextlib.suppress(OSError):  # it has ended: `answer` says so
+            self._pipe.send((self._asked, request))
+
+    def answer(self) -> float | str:
+        """Of the last request; a text says what went wrong."""
+        try:
+            while self._pipe.poll(ANSWER):
+                number, answer = self._pipe.recv()
+                if number == self._asked:  # not one that came too late
+                    return answer
+        except (EOFError, ConnectionError):
+            return "its process ended"
+        return f"no answer in {ANSWER:.0f} s"
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
 
 
 def _rate(take_step: Any, seconds: float, device: torch.device) -> float:
@@ -71,63 +106,41 @@ def trials(run: Run) -> Iterator[Row]:
     counts = (1, 2) if run.small else (1, 2, 4, 8)
     paper = settings("svhn", run)
     narrow = paper.replace(width=0.25, batch_size=32)
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = [], []
-    for _ in range(counts[-1]):
-        here, there = context.Pipe()
-        processes.append(context.Process(target=serve, args=(run.device, there), daemon=True))
-        processes[-1].start()
-        there.close()  # so that the end of the process ends `recv`
-        pipes.append(here)
+    started = [Trial(run.device) for _ in range(counts[-1])]
     for config in (paper,) if run.small else (paper, narrow):
         for way in WAYS:
             what = f"width {Fraction(config.width)}, batch {config.batch_size}, {way}"
-            if way != "ours" and not run.cuda:
+            if run.cuda or WAYS[way] is eager:
+                measure = partial(_side_by_side, run, what, (config, way), started, counts)
+                yield from attempt(what, measure)
+            else:
                 yield skipped(what)
-                continue
-            yield from attempt(what, partial(_side_by_side, run, what, config, way, pipes, counts))
-    for pipe in pipes:
-        try:
-            pipe.send(None)
-        except OSError:  # a process that is gone
-            continue
-    for process in processes:
-        process.join(5)
-        process.kill()
+    for trial in started:
+        trial.end()
 
 
 def _side_by_side(
-    run: Run, what: str, config: Config, way: str, pipes: list[Connection], counts: tuple[int, ...]
+    run: Run, what: str, built: tuple[Config, str], trials: list[Trial], counts: tuple[int, ...]
 ) -> Iterator[Row]:
-    for pipe in pipes:
-        pipe.send((config, way))
-    built = [_answer(pipe) for pipe in pipes]
-    ready = [pipe for pipe, one in zip(pipes, built, strict=True) if isinstance(one, float)]
-    wrong = [one for one in built if isinstance(one, str)]
+    answers = _ask(trials, built)
+    ready = [one for one, answer in zip(trials, answers, strict=True) if isinstance(answer, float)]
     alone = 0.0
     for count in counts:
         share = f"{count} × {Fraction(1, count)} GPU" if run.cuda else f"{count} at a time"
-        shown = f"{share}, {what}"
-        if count > len(ready):
-            yield Row(shown, outcome=Outcome.FAILED, note=wrong[0])
+        asked = ready[:count], SMALL_TURN if run.small else TURN
+        rates = _ask(*asked) if count <= len(ready) else answers
+        if wrong := [answer for answer in rates if isinstance(answer, str)]:
+            yield Row(f"{share}, {what}", outcome=Outcome.FAILED, note=wrong[0])
             continue
-        for pipe in ready[:count]:
-            pipe.send(0.2 if run.small else 1.5)
-        rates = [_answer(pipe) for pipe in ready[:count]]
-        if failed := [one for one in rates if isinstance(one, str)]:
-            yield Row(shown, outcome=Outcome.FAILED, note=failed[0])
-            continue
-        rate = sum(rates)
+        rate = sum(map(float, rates))
         alone = alone or rate
+        gflop = next(answer for answer in answers if isinstance(answer, float))
         note = f"{rate / alone:.2f} × one alone; {rate / count:,.0f} each"
-        gflop = next(one for one in built if isinstance(one, float))
-        yield Row(shown, rate, "images/s", run.share(rate, gflop), note=note)
+        yield Row(f"{share}, {what}", rate, "images/s", run.share(rate, gflop), note=note)
 
 
-def _answer(pipe: Connection) -> Any:
-    if not pipe.poll(ANSWER):
-        return f"no answer in {ANSWER:.0f} s"
-    try:
-        return pipe.recv()
-    except EOFError:
-        return "its process ended"
+def _ask(trials: list[Trial], request: float | tuple[Config, str]) -> list[float | str]:
+    """All of them at once."""
+    for trial in trials:
+        trial.ask(request)
+    return [trial.answer() for trial in trials]

@@ -24,6 +24,7 @@ from benchmarks.gpu_rows import Outcome, Row, Run, attempt, goal, skipped
 from benchmarks.gpu_runs import rows_of_tests
 from benchmarks.gpu_sections import SECTIONS, Section
 from benchmarks.gpu_step import WARM_UP, batch, captured, compiled, difference, eager
+from benchmarks.gpu_trials import Trial, _side_by_side
 from benchmarks.step import train_state
 from tests.paths import ROOT
 
@@ -77,6 +78,20 @@ def test_a_cuda_graph_trains_the_same_bits(precision):
         for _ in range(WARM_UP + 3):
             training.train_step(one, x)
     assert one.step == other.step and difference(one, other) == 0
+
+
+@pytest.mark.long
+def test_trials_train_side_by_side_and_one_that_ends_is_a_row(tmp_path):
+    trials = [Trial("cpu"), Trial("cpu")]
+    run = of_run(tmp_path, peak=1.0)
+    one, two = _side_by_side(run, "small", (SMALL, "ours"), trials, (1, 2))
+    assert (one.what, two.what) == ("1 at a time, small", "2 at a time, small")
+    assert min(one.value, two.value, one.share, two.share) > 0
+    trials[1].end()
+    one, two = _side_by_side(run, "small", (SMALL, "ours"), trials, (1, 2))
+    trials[0].end()
+    assert one.value > 0
+    assert (two.outcome, two.note) == (Outcome.FAILED, "its process ended")
 
 
 # Rows, and what ends badly -------------------------------------------------------------------
