@@ -13,6 +13,7 @@ from typing import Any
 from ali.output import first_line
 
 NEEDS_CUDA = "needs CUDA"
+OWN = {"ali", "sweeps", "benchmarks"}  # packages
 
 
 class Outcome(StrEnum):
@@ -89,6 +90,12 @@ def attempt(what: str, measure: Callable[[], Row | Iterable[Row]]) -> Iterator[R
     try:
         made = measure()
         yield from (made,) if isinstance(made, Row) else made
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in OWN:
+            yield Row(what, outcome=Outcome.FAILED, note=str(error))
+        else:  # a machine with PyTorch and not much else can still answer the rest
+            yield skipped(what, f"needs the package {package}")
     except (Exception, SystemExit) as error:
         note = f"{type(error).__name__}: {first_line(error)}"
         yield Row(what, outcome=Outcome.FAILED, note=note)

@@ -1,5 +1,6 @@
 """`make gpu`: the whole command on a CPU, small; its ways to take a step; what fails or hangs."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -123,6 +124,8 @@ def test_what_fails_is_a_row_and_the_others_are_kept():
     assert first == Row("first", 1.0)
     assert (failed.what, failed.outcome) == ("second", Outcome.FAILED)
     assert failed.note == "RuntimeError: out of memory"
+    (missing,) = attempt("a sweep", lambda: [importlib.import_module("no_such_package.part")])
+    assert missing == skipped("a sweep", "needs the package no_such_package")
 
 
 def test_a_section_whose_module_is_missing_is_a_row(tmp_path, monkeypatch):
