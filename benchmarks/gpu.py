@@ -40,7 +40,7 @@ Name = Literal[
 ROOT = Path(__file__).resolve().parents[1]
 LOG = "gpu.log"
 OTHER_PLACES = {"RAY_ADDRESS", "ALI_STORAGE_PATH"}  # variables: the sweep is for this machine
-PAST = 5.0  # seconds that a section may take beyond its limit, to end by itself
+PAST = 5.0  # seconds that a section may take beyond its limit, and to end when it is told to
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,21 @@ def run_section(name: str, run: Run, log: Path) -> SectionResult:
 
 @contextlib.contextmanager
 def _group(arguments: list[str], **others: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process whose own processes end with it, after the block at the latest."""
+    """A process that ends with the block at the latest, and all that it has started with it.
+
+    They get SIGTERM first, on which a sweep shuts Ray down, and SIGKILL after some seconds.
+    """
     process = subprocess.Popen(arguments, start_new_session=True, **others)
     try:
         yield process
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        deadline = time.monotonic() + PAST
+        with contextlib.suppress(ProcessLookupError):  # of a group without processes
+            os.killpg(process.pid, signal.SIGTERM)
+            while time.monotonic() < deadline:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
