@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from ali.errors import UserError
 from ali.output import first_line
 
 NEEDS_CUDA = "needs CUDA"
@@ -97,7 +98,8 @@ def attempt(what: str, measure: Callable[[], Row | Iterable[Row]]) -> Iterator[R
         else:  # a machine with PyTorch and not much else can still answer the rest
             yield skipped(what, f"needs the package {package}")
     except (Exception, SystemExit) as error:
-        note = f"{type(error).__name__}: {first_line(error)}"
+        said = isinstance(error, (UserError, SystemExit))  # a sentence for people
+        note = f"{type(error).__name__}: " * (not said) + first_line(error)
         yield Row(what, outcome=Outcome.FAILED, note=note)
 
 

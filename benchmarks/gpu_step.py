@@ -195,9 +195,14 @@ def _of_table(run: Run, config: Config, table: str) -> Iterator[Row]:
     if compute_dtype("auto", device) == torch.bfloat16:
         others["plain PyTorch, bf16 autocast"] = lambda _, x: plain_step(config, x, autocast=True)
     others["plain PyTorch, fp32"] = lambda _, x: plain_step(config, x, autocast=False)
-    if config.data == "svhn" and not run.peers:
-        yield skipped(f"{table}: public codes", "needs folders of them: --peers")
-    for folder in run.peers if config.data == "svhn" else ():
+    if config.data == "svhn" and (run.small or not run.peers):
+        why = (
+            "needs the paper's width: --small False"
+            if run.peers
+            else "needs their folders: --peers"
+        )
+        yield skipped(f"{table}: public codes", why)
+    for folder in run.peers if config.data == "svhn" and not run.small else ():
         others[f"{folder.resolve().name}, fp32"] = partial(_peer, folder)
     for name, way in others.items():  # with cuDNN's settings as PyTorch has them: TF32 in fp32
         yield from _row(run, f"{table}: {name}", config, way, contextlib.nullcontext)
