@@ -68,7 +68,8 @@ def main(name: str, text: str) -> None:
     start, run = time.monotonic(), Run.from_json(text)
     import torch  # the seconds of its import are part of the section's
 
-    torch.set_num_threads(1 if run.small else torch.get_num_threads())
+    if run.small:
+        torch.set_num_threads(1)
     for row in rows(name, replace(run, seconds=run.seconds - (time.monotonic() - start))):
         append_line(run.work / f"{name}.rows", row.line())
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ali import distributed
@@ -118,13 +119,21 @@ def _traced(state: State, function: Any, x: Tensor, draws: Callable[[], list[Ten
 
     statistics = {name: one.clone() for name, one in state.networks.named_buffers()}
     random, taken = state.generator.get_state(), state.step
-    graph = make_fx(function)(x, draws())
+    with replaced(F, "batch_norm", _batch_norm):
+        graph = make_fx(function)(x, draws())
     with torch.no_grad():
         for name, one in state.networks.named_buffers():
             one.copy_(statistics[name])
     state.generator.set_state(random)
     state.step = taken
     return graph
+
+
+def _batch_norm(h: Tensor, mean: Tensor, var: Tensor, *others: Any) -> Tensor:
+    """F.batch_norm by PyTorch's own operation: torch.compile does not see that cuDNN's, which is
+    chosen on CUDA, changes the running statistics."""
+    gamma, beta, *rest = others
+    return torch.native_batch_norm(h, gamma, beta, mean, var, *rest)[0]
 
 
 WAYS: dict[str, Way] = {  # all but the first need CUDA

@@ -58,12 +58,13 @@ def test_a_compiled_step_trains_as_the_plain_one_on_the_same_random_numbers(devi
         take_step = compiled(other, x)
         found = [[float(loss) for loss in take_step()] for _ in range(2)]
         wanted = [[float(loss) for loss in training.train_step(one, x)] for _ in range(3)]
-    assert found == [pytest.approx(losses, rel=1e-5) for losses in wanted[1:]]
+    rounding = 1e-5 if device == "cpu" else 1e-3  # Adam steps 1e-4 where a gradient is rounding
+    assert found == [pytest.approx(losses, rel=rounding) for losses in wanted[1:]]
     assert (one.step, one.generator.get_state().tolist()) == (
         other.step,
         other.generator.get_state().tolist(),
     )
-    assert difference(one, other) < 1e-5  # Adam's steps are 1e-4
+    assert difference(one, other) < rounding
 
 
 @pytest.mark.cuda
