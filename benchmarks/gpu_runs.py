@@ -85,7 +85,7 @@ def _resume(run: Run, what: str) -> Iterator[Row]:
             raise RuntimeError("the training in one go failed")
     kept = [checkpoint.read_manifest(folder / "checkpoint") for folder in (whole, killed)]
     same = kept[0].files == kept[1].files and kept[0].generator == kept[1].generator
-    note = f"on the {run.device}, killed after epoch {before} of 3"
+    note = f"on the {'GPU' if run.cuda else 'CPU'}, killed after epoch {before} of 3"
     if not same:
         note += f"; largest difference of a weight {_apart(whole, killed):.2g}"
     yield goal(what, same, note=note)
@@ -274,7 +274,7 @@ def _draw(curve: list[dict[str, float]], untrained: float) -> np.ndarray:
     axes.plot([one["seconds"] for one in curve], [one[VAL_ERROR] for one in curve], marker="o")
     axes.axhline(untrained, color="0.4", linestyle="--", label="untrained encoder")
     axes.legend(frameon=False)
-    axes.set(xlabel="seconds, evaluations included", ylabel="val_error")
+    axes.set(xlabel="seconds, evaluations included", ylabel="val_error", xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     canvas = FigureCanvasAgg(figure)

@@ -43,8 +43,8 @@ SECTIONS = {  # in this order: what is measured first is there if the machine is
         "times the host waits for the device in an epoch", "gpu_device", 25, needs_cuda=True
     ),
     "trials": Section("trials side by side on one device, a process each", "gpu_trials", 55),
-    "memory": Section("memory of a trial", "gpu_device", 20, needs_cuda=True),
-    "evaluation": Section("evaluation and data", "gpu_device", 35),
+    "memory": Section("what a trial takes of the device", "gpu_device", 20, needs_cuda=True),
+    "evaluation": Section("val_error, sample measures and data", "gpu_device", 35),
     "resume": Section("a training that is killed and resumed", "gpu_runs", 40),
     "tests": Section("the tests that only a GPU can run", "gpu_runs", 25, needs_cuda=True),
     "sweep": Section("a whole small sweep", "gpu_runs", 65),
