@@ -365,7 +365,12 @@ def test_a_full_artifact_store_costs_the_pictures_alone_and_the_report_says_so(t
 @pytest.mark.long
 def test_a_server_with_logins(tmp_path, toy, monkeypatch):
     pytest.importorskip("flask_wtf")
-    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", PASSWORD)
+    logins = tmp_path / "logins.ini"  # the variable for its password is newer than MLflow 3.11
+    logins.write_text(
+        f"[mlflow]\nadmin_username = admin\nadmin_password = {PASSWORD}\n"
+        f"database_uri = sqlite:///{tmp_path}/logins.db\ndefault_permission = READ\n"
+    )
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(logins))
     monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "any")
     server = Server(tmp_path, options=("--app-name", "basic-auth"))
     server.start()
