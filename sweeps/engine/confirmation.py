@@ -24,6 +24,7 @@ MIN_FREEDOM = 2  # runs beyond the first ones, from which on an interval says an
 DROPPED_BELOW = 0.05  # probability of being better than the leader
 MIN_RUNS = 2  # before a configuration may be dropped
 RACED = 4  # most promising configurations that get more seeds while the search goes on
+LAST_PART = 5  # of a run's evaluations the last fifth is averaged: each one is noisy
 PRIOR_RUNS = 1.0  # that the mean over configurations counts for: half of a run's deviation is luck
 
 
@@ -33,14 +34,16 @@ class Confirmed:
 
     Attributes:
         number: of the search's trial that has the configuration.
-        values: the objective of each run that ended, in order; one that diverged or collapsed
+        values: the last objective of each run that ended, in order; one that diverged or collapsed
             counts as the worst.
+        levels: the same with each run's `level`.
         diverged: how many did either.
         begun: how many have begun, those included that ended or failed.
     """
 
     number: int
     values: tuple[float, ...]
+    levels: tuple[float, ...]
     diverged: int
     begun: int
 
@@ -106,6 +109,17 @@ def is_new(trial: FrozenTrial) -> bool:
     return CONFIRMS not in trial.user_attrs and RETRIES not in trial.user_attrs
 
 
+def level(trial: FrozenTrial) -> float:
+    """The mean objective over the last fifth of a trial's evaluations, one at least.
+
+    It says more of where another seed ends than the last value alone does: of which of two
+    configurations is the better one, about as much as two runs (benchmarks/README.md).
+    """
+    values = [trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)]
+    last = values[-max(1, len(values) // LAST_PART) :]
+    return sum(last) / len(last) if last else float(trial.value or 0.0)
+
+
 def ranked_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """The search's trials that completed their full budget, by their one value, best first.
 
@@ -125,21 +139,24 @@ def estimates(trials: Sequence[FrozenTrial]) -> dict[int, Estimate]:
 
     The best first; of equal ones that whose own value is better, then the earlier. The mean over a
     configuration's runs is drawn towards that over all configurations as if PRIOR_RUNS of them had
-    ended there: a single good value counts for half. Without fresh runs the order is that of the
-    values. The spread between seeds is pooled over all configurations that have several runs.
+    ended there: a single good value counts for half. A run counts with its `level`; how far runs
+    are from it at their end on average is added. The spread between seeds is pooled over all
+    configurations that have several runs.
     """
-    own = {t.number: [float(t.value or 0.0)] for t in ranked_by_value(trials)}
-    again = {c.number: list(c.values) for c in _fresh(trials) if c.values}
+    ranked = ranked_by_value(trials)
+    own = {t.number: [level(t)] for t in ranked}
+    again = {c.number: list(c.levels) for c in _fresh(trials) if c.levels}
     runs = {n: own.get(n, []) + again.get(n, []) for n in [*own, *(again.keys() - own.keys())]}
-    freedom = sum(len(values) - 1 for values in runs.values())
-    squares = sum(float(np.var(values)) * len(values) for values in runs.values())
+    freedom = sum(len(levels) - 1 for levels in runs.values())
+    squares = sum(float(np.var(levels)) * len(levels) for levels in runs.values())
     spread = (squares / freedom) ** 0.5 if freedom else float("nan")
-    first = [values[0] for values in (own or runs).values()]
+    first = [levels[0] for levels in (own or runs).values()]
     overall = float(np.mean(first)) if first else float("nan")
+    drift = float(np.mean([float(t.value or 0.0) - level(t) for t in ranked])) if ranked else 0.0
     found, maximize = {}, sign(trials) < 0
-    for number, values in runs.items():
-        weight = len(values) + PRIOR_RUNS
-        mean = (sum(values) + PRIOR_RUNS * overall) / weight
+    for number, levels in runs.items():
+        weight = len(levels) + PRIOR_RUNS
+        mean = (sum(levels) + PRIOR_RUNS * overall) / weight + drift
         found[number] = Estimate(mean, spread / weight**0.5, freedom, maximize)
     return dict(sorted(found.items(), key=lambda item: item[1].loss))
 
@@ -190,7 +207,9 @@ def _fresh(trials: Sequence[FrozenTrial]) -> list[Confirmed]:
         complete = [t for t in its if t.state == TrialState.COMPLETE]
         ended = sorted([*diverged, *complete], key=lambda t: t.number)
         values = tuple(worst if t in diverged else float(t.value or 0.0) for t in ended)
-        found.append(Confirmed(number, values, len(diverged), len({*map(first_try, its)})))
+        levels = tuple(worst if t in diverged else level(t) for t in ended)
+        begun = len({*map(first_try, its)})
+        found.append(Confirmed(number, values, levels, len(diverged), begun))
     return found
 
 
@@ -226,7 +245,7 @@ def next_to_confirm(trials: Sequence[FrozenTrial], count: int, seeds: int) -> in
     chosen = ranking([t for t in trials if t.number <= last])[:count]  # when the search ended
     chosen += [t.number for t in trials if t.user_attrs.get(CONTROL) and t.number not in chosen]
     known = {c.number: c for c in _fresh(trials)}
-    found = [known.get(number, Confirmed(number, (), 0, 0)) for number in chosen]
+    found = [known.get(number, Confirmed(number, (), (), 0, 0)) for number in chosen]
     now = estimates(trials)
     open_ = [c for c in found if c.begun < seeds and not _settled(c, found, now)]
     return min(open_, key=lambda c: (c.begun, chosen.index(c.number))).number if open_ else None

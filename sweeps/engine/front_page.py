@@ -202,12 +202,12 @@ def description(
         parts.append(_plain(evidence.what_mattered(importance)))
     when = time.strftime("%Y-%m-%d %H:%M %Z")
     parts.append(f"{_plain(page.state(found))} ({when}). {_links(found, to, files)}")
-    if best := found.complete[:BEST_SHOWN]:
+    if found.complete:
         links = {
             name: f"[{name}]({run_path(to.experiment, its.info.run_id)})"
             for name, its in found.by_id.items()
         }
-        table = findings.best_table(found.options, best, found.by_id, found.objective)
+        table = findings.best_table(found, BEST_SHOWN)
         parts += ["### Best trials", markdown(table, links)]
     for file in files:
         query = urlencode({"path": file, "run_uuid": to.parent_run_id})

@@ -237,9 +237,7 @@ class ByConfiguration(BaseSampler):
     def _shown(self, study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
         if self._seen is None or self._seen[0] != trial.number:
             trials = study.get_trials(deepcopy=False)
-            repeated = any(CONFIRMS in other.user_attrs for other in trials)
-            shown = with_trials(study, configurations(trials)) if repeated else study
-            self._seen = trial.number, shown
+            self._seen = trial.number, with_trials(study, configurations(trials))
         return self._seen[1]
 
 
@@ -276,7 +274,7 @@ def best_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """The search's trials that completed their full budget, best first: the definition of "best".
 
     By the objective to expect of their configurations (`confirmation.estimates`): without fresh
-    seeds that is the order of their values after the last epoch.
+    seeds that is the order of the means over the last fifth of their curves.
     """
     by_number = {trial.number: trial for trial in trials}
     return [by_number[number] for number in ranking(list(by_number.values()))]

@@ -225,23 +225,24 @@ def next_commands(
         yield best, script_command("best.py", *options.arguments())
 
 
-def best_table(options: Options, best: Sequence[TrialResult], by_id: Runs, objective: str) -> Table:
-    """The best trials with their measures and hyperparameters."""
+def best_table(found: Findings, shown: int = BEST_SHOWN) -> Table:
+    """The best trials with what to expect of them, their measures and hyperparameters."""
+    options, by_id, best = found.options, found.by_id, found.complete[:shown]
     logged = {key for run in by_id.values() for key in run.data.metrics}
-    quality = [key for key in QUALITY if key in logged and key != objective]
+    quality = [key for key in QUALITY if key in logged and key != found.objective]
     headings = varied([trial.config for trial in best])
     rows = []
     for trial in best:
         run = by_id.get(trial.trial_id)
         metrics = run.data.metrics if run else {}
-        values = [f"{trial.value:.4f}"]
+        values = [f"{trial.value:.4f}", f"{found.expected(trial).mean:.4f}"]
         values += [f"{metrics.get(key, math.nan):.2f}" for key in quality]
         cells = format_hyperparameters(trial.config, headings).values()
         rows.append((trial.trial_id, *values, *cells))
     lacks = any(MISSING in cell for row in rows for cell in row)
     return Table(
         f"Best trials of {options.name} at their full budget of {options.epochs} epochs",
-        ("trial", objective, *(QUALITY[key] for key in quality), *headings),
+        ("trial", found.objective, "expected", *(QUALITY[key] for key in quality), *headings),
         rows,
         f"{MISSING}: not searched, or as the paper's table has it" if lacks else "",
     )

@@ -123,10 +123,9 @@ def numbers(found: Findings) -> list[tuple[str, str]]:
 
 def tables(found: Findings) -> dict[str, list[Table | str]]:
     """The tables of the text report, by the section of the page that they are in."""
-    best = found.complete[: findings.BEST_SHOWN]
     ranking: list[Table | str | None] = []
-    if best:
-        ranking.append(findings.best_table(found.options, best, found.by_id, found.objective))
+    if found.complete:
+        ranking.append(findings.best_table(found))
         ranking.append(findings.pareto(found))
     if again := found.again:
         table = evidence.confirmation_table(again, found.estimates, found.by_id, found.frozen)

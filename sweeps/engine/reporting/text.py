@@ -17,7 +17,7 @@ from sweeps.engine.reporting.findings import Findings
 from sweeps.engine.reporting.table import Table
 from sweeps.engine.tracking import runs
 
-WIDTH = 118  # characters of a report that is not printed to a terminal
+WIDTH = 128  # characters of a report that is not printed to a terminal
 OPTIONAL_WIDTH = 6  # more for each hyperparameter that is not searched by default
 WORDS = 30  # characters that a column of words has at least, or the next block
 BAR = 40  # characters of the longest bar
@@ -49,8 +49,8 @@ def as_text(found: Findings, width: int | None = None) -> str:
     if found.parent:
         for sentence in findings.verdict(found):
             show(sentence)
-        if best := found.complete[: findings.BEST_SHOWN]:
-            show(findings.best_table(found.options, best, found.by_id, found.objective))
+        if found.complete:
+            show(findings.best_table(found))
         for line in findings.notes(found):
             show(f"{line[:1].upper()}{line[1:]}.")
         show(findings.pareto(found))

@@ -13,6 +13,7 @@ from sweeps.engine.confirmation import (
     Estimate,
     confirmed,
     estimates,
+    level,
     next_to_confirm,
     next_to_race,
     ranked_by_value,
@@ -30,10 +31,11 @@ class Sweep:
     def __init__(self):
         self.trials = []
 
-    def add(self, value, state=TrialState.COMPLETE, **attributes):
+    def add(self, value, state=TrialState.COMPLETE, curve=None, **attributes):
+        curve = [value] if curve is None and value is not None else curve or []
         trial = create_trial(
             value=value if state == TrialState.COMPLETE else None, state=state,
-            user_attrs=attributes, intermediate_values={1: value} if value is not None else {},
+            user_attrs=attributes, intermediate_values=dict(enumerate(curve, start=1)),
         )  # fmt: skip
         trial.number = len(self.trials)
         self.trials.append(trial)
@@ -84,7 +86,7 @@ def test_a_run_that_diverged_counts_as_the_worst_value(sweep):
     sweep.add(0.2, TrialState.PRUNED, **DIVERGED, **{CONFIRMS: 4})
     sweep.add(None, TrialState.FAIL, **{CONFIRMS: 4})  # a lost worker says nothing
     (found,) = confirmed(sweep.trials)
-    assert found == Confirmed(4, (0.35, 0.7), 1, 3)
+    assert found == Confirmed(4, (0.35, 0.7), (0.35, 0.7), 1, 3)
 
 
 def test_runs_that_always_fail_end_the_race_too(sweep):
@@ -178,3 +180,23 @@ def test_a_race_is_among_the_best_and_ends_with_the_seeds(sweep):
         asked.append(number)
         sweep.add(0.1, **{CONFIRMS: number})
     assert sorted(set(asked)) == [1, 2, 3, 4] and len(asked) == 2 * RACED
+
+
+def test_one_lucky_evaluation_at_the_end_does_not_make_the_best():
+    """A run counts with the last fifth of its curve; expected is what runs have at their end."""
+    found, steady = Sweep(), [0.9] * 8 + [0.4, 0.38]
+    found.add(0.3, curve=[0.9] * 8 + [0.6, 0.3])
+    found.add(0.38, curve=steady)
+    assert [level(t) for t in found.trials] == pytest.approx([0.45, 0.39])
+    assert ranking(found.trials) == [1, 0] and ranked_by_value(found.trials)[0].number == 0
+    drift = ((0.3 - 0.45) + (0.38 - 0.39)) / 2
+    assert estimates(found.trials)[1].mean == pytest.approx((0.39 + 0.42) / 2 + drift)
+    found.add(0.38, curve=steady, **{CONFIRMS: 1})
+    (again,) = confirmed(found.trials)
+    assert again.values == (0.38,) and again.levels == pytest.approx((0.39,))
+
+
+def test_a_short_run_counts_with_its_last_value():
+    found = Sweep()
+    found.add(0.5, curve=[0.7, 0.6, 0.8, 0.5])
+    assert level(found.trials[0]) == 0.5

@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 import pytest
+from optuna.trial import create_trial
 from rich.cells import cell_len
 
 from ali.config import Config
 from sweeps.engine.confirmation import Confirmed, Estimate, confirmed, estimates
 from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.journal import CONFIG
 from sweeps.engine.options import Options
 from sweeps.engine.reporting import evidence, findings, text
 from sweeps.engine.results import TrialResult
@@ -23,12 +25,20 @@ def test_the_table_of_best_trials_is_not_cut():
     slopes = {f"slope_{who}": 0.125 for who in ("encoder", "decoder", "discriminator")}
     plain = config.replace(**slopes).to_dict()
     metrics = dict.fromkeys(("sample_distance", "sample_diversity", "val_error"), 0.123456)
-    run = SimpleNamespace(data=SimpleNamespace(metrics=metrics))
-    trial = TrialResult("00000", plain, 0.123456, {1: 0.123456}, None, True)
     other = Config.from_dict(plain).replace(weight_std=0.025, batch_size=128).to_dict()
-    trials = [trial, TrialResult("00001", other, 0.123456, {1: 0.123456}, None, True)]
+    trials = [
+        create_trial(value=0.123456, user_attrs={CONFIG: config}, intermediate_values={1: 0.123456})
+        for config in (plain, other)
+    ]
+    for number, trial in enumerate(trials):
+        trial.number = number
+    run, parent = (
+        SimpleNamespace(data=SimpleNamespace(metrics=metrics, tags=tags))
+        for tags in ({"trial_id": "00000"}, {"objective": "val_error"})
+    )
     for count in (1, 2):
-        table = findings.best_table(Options(name="s"), trials[:count], {"00000": run}, "val_error")
+        found = findings.Findings(Options(name="s"), trials[:count], [run], parent)
+        table = findings.best_table(found)
         width = text.WIDTH + 2 * text.OPTIONAL_WIDTH * (count - 1)
         (shown,) = text.tables_of(table, width)  # in one piece
         assert "…" not in shown
@@ -113,9 +123,9 @@ def test_few_trials_tell_nothing():
 
 
 FOUND = [
-    Confirmed(3, (0.30, 0.32, 0.34), 0, 3),
-    Confirmed(2, (0.31, 0.33, 0.35), 1, 3),
-    Confirmed(0, (0.6, 0.62, 0.7), 0, 3),  # the paper's point
+    Confirmed(3, (0.30, 0.32, 0.34), (0.30, 0.32, 0.34), 0, 3),
+    Confirmed(2, (0.31, 0.33, 0.35), (0.31, 0.33, 0.35), 1, 3),
+    Confirmed(0, (0.6, 0.62, 0.7), (0.6, 0.62, 0.7), 0, 3),  # the paper's point
 ]
 KNOWN = {3: Estimate(0.33, 0.02, 6), 2: Estimate(0.34, 0.02, 6), 0: Estimate(0.6, 0.02, 6)}
 
@@ -128,7 +138,7 @@ def test_what_a_sweep_announces():
 
 
 def test_one_repetition_has_no_interval():
-    found, known = [Confirmed(1, (0.5,), 0, 1)], {1: Estimate(0.49, 0.1, 1)}
+    found, known = [Confirmed(1, (0.5,), (0.5,), 0, 1)], {1: Estimate(0.49, 0.1, 1)}
     line = evidence.announcement(found, known, control=None)
     says = "the configuration of trial 00001 has 0.5000 over 1 fresh seed; expect 0.4900.\n"
     assert line == f"Confirmed: {says}"
@@ -141,7 +151,7 @@ def test_columns_that_say_nothing_yet_are_not_shown():
     table = evidence.confirmation_table(FOUND[:1], KNOWN, {}, [])
     assert "95 % interval" in table.headings and "takes" not in table.caption
     one = evidence.confirmation_table(
-        [Confirmed(1, (0.5,), 0, 1)], {1: Estimate(0.49, 0.1, 1)}, {}, []
+        [Confirmed(1, (0.5,), (0.5,), 0, 1)], {1: Estimate(0.49, 0.1, 1)}, {}, []
     )
     assert one.headings == ("configuration of", "mean", "seeds", "collapsed", "expected")
     assert list(one.rows) == [("00001", "0.5000", "1", "0", "0.4900")]
