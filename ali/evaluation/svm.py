@@ -12,31 +12,34 @@ repeat until the set stays (Keerthi & DeCoste 2005, Chapelle 2007). What makes t
 - the system is written in w = Σ a_i x_i, that is in the rows' Gram matrix K:
   (K_AA + I/2C) a_A = y_A, a = 0 elsewhere. That is the same problem, rotated to the span of the
   rows;
+- K's eigenvectors solve it for every C while nearly all rows are in A;
 - a Cholesky factor outlives its system: a few rows that enter or leave A border it, and a smaller
-  1/2C, once that is far under K's eigenvalues, costs a step or two of iterative refinement;
+  1/2C costs a step or two of iterative refinement once that is far under K's eigenvalues, and two
+  of conjugate gradients before, to see which rows enter and leave (ali.evaluation.systems);
 - with many more rows than features the system stays in w, and rows that enter or leave A are added
   to X_AᵀX_A or taken from it.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
 from threadpoolctl import threadpool_limits
 
 from ali.errors import UserError
+from ali.evaluation.systems import EPS, Factor, Spectrum, least_eigenvalue, solve
 
 GRID = np.exp(np.linspace(-20, 20, 50))  # the penalties C of the authors' code
 MAX_STEPS = 60  # Newton steps for one C; a handful is usual
 STRIDE = 4.0  # from one ridge to the next, on the way to one that is not reached at once
 CLOSE = 1e-6  # relative distance of w from the minimum at which Newton's method has converged
-EPS = np.finfo(float).eps
 REGULAR = 1e4 * EPS  # least eigenvalue, in traces of K, of a system that is solved to four digits
+SPECTRUM_PAYS = 10  # penalties from which the Gram matrix's eigenvectors are worth their time
 TALL = 3  # rows a feature from which the system is solved in w: measured, K is faster up to there
 
 
@@ -91,16 +94,19 @@ def fit(x: np.ndarray, y: np.ndarray, cs: Sequence[float] | np.ndarray = GRID) -
     if not np.isfinite(x).all():
         raise FloatingPointError("features are not finite")
     rows = np.concatenate([x, np.ones((len(x), 1))], 1, dtype=np.float64)  # (N, D+1)
-    problem = _Kernel(rows) if rows.shape[0] <= TALL * rows.shape[1] else _Primal(rows)
     signs = np.where(y == classes[:, None], 1.0, -1.0)  # (K, N)
-    starts = [problem.start() for _ in classes]
     coefficients = []
     # One BLAS thread: more gain little on these sizes, and where other trials keep the cores busy
     # OpenBLAS's spinning threads make a factorisation 20 times slower.
     with threadpool_limits(1, "blas"):
+        tall = rows.shape[0] > TALL * rows.shape[1]
+        problem = _Primal(rows) if tall else _Kernel(rows, len(cs))
+        starts = [problem.start() for _ in classes]
         for c in cs:
+            ridge = 1 / (2 * c)
+            ridge = ridge if ridge > problem.regular else max(ridge, problem.floor)
             for k, sign in enumerate(signs):
-                starts[k] = _minimum(problem, sign, max(1 / (2 * c), problem.floor), starts[k])
+                starts[k] = _minimum(problem, sign, ridge, starts[k])
                 coefficients.append(starts[k].coefficients)
     weights = problem.weights(np.stack(coefficients)).reshape(len(cs), len(classes), -1)
     return Machines(np.asarray(cs), classes, weights[..., :-1], weights[..., -1])
@@ -112,7 +118,7 @@ class _Start:
 
     coefficients: np.ndarray  # a (N,) of _Kernel or w (D+1,) of _Primal
     violation: np.ndarray  # (N,) 1 − y f, f = w·x_i: positive inside the margin
-    factor: _Factor | None = None  # of _Kernel
+    factor: Factor | None = None  # of _Kernel
     summed: np.ndarray | None = None  # (N,) bool, the rows in gram
     gram: np.ndarray | None = None  # X_AᵀX_A (D+1, D+1) of _Primal
 
@@ -139,16 +145,18 @@ def _newton(problem: _Kernel | _Primal, y: np.ndarray, ridge: float, start: _Sta
     ends a step after 1e-13 of its length, and the next step, with that row in A, goes far. At the
     minimum w = v := Σ max(0, 1 − y f) y x / ridge, and it is nowhere farther away than ‖w − v‖.
     """
-    for _ in range(MAX_STEPS):
+    for step in range(MAX_STEPS):
         active = start.violation > 0
-        new, violation = problem.solve(y, active, ridge, start)
-        if ((violation > 0) == active).all():
+        new, violation, exact = problem.solve(y, active, ridge, start, step == 0)
+        if exact and ((violation > 0) == active).all():
             start.coefficients, start.violation = new, violation
             return True
         w, move, change = start.coefficients, new - start.coefficients, violation - start.violation
         excess = problem.excess(y, start, ridge)  # w − v
         fall = -ridge * problem.inner(excess, move, -y * change)
         close = CLOSE**2 * problem.inner(w, w, y * (1 - start.violation))  # of ‖w − v‖²
+        if fall <= 0 and not exact:
+            continue
         if fall <= max(0.0, ridge * close):  # fall ≤ ridge ‖w − v‖²
             reached = problem.square(excess) <= close
             if reached or fall <= 0:
@@ -198,12 +206,17 @@ def _violations(
 class _Kernel:
     """The problem in the rows' coefficients, w = Σ a_i x_i."""
 
-    def __init__(self, rows: np.ndarray) -> None:
+    def __init__(self, rows: np.ndarray, ridges: int = 1) -> None:
         self.rows = rows
-        self.k = _product(rows, rows.T)  # (N, N)
+        self.k = rows @ rows.T  # (N, N)
+        self.spectrum = Spectrum(self.k) if ridges >= SPECTRUM_PAYS else None
         self.scale = float(self.k.diagonal().max())
-        self.floor = max(0.0, REGULAR * np.trace(self.k) - _least_eigenvalue(self.k))
-        self.shared: _Factor | None = None  # of all rows: every class begins there, at small C
+        self.regular = REGULAR * float(np.trace(self.k))  # a ridge that needs no eigenvalue
+        self.shared: Factor | None = None  # of all rows: every class begins there, at small C
+
+    @functools.cached_property
+    def floor(self) -> float:
+        return max(0.0, self.regular - least_eigenvalue(self.k))
 
     def start(self) -> _Start:
         n = len(self.k)
@@ -222,20 +235,31 @@ class _Kernel:
         return start.coefficients - y * np.maximum(0, start.violation) / ridge
 
     def solve(
-        self, y: np.ndarray, active: np.ndarray, ridge: float, start: _Start
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(K_AA + ridge) a_A = y_A; returns a (N,) and 1 − y f, f = K a."""
-        found = start.factor and start.factor.solve(self.k, y, active, ridge)
+        self, y: np.ndarray, active: np.ndarray, ridge: float, start: _Start, first: bool
+    ) -> tuple[np.ndarray, np.ndarray, bool]:
+        """(K_AA + ridge) a_A = y_A: a (N,); 1 − y f, f = K a; whether that is the solution.
+
+        It may be near one where the rows inside the margin are others than A, and where `first`, at
+        a new ridge, a factor of a set that is about to change would be made.
+        """
+        found = self.spectrum and self.spectrum.solve(y, active, ridge)
+        if not found and start.factor:
+            same = ((start.coefficients != 0) == active).all()
+            near = (start.coefficients, y * (1 - start.violation)) if same else None
+            found = start.factor.solve(self.k, y, active, ridge, near)
+            if not found and near and first:
+                found = start.factor.nearly(self.k, y, active, ridge, near)
         if not found:
             if not active.all():
-                start.factor = _Factor(self.k, active, ridge)
+                start.factor = Factor(self.k, active, ridge)
             else:
                 if self.shared is None or self.shared.ridge != ridge:
-                    self.shared = _Factor(self.k, active, ridge)
+                    self.shared = Factor(self.k, active, ridge)
                 start.factor = self.shared
             found = start.factor.solve(self.k, y, active, ridge)
             assert found  # the factor's own system
-        return found[0], _violations(y, active, *found, ridge, self.scale)
+        a, f, exact = found
+        return a, _violations(y, active, a, f, ridge, self.scale) if exact else 1 - y * f, exact
 
 
 class _Primal:
@@ -245,7 +269,7 @@ class _Primal:
         self.rows = rows
         squares = np.einsum("nd,nd->n", rows, rows)
         self.scale = float(squares.max())
-        self.floor = REGULAR * float(squares.sum())
+        self.floor = self.regular = REGULAR * float(squares.sum())
 
     def start(self) -> _Start:
         n, d = self.rows.shape
@@ -264,19 +288,19 @@ class _Primal:
         return start.coefficients - (y * np.maximum(0, start.violation)) @ self.rows / ridge
 
     def solve(
-        self, y: np.ndarray, active: np.ndarray, ridge: float, start: _Start
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, y: np.ndarray, active: np.ndarray, ridge: float, start: _Start, first: bool
+    ) -> tuple[np.ndarray, np.ndarray, bool]:
         """(X_AᵀX_A + ridge) w = X_Aᵀ y_A, in the smaller of its forms; returns w and 1 − y f."""
         x = self.rows[active]
         if len(x) <= x.shape[1]:
             a = np.zeros(len(y))
-            a[active] = _solve(_product(x, x.T), y[active], ridge)
+            a[active] = solve(_product(x, x.T), y[active], ridge)
             w = x.T @ a[active]
-            return w, _violations(y, active, a, self.rows @ w, ridge, self.scale)
+            return w, _violations(y, active, a, self.rows @ w, ridge, self.scale), True
         # From where start is: so each step mends the rounding of the one before.
         pull = -ridge * self.excess(y, start, ridge)
-        w = start.coefficients + _solve(self._gram(active, start), pull, ridge)
-        return w, 1 - y * (self.rows @ w)
+        w = start.coefficients + solve(self._gram(active, start), pull, ridge)
+        return w, 1 - y * (self.rows @ w), True
 
     def _gram(self, active: np.ndarray, start: _Start) -> np.ndarray:
         """X_AᵀX_A, from the one that start keeps where few rows have changed sides."""
@@ -292,103 +316,3 @@ class _Primal:
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
-
-
-def _solve(m: np.ndarray, rhs: np.ndarray, ridge: float) -> np.ndarray:
-    return lapack.dpotrs(_cholesky(m, np.arange(len(m)), ridge), rhs, lower=1)[0]
-
-
-def _cholesky(m: np.ndarray, at: np.ndarray, ridge: float) -> np.ndarray:
-    """Lower factor of m[at, at] + ridge, m symmetric."""
-    block = m[at].take(at, axis=1, mode="clip")  # half as long again with np.ix_
-    block[np.diag_indices_from(block)] += ridge
-    # In Fortran's order, as LAPACK wants it, a symmetric matrix is itself: no copy is made.
-    lower, info = lapack.dpotrf(block.T, lower=1, overwrite_a=1)
-    if info != 0:
-        raise np.linalg.LinAlgError("Gram matrix of the features is not positive semidefinite")
-    return lower
-
-
-def _least_eigenvalue(k: np.ndarray) -> float:
-    """A lower bound, 1/‖K⁻¹‖₁ as LAPACK estimates it, and 0 where K is singular to rounding."""
-    lower, info = lapack.dpotrf(k.T, lower=1)
-    norm = np.abs(k).sum(0).max()
-    return norm * lapack.dpocon(lower, norm, uplo="L")[0] if info == 0 else 0.0
-
-
-class _Factor:
-    """Cholesky factor of K_AA + ridge; solves for a slightly other A and a smaller ridge, too."""
-
-    def __init__(self, k: np.ndarray, active: np.ndarray, ridge: float) -> None:
-        self.active, self.ridge = active, ridge
-        self.at = np.flatnonzero(active)
-        self.lower = _cholesky(k, self.at, ridge)
-        self.smallest = (
-            float(self.lower.diagonal().min(initial=np.inf)) ** 2
-        )  # bounds K's least from above
-
-    def solve(
-        self, k: np.ndarray, y: np.ndarray, active: np.ndarray, ridge: float
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """a (N,) with (K_AA + ridge) a_A = y_A, 0 elsewhere, and K a (N,).
-
-        None where a new factor is cheaper or more exact.
-        """
-        left = np.flatnonzero(self.active & ~active)
-        entered = np.flatnonzero(active & ~self.active)
-        if len(left) + len(entered) > len(self.at) // 8:
-            return None
-        if ridge != self.ridge and self.ridge > 0.05 * self.smallest:
-            return None
-        apply = self._bordered(k, left, entered)
-        a = apply(y)
-        f = k @ a
-        if ridge == self.ridge and not (len(left) or len(entered)):
-            return a, f
-        # Refinement, to the rounding of K a: borders of near-singular systems cancel, and the
-        # factor's ridge may differ from this one by little beside K's eigenvalues.
-        size = np.inf
-        rounding = EPS * math.sqrt(len(k)) * (float(k.diagonal().max()) + ridge)
-        for _ in range(8):
-            residual = np.where(active, y - f - ridge * a, 0.0)
-            before, size = size, float(np.linalg.norm(residual))
-            if size <= 4 * rounding * np.linalg.norm(a):
-                return a, f
-            if size > 0.2 * before:
-                return None
-            a = a + apply(residual)
-            f = k @ a
-        return None
-
-    def _bordered(
-        self, k: np.ndarray, left: np.ndarray, entered: np.ndarray
-    ) -> Callable[[np.ndarray], np.ndarray]:
-        """Solver for A without `left` and with `entered`: (N,) right-hand sides to (N,) solutions.
-
-        Entered rows border the matrix; a row that left is held at 0 by a multiplier, a border e_j:
-            [M_AA  U] [a]   [y]      U = (K_A,entered  e_left),
-            [Uᵀ    D] [v] = [·]      D = diag(M_entered, 0)
-        """
-        n, m = len(entered), len(entered) + len(left)
-        if m:
-            u = np.zeros((len(self.at), m), order="F")
-            u[:, :n] = k[np.ix_(self.at, entered)]
-            u[np.searchsorted(self.at, left), np.arange(n, m)] = 1
-            w = lapack.dtrtrs(self.lower, u, lower=1)[0]
-            schur = -w.T @ w
-            schur[:n, :n] += k[np.ix_(entered, entered)] + self.ridge * np.eye(n)
-            lu, pivots, _ = lapack.dgetrf(schur)
-
-        def apply(rhs: np.ndarray) -> np.ndarray:
-            a = np.zeros(len(k))
-            g = lapack.dtrtrs(self.lower, rhs[self.at], lower=1)[0]
-            if m:
-                v = np.concatenate([rhs[entered], np.zeros(m - n)]) - w.T @ g
-                v = lapack.dgetrs(lu, pivots, v)[0]
-                g = g - w @ v
-                a[entered] = v[:n]
-            a[self.at] = lapack.dtrtrs(self.lower, g, lower=1, trans=1)[0]
-            a[left] = 0
-            return a
-
-        return apply

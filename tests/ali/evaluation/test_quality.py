@@ -80,6 +80,19 @@ def test_frechet_distance_is_heusels_formula():
     assert quality.frechet_distance(a, a + np.array([3, 0, 4, 0, 0])) == pytest.approx(25, rel=1e-6)
 
 
+def test_frechet_distance_is_that_of_torchmetrics(pair):
+    fid = pytest.importorskip("torchmetrics.image.fid")
+
+    class Given(torch.nn.Identity):
+        num_features = 304
+
+    distance = fid.FrechetInceptionDistance(feature=Given())
+    for x, real in ((pair[0], True), (pair[1] ** 2, False)):
+        distance.update(torch.from_numpy(features(x)).double(), real=real)
+    own = quality.frechet_distance(features(pair[1] ** 2), features(pair[0]))
+    assert own == pytest.approx(float(distance.compute()), rel=1e-6)
+
+
 def test_distance_with_fewer_images_than_features(pair):
     few = features(pair[0][:20])
     assert quality.frechet_distance(few, few) == pytest.approx(0, abs=1e-5)

@@ -8,7 +8,7 @@ from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_info
 
 from ali.errors import UserError
-from ali.evaluation import svm
+from ali.evaluation import svm, systems
 
 pytestmark = pytest.mark.numerics
 
@@ -139,13 +139,45 @@ def test_equal_rows_that_leave_together_leave_no_error():
     everything, some = np.ones(40, bool), np.arange(40) % 10 != 3
     some[[23, 33]] = True  # rows 3 and 13 leave, which are equal
     ridge = problem.floor
-    found = svm._Factor(problem.k, everything, ridge).solve(problem.k, y, some, ridge)
+    found = systems.Factor(problem.k, everything, ridge).solve(problem.k, y, some, ridge)
     assert found is not None
-    a, f = found
+    a, f, exact = found
+    assert exact
     np.testing.assert_array_equal(f, problem.k @ a)
     np.testing.assert_array_equal(a[~some], 0)
     residual = (y - f - ridge * a)[some]
     assert abs(residual).max() < 1e2 * np.finfo(float).eps * problem.scale * abs(a).max()
+
+
+@pytest.mark.parametrize("ridge", [1e6, 1e3, 30.0, 1.0])
+def test_eigenvectors_solve_as_a_factor_does(ridge):
+    """For all rows and without some; a ridge that is lost in fp32 is left to a factor."""
+    x, _ = clusters(150, 400)
+    k, y = x.astype(float) @ x.T.astype(float), np.where(np.arange(150) % 3, 1.0, -1.0)
+    spectrum = systems.Spectrum(k)
+    for active in (np.ones(150, bool), np.arange(150) % 5 > 0):
+        found = spectrum.solve(y, active, ridge)
+        assert (found is None) == (ridge < systems.LEAST_RIDGE * spectrum.values[-1])
+        if found is not None and found[2]:
+            a = np.zeros(150)
+            block = k[np.ix_(active, active)] + ridge * np.eye(active.sum())
+            a[active] = np.linalg.solve(block, y[active])
+            np.testing.assert_allclose(found[0], a, rtol=0, atol=1e-8 * abs(a).max())
+            np.testing.assert_allclose(found[1], k @ found[0], rtol=1e-12)
+    assert spectrum.solve(y, np.arange(150) % 2 > 0, 1e3) is None  # too many are left out
+
+
+def test_conjugate_gradients_come_near_a_smaller_ridge():
+    x, _ = clusters(100, 300)
+    k, y = x.astype(float) @ x.T.astype(float), np.where(np.arange(100) % 3, 1.0, -1.0)
+    active, ridge = np.arange(100) % 4 > 0, 300.0
+    factor = systems.Factor(k, active, ridge)
+    a, f, _ = factor.solve(k, y, active, ridge)
+    near, f, exact = factor.nearly(k, y, active, ridge / 2.3, (a, f))
+    want = systems.Factor(k, active, ridge / 2.3).solve(k, y, active, ridge / 2.3)[0]
+    assert not exact and (near[~active] == 0).all()
+    np.testing.assert_allclose(f, k @ near, rtol=1e-9)
+    assert np.linalg.norm(near - want) < 0.05 * np.linalg.norm(a - want)
 
 
 def test_rotated_features_give_the_same_scores():
