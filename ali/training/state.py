@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import inspect
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,10 +141,24 @@ def load_networks(
     return networks.eval(), manifest.config
 
 
+class Adam(torch.optim.Adam):
+    """torch's, its methods without what they are wrapped in to leave them out of torch.compile.
+
+    The wrappers import torch.compile's machinery when they are first called: three seconds of
+    processor time at the start of every trial.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
 def _assemble(config: Config, networks: Networks, generator: torch.Generator) -> State:
     networks.to(generator.device).train()
     optimizers = tuple(
-        torch.optim.Adam(
+        Adam(
             weights,
             lr=getattr(config, f"lr_{who}"),
             betas=(getattr(config, f"beta1_{who}"), getattr(config, f"beta2_{who}")),

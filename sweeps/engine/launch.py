@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ali import environment
@@ -35,7 +34,7 @@ from sweeps.engine.traces import (
     refuse_other_options,
 )
 from sweeps.engine.tracking import runs
-from sweeps.engine.tracking.client import MLFLOW_ENVIRONMENT, connect, experiment_id
+from sweeps.engine.tracking.client import MLFLOW_ENVIRONMENT, connect, experiment_id, prepare
 from sweeps.engine.tracking.moved import follow_move
 from sweeps.engine.tracking.schema import KIND_TRIAL
 from sweeps.engine.tracking.search import restore_sweep
@@ -92,8 +91,8 @@ def launch(sweep: Sweep, options: Options) -> int:
         make_folder(existing_part(options.output_dir), shared=True)
         quiet_libraries()
         began = time.monotonic()
-        with ThreadPoolExecutor(1) as beside:  # MLflow's import and Ray's start both take seconds
-            beside.submit(import_module, "mlflow")
+        with ThreadPoolExecutor(1) as beside:  # MLflow's part and Ray's start both take seconds
+            beside.submit(prepare, uri)
             resources = allocate_resources(options, start_ray())
         make_folder(options.output_dir, shared=True)
         client = connect(uri)

@@ -38,6 +38,7 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",  # workers that wait for a slow driver
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # GracefulShutdown handles it
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a diverged trial has no objective to report
@@ -167,10 +168,7 @@ def start_processes_in_own_session() -> None:
 
 
 def start_timed_out(error: Exception) -> bool:
-    """Whether `ray.init` gave up because its processes did not start within its half a minute.
-
-    Ray raises a bare Exception there.
-    """
+    """Whether `ray.init` raised a bare Exception as its processes took over half a minute."""
     return "timed out during startup" in str(error)
 
 

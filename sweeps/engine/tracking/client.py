@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import glob
 import logging
 import os
@@ -141,12 +142,41 @@ def _create_database(file: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=prefix, dir=file.parent) as folder:
             new = Path(folder, file.name)
-            open_client(f"sqlite:///{new}").search_experiments(max_results=1)
+            with new.open("wb") as out:
+                out.write(empty_database())
+                out.flush()
+                os.fsync(out.fileno())
             os.replace(new, file)
     except Exception as error:
         raise UserError(
             f"cannot create {file}: {first_line(error)}; free space, or choose another --output-dir"
         ) from error
+
+
+@functools.cache
+def empty_database() -> bytes:
+    """A database with MLflow's tables, which take it seconds; once a process."""
+    try:  # in memory: MLflow has each of its many steps written to the disk
+        return _new_database(Path("/dev/shm"))
+    except Exception:
+        return _new_database(None)
+
+
+def _new_database(where: Path | None) -> bytes:
+    with tempfile.TemporaryDirectory(dir=where) as folder:
+        file = Path(folder, "mlflow.db")
+        open_client(f"sqlite:///{file}").search_experiments(max_results=1)
+        return file.read_bytes()
+
+
+def prepare(uri: str) -> None:
+    """What `connect` would take its time for without asking anybody: an import, a new database."""
+    environment.set_defaults(**MLFLOW_ENVIRONMENT)
+    import mlflow  # noqa: F401
+
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        with contextlib.suppress(Exception):  # `connect` says what is wrong
+            empty_database()
 
 
 def experiment_id(client: MlflowClient, output_dir: Path, restore: bool = False) -> str:
