@@ -16,7 +16,10 @@ from ali.data import Dataset, LabelledBatches, labelled_draw
 from ali.errors import NonFiniteError
 from ali.evaluation import protocol, quality
 from ali.metrics import (
+    ACTIVATIONS,
+    COMPILED_LAYERS,
     D_LOSS,
+    DEVICE,
     EPOCH,
     EVAL_SECONDS,
     G_LOSS,
@@ -30,6 +33,8 @@ from ali.metrics import (
     UNTRAINED_ERROR,
     VAL_ERROR,
 )
+from ali.models import narrow
+from ali.models.precision import compute_dtype
 from ali.training import step
 from ali.training.state import State
 
@@ -80,6 +85,22 @@ def _give_labels(state: State, config: Config, dataset: Dataset) -> None:
     state.labelled = LabelledBatches(
         torch.from_numpy(x).to(state.device), torch.from_numpy(y).to(state.device)
     )
+
+
+def facts(config: Config) -> dict[str, str]:
+    """What the numbers of a run depend on, to rounding, beside versions and the number of threads.
+
+    By name: DEVICE ("cpu", or what the GPU is called), ACTIVATIONS ("bf16" or "fp32", which
+    --precision auto leaves open), COMPILED_LAYERS (whether ali.models.narrow is used: "yes", "no").
+    """
+    device = step.device()
+    points = config.data == "mixture"  # computed in fp32
+    dtype = torch.float32 if points else compute_dtype(config.precision, device)
+    return {
+        DEVICE: torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        ACTIVATIONS: "bf16" if dtype == torch.bfloat16 else "fp32",
+        COMPILED_LAYERS: "yes" if narrow.is_used(device, dtype) else "no",
+    }
 
 
 def objective(config: Config, dataset: Dataset) -> str:

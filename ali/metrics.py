@@ -1,4 +1,4 @@
-"""Names of metrics and pictures, as logged to MLflow and reported to Ray Tune."""
+"""Names of metrics, pictures and facts, as logged to MLflow and reported to Ray Tune."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ HIGHER_IS_BETTER = frozenset({SAMPLE_DIVERSITY, CODE_USE, NEAR_MODES, IMAGES_PER
 SAMPLES = "samples"  # x̃ = G_x(z)
 RECONSTRUCTIONS = "reconstructions"  # odd columns source, even columns result
 INTERPOLATIONS = "interpolations"  # between encodings of two images, one pair a row
+
+# Facts of a run: tags in MLflow
+DEVICE = "device"
+ACTIVATIONS = "activations"  # their type
+COMPILED_LAYERS = "compiled_layers"  # those of narrow networks on one CPU thread
 
 COLLAPSED = 0.2  # SAMPLE_DIVERSITY below which samples are nearly identical
 

@@ -94,9 +94,14 @@ def updates(optimizer: torch.optim.Adam, weights: Sequence[Tensor]) -> bool:
     return _runs(weights[0]) and all(weight in optimizer.state for weight in weights)
 
 
+def is_used(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether activations of a type are for this module; compiles it where it has not been yet."""
+    cpu = device.type == "cpu" and torch.get_num_threads() == 1
+    return _switch.on and cpu and _library(dtype) is not None
+
+
 def _runs(h: Tensor) -> bool:
-    cpu = h.device.type == "cpu" and torch.get_num_threads() == 1
-    return _switch.on and cpu and _library(h.dtype) is not None
+    return is_used(h.device, h.dtype)
 
 
 # The operations, as ali.models.layers has them ----------------------------------------------

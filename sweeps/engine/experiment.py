@@ -73,6 +73,13 @@ class Experiment(ABC):
     def fingerprint(self, dataset: Any) -> str:
         """A hash of the data's contents, logged with every trial."""
 
+    def facts(self, config: Config) -> dict[str, str]:
+        """What a trial's numbers depend on, to rounding, beside versions and the number of threads.
+
+        Asked in its worker, and logged as tags. Default: nothing.
+        """
+        return {}
+
     def notes(self, dataset: Any) -> tuple[str, ...]:
         """What a user should know about the data, one line each; a sweep prints it. Default: none.
 
@@ -145,6 +152,11 @@ class AliExperiment(Experiment):
 
     def fingerprint(self, dataset: Dataset) -> str:
         return dataset.fingerprint
+
+    def facts(self, config: Config) -> dict[str, str]:
+        from ali.experiment import facts
+
+        return facts(config)
 
     def notes(self, dataset: Dataset) -> tuple[str, ...]:
         return dataset.notes

@@ -163,8 +163,8 @@ class FullTraining:
         # Parameters of a run cannot change in MLflow, and a later call may ask for more epochs.
         changing = ("epochs", "data_dir", "seed")
         searched = [name for name in trial.data.params if name in config and name not in changing]
-        facts = {CONFIG: config_text(config), DATA: self.fingerprint, **versions()}
-        facts[BEST_OF] = trial.info.run_id
+        facts = {CONFIG: config_text(config), DATA: self.fingerprint, BEST_OF: trial.info.run_id}
+        facts |= versions() | self.experiment.facts(self.config)
         params = parameters(config, searched)
         log = TrialRun(
             self.to, self.name, params, self.context.outage_seconds, KIND_BEST, facts, create=True

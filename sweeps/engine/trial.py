@@ -114,6 +114,7 @@ class SweepTrial(tune.Trainable):
                 DATA: context.experiment.fingerprint(self._dataset),
                 "threads": str(context.threads),
                 **versions(),
+                **context.experiment.facts(self._experiment_config),
             }
             params = parameters(config, context.to.searched)
             self._opened = TrialRun(

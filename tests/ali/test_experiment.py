@@ -13,8 +13,11 @@ from ali.errors import NonFiniteError
 from ali.evaluation import protocol, quality
 from ali.figures import grids
 from ali.metrics import (
+    ACTIVATIONS,
     CODE_USE,
+    COMPILED_LAYERS,
     D_LOSS,
+    DEVICE,
     EPOCH,
     EVAL_SECONDS,
     G_LOSS,
@@ -31,6 +34,8 @@ from ali.metrics import (
     UNTRAINED_ERROR,
     VAL_ERROR,
 )
+from ali.models import narrow, precision
+from ali.training import step
 from ali.training.state import State
 from tests.ali.noise import bits, noise
 
@@ -54,6 +59,52 @@ def dataset():
 
 def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_facts_say_whether_layers_are_compiled():
+    """On one CPU thread with a compiler; a mixture's activations are fp32 whatever the CPU has."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        used = narrow.is_used(CPU, torch.float32)
+        with narrow.left_out():
+            left_out = experiment.facts(CONFIG)
+        one = experiment.facts(CONFIG)
+        torch.set_num_threads(2)
+        two = experiment.facts(CONFIG)
+    finally:
+        torch.set_num_threads(before)
+    if not torch.cuda.is_available():
+        assert one == {DEVICE: "cpu", ACTIVATIONS: "fp32", COMPILED_LAYERS: "yes" if used else "no"}
+    assert left_out[COMPILED_LAYERS] == two[COMPILED_LAYERS] == "no"
+    bf16 = precision.compute_dtype("auto", step.device()) == torch.bfloat16
+    assert experiment.facts(Config())[ACTIVATIONS] == ("bf16" if bf16 else "fp32")
+    assert experiment.facts(Config(data="mixture"))[ACTIVATIONS] == "fp32"
+
+
+HEAVY = {"torch._dynamo", "sympy", "torchmetrics", "torchvision"}  # together five seconds of CPU
+EPOCH_OF_ITS_OWN = """
+import sys
+from ali import experiment
+from ali.config import Config
+from ali.training.state import State
+from tests.ali.noise import noise
+
+config = Config(width=0.05, labels=20, draws=1, batch_size=20, epochs=1, precision="fp32")
+for state, _ in experiment.run(config, noise()):
+    state.save(sys.argv[1])
+State.load(sys.argv[1], "cpu")
+print(*sys.modules)
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch may import more for a GPU")
+def test_an_epoch_imports_nothing_that_takes_seconds(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", EPOCH_OF_ITS_OWN, str(tmp_path / "c")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert not HEAVY & set(done.stdout.split())
 
 
 def test_yields_each_epoch(dataset):

@@ -79,6 +79,8 @@ def test_trials_have_pictures_and_all_there_is_to_know(swept):
         assert {"sample_distance", "sample_diversity"} <= set(run.data.metrics)
         assert pictures(client, run) == {"samples", "reconstructions", "interpolations"}
         assert run.data.tags["data_fingerprint"]
+        assert run.data.tags["compiled_layers"] in ("yes", "no") and run.data.tags["device"]
+        assert run.data.tags["activations"] in ("bf16", "fp32")
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import Any
 from ali.cli import command
 from ali.config import Config
 from ali.errors import UserError
+from ali.metrics import COMPILED_LAYERS, DEVICE
 from sweeps.engine.journal import EXPERIMENT, SCRIPT
 from sweeps.engine.options import OF_A_START, Location, Options
 from sweeps.engine.reporting.findings import Findings
@@ -52,10 +53,14 @@ def trial_command(found: Findings, trial: TrialResult) -> str:
     defaults = Config.of_model(config.model).to_dict() | {"model": Config.model}
     changed = {k: v for k, v in config.to_dict().items() if v != defaults[k]}
     run = found.by_id.get(trial.trial_id)
-    threads = run.data.params.get("threads") or run.data.tags.get("threads") if run else None
+    tags = run.data.tags if run else {}
+    threads = run.data.params.get("threads") or tags.get("threads") if run else None
     more = ["--threads", threads] if threads else []
     folder = f"runs/{found.options.name}-{trial.trial_id}-again"
-    return command("-m", "ali", "train", "--output-dir", folder, *more, *_arguments(changed))
+    line = command("-m", "ali", "train", "--output-dir", folder, *more, *_arguments(changed))
+    one_thread = threads == "1" and tags.get(DEVICE) == "cpu"
+    # There a compiler changes the last digits.
+    return f"ALI_CC= {line}" if one_thread and tags.get(COMPILED_LAYERS) == "no" else line
 
 
 def _arguments(changed: dict[str, Any]) -> list[str]:

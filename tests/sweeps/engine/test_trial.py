@@ -46,6 +46,9 @@ class Counting(Experiment):
     def fingerprint(self, dataset):
         return dataset
 
+    def facts(self, config):
+        return {"compiled_layers": "no"}
+
     def run(self, config, dataset, state):
         for epoch in range(state.epoch + 1 if state else 1, config.epochs + 1):
             if epoch > self.good:
@@ -247,6 +250,7 @@ def test_the_next_trial_of_a_worker_starts_clean_and_keeps_the_data(logged):
     assert (result[EPOCH], result["total_train_seconds"]) == (1, 2)
     assert experiment.loads == 1 and trial._opened.params["seed"] == 5
     assert trial._opened.tags["data_fingerprint"] == "data 1"
+    assert trial._opened.tags["compiled_layers"] == "no"
 
 
 def test_data_that_cannot_be_loaded_fails_the_trial_and_not_the_worker(logged):

@@ -132,3 +132,14 @@ def test_commands_repeat_the_sweep_and_its_best_trial():
     from ali.cli.train import Train
 
     assert parse_args(Train, train[1:]).experiment.to_dict() == best.config
+
+
+def test_a_trial_whose_layers_were_not_compiled_is_repeated_without_a_compiler():
+    found = sweep()
+    best = found.complete[0]
+    data = found.by_id[best.trial_id].data
+    data.params = {}
+    data.tags |= {"threads": "1", "device": "cpu", "compiled_layers": "yes"}
+    assert "ALI_CC" not in repeat.trial_command(found, best)
+    data.tags["compiled_layers"] = "no"
+    assert repeat.trial_command(found, best).startswith("ALI_CC= ")
