@@ -45,6 +45,9 @@ class Common:
     z."""
     levels: int = 1
     """Stochastic layers z₁ … z_L of ALI (§2.6)."""
+    sigma: Literal["exp", "sigmoid"] = "exp"
+    """How σ of q(z | x), and of the layers of --levels, comes from what the network gives: exp as
+    in the paper; sigmoid keeps it below 1, the prior's, so that no encoding throws the losses."""
     width: float = 1.0
     """Multiplier of every hidden layer's feature maps; 1 is the paper's."""
     batch_size: int = 100
@@ -209,6 +212,10 @@ def _check(config: Config) -> None:
     _check_model(config, need)
     one_z = "z" not in KINDS[config.model].parts
     need(not one_z or config.levels == 1, "levels", f"1 for a {config.model}, which has one z")
+    need(config.sigma in ("exp", "sigmoid"), "sigma", "exp or sigmoid")
+    sure = config.data == "mixture" and config.levels == 1  # Fig. 7: x and noise → z
+    used = config.sigma == "exp" or not (one_z or sure)
+    need(used, "sigma", "exp here, where the encoder has no σ (a model without ALI's, or Fig. 7)")
 
 
 def _check_model(config: Config, need: Callable[[bool, str, str], None]) -> None:

@@ -59,7 +59,7 @@ class Train:
         Group(
             "network",
             "--output-dir runs/one --model gan --dropout-x 0.1",
-            "model levels precision slope_encoder slope_decoder slope_discriminator "
+            "model levels sigma precision slope_encoder slope_decoder slope_discriminator "
             "dropout_x dropout_z dropout_xz bn_x bn_z bn_xz weight_std",
         ),
         Group(

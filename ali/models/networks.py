@@ -168,31 +168,31 @@ class Encoder(nn.Module):
     `noise`, z₁ is a deterministic function of x and that noise (Fig. 7).
     """
 
-    def __init__(self, table: Table, levels: int, slope: float, dtype: torch.dtype) -> None:
+    def __init__(self, table: Table, config: Config, slope: float, dtype: torch.dtype) -> None:
         super().__init__()
         maps, size, _ = table.image
         self.layers = Chain(table.encoder, maps + table.noise, size, slope)
         penultimate, rows = table.encoder[-2].maps, _level_rows(table)
         self.upper = nn.ModuleList(
-            Chain(rows, penultimate + level * table.z, 1, slope) for level in range(1, levels)
+            Chain(rows, penultimate + level * table.z, 1, slope)
+            for level in range(1, config.levels)
         )
-        self.noise, self.dtype = table.noise, dtype
+        self.noise, self.dtype, self.sigma = table.noise, dtype, config.sigma
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, 3, H, W) in [0, 1] → μ, log σ of z₁, each (B, z) fp32; log σ is not clamped."""
-        mu, log_sigma = self.layers(self._cast(x)).float().chunk(2, dim=1)
-        return mu, log_sigma
+        return _mu_log_sigma(self.layers(self._cast(x)).float(), self.sigma)
 
     def sample(self, x: Tensor, normal: Normal) -> tuple[Tensor, ...]:
         """x (B, C, H, W) → ẑ₁ … ẑ_L ~ q(z | x), each (B, z) fp32."""
         if self.noise:
             x = torch.cat([x, normal((len(x), self.noise, *x.shape[2:]))], dim=1)
         penultimate, out = self.layers.forward_with_penultimate(self._cast(x))
-        z_hat = [wide(out) if self.noise else _gaussian(out, normal)]
+        z_hat = [wide(out) if self.noise else _gaussian(out, normal, self.sigma)]
         for chain in self.upper:
             assert penultimate is not None
             below = torch.cat([penultimate, *(z.to(self.dtype) for z in z_hat)], dim=1)
-            z_hat.append(_gaussian(chain(below), normal))
+            z_hat.append(_gaussian(chain(below), normal, self.sigma))
         return tuple(z_hat)
 
     def features(self, x: Tensor) -> Tensor:
@@ -212,14 +212,14 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """G_x: x̃ = G_x(z₁ … z_L), deterministic, and p(z_l | z_{l+1} … z_L), Gaussian (§2.6)."""
 
-    def __init__(self, table: Table, levels: int, slope: float, dtype: torch.dtype) -> None:
+    def __init__(self, table: Table, config: Config, slope: float, dtype: torch.dtype) -> None:
         super().__init__()
-        self.layers = Chain(table.decoder, levels * table.z, 1, slope)
+        self.layers = Chain(table.decoder, config.levels * table.z, 1, slope)
         rows = _level_rows(table)
         self.upper = nn.ModuleList(
-            Chain(rows, above * table.z, 1, slope) for above in range(1, levels)
+            Chain(rows, above * table.z, 1, slope) for above in range(1, config.levels)
         )
-        self.image, self.z, self.dtype = table.image, table.z, dtype
+        self.image, self.z, self.dtype, self.sigma = table.image, table.z, dtype, config.sigma
         self.linear = table.decoder[-1].nonlinearity == LINEAR
 
     def forward(self, *z: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ class Decoder(nn.Module):
         z = [z_top]
         for chain in self.upper:
             above = torch.cat([part.to(self.dtype) for part in z], dim=1)
-            z.insert(0, _gaussian(chain(above), normal))
+            z.insert(0, _gaussian(chain(above), normal, self.sigma))
         return tuple(z)
 
 
@@ -312,10 +312,8 @@ class ALI(Networks):
 
         gan = not self.kind.encodes
         self.table, self.levels = table, config.levels
-        self.encoder = (
-            None if gan else Encoder(table, config.levels, slope(config.slope_encoder), dtype)
-        )
-        self.decoder = Decoder(table, config.levels, slope(config.slope_decoder), dtype)
+        self.encoder = None if gan else Encoder(table, config, slope(config.slope_encoder), dtype)
+        self.decoder = Decoder(table, config, slope(config.slope_decoder), dtype)
         self.discriminator = Discriminator(
             table, 0 if gan else config.levels, slope(config.slope_discriminator), dtype
         )
@@ -340,10 +338,16 @@ def _level_rows(table: Table) -> Rows:
     return hidden, hidden, Row(CONV, 1, 1, 2 * table.z, False, 0.0, LINEAR, MAP)
 
 
-def _gaussian(out: Tensor, normal: Normal) -> Tensor:
-    """[μ, log σ] (B, 2·z) → μ + σ ⊙ ε (B, z) fp32."""
-    mu, log_sigma = wide(out).chunk(2, dim=1)
+def _gaussian(out: Tensor, normal: Normal, sigma: str) -> Tensor:
+    """What a network gives of μ and σ (B, 2·z) → μ + σ ⊙ ε (B, z) fp32."""
+    mu, log_sigma = _mu_log_sigma(wide(out), sigma)
     return mu + log_sigma.exp() * normal(tuple(mu.shape))
+
+
+def _mu_log_sigma(out: Tensor, sigma: str) -> tuple[Tensor, Tensor]:
+    """(B, 2·z) → μ, log σ, each (B, z): σ is exp or sigmoid of the second half."""
+    mu, s = out.chunk(2, dim=1)
+    return mu, F.logsigmoid(s) if sigma == "sigmoid" else s
 
 
 def build(

@@ -21,7 +21,7 @@ OPTION_GROUPS: tuple[Group, ...] = (
         "--data folder --data-dir DIR --image-size 64",
         "image_size attribute modes train_size labels balanced draws draw eval_every",
     ),
-    Group("network", "--model gan --batch-size 50", "model levels batch_size precision"),
+    Group("network", "--model gan --batch-size 50", "model levels sigma batch_size precision"),
     Group(
         "search",
         "--name first --space space.toml --objective sample_diversity",

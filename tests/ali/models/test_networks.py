@@ -245,6 +245,34 @@ def test_the_levels_above_the_first_see_all_below_and_x():
     assert networks.decoder(*one).shape == (2, 3, 32, 32)
 
 
+def test_a_sigmoid_keeps_sigma_below_the_priors():
+    """Of the same weights: exp gives log σ as it comes, sigmoid the logarithm of its sigmoid."""
+    x, zero = torch.rand(4, 3, 32, 32), lambda shape: torch.zeros(shape)
+    plain, bounded = (
+        build(SMALL.replace(levels=2, sigma=sigma)).eval() for sigma in ("exp", "sigmoid")
+    )
+    for networks in (plain, bounded):
+        last = networks.encoder.layers.rows[-1]
+        with torch.no_grad():
+            last.bias[len(last.bias) // 2 :] = torch.linspace(-50, 50, len(last.bias) // 2)
+    (mu, free), (same_mu, below) = plain.encoder(x), bounded.encoder(x)
+    assert torch.equal(mu, same_mu) and free.max() > 40 and below.max() <= 0
+    assert torch.equal(below, torch.nn.functional.logsigmoid(free))
+    for one, other in zip(
+        plain.encoder.sample(x, zero), bounded.encoder.sample(x, zero), strict=True
+    ):
+        assert torch.equal(one, other), "the means are the same"
+    z = [networks.decoder.sample_prior(4, torch.ones)[0] for networks in (plain, bounded)]
+    assert torch.allclose(z[0] - z[1], torch.full_like(z[0], 0.5), atol=0.05), "σ starts at 1, 0.5"
+
+
+@pytest.mark.parametrize("other", [{"model": "gan"}, {"model": "sdgm"}, {"data": "mixture"}])
+def test_a_sigmoid_where_there_is_no_sigma_is_refused(other):
+    with pytest.raises(UserError, match=r"^--sigma must be exp here"):
+        Config(sigma="sigmoid", **other)
+    Config(sigma="sigmoid", data="mixture", levels=2)
+
+
 def test_maxout_is_the_maximum_of_neighbouring_maps():
     h = torch.randn(2, 6, 3, 3).to(memory_format=torch.channels_last)
     expected = torch.stack([h[:, 0:2].amax(1), h[:, 2:4].amax(1), h[:, 4:6].amax(1)], dim=1)
