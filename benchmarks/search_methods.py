@@ -19,9 +19,10 @@ from ray.tune.search.optuna import OptunaSearch
 from ali.metrics import EPOCH
 from benchmarks import blackbox
 from benchmarks.learning_curves import TABLES
-from benchmarks.replay import Choice, Curves, Decision, Method, TableSampler
+from benchmarks.replay import Choice, Curves, Decision, Method, TableSampler, key
 from sweeps.engine.confirmation import estimates
 from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.forest import Candidate, Forest
 from sweeps.engine.scheduler import EarlyStopping
 from sweeps.engine.search import StudyRecorder, StudySearch
 from sweeps.engine.space import suggest
@@ -39,12 +40,21 @@ class Rows:
         self.table = TABLES[name]
         read = blackbox.read(tables / name)
         self.curves = Curves(read)
-        self.points, self.distributions = [], {}
+        self.points, self.distributions, self.configs = [], {}, []
         for record in read.hyperparameters.to_dict("records"):
             trial = optuna.trial.FixedTrial(record)
-            suggest(trial, self.table.space, self.table.base)
+            self.configs.append(suggest(trial, self.table.space, self.table.base))
             self.points.append(trial.params)
             self.distributions |= trial.distributions
+
+    def free(self, study: Study) -> list[Candidate]:
+        """The rows that no trial of a study has."""
+        used = {key(trial.params) for trial in study.trials()}
+        return [
+            Candidate(point, self.distributions, config)
+            for point, config in zip(self.points, self.configs, strict=True)
+            if key(point) not in used
+        ]
 
     def sampler(self, inner: Any, rng: np.random.Generator) -> TableSampler:
         return TableSampler(inner, self.points, self.distributions, rng)
@@ -120,7 +130,7 @@ class Shipped(Method):
 
     def __init__(
         self, rows: Rows, rng: np.random.Generator, folder: Path, startup_trials: int = 10,
-        points: int = 0, race: int = RACE,
+        points: int = 0, race: int = RACE, seeds: int = SEEDS, forest: bool = True,
         scheduler: Callable[..., EarlyStopping] = shipped_scheduler,
         told: Callable[[EndState], EndState] = lambda state: state,
     ) -> None:  # fmt: skip
@@ -128,7 +138,10 @@ class Shipped(Method):
         self._objective = objective
 
         def make(seed: int) -> TableSampler:
-            return rows.sampler(tpe(seed, startup_trials), rng)
+            if not forest:
+                return rows.sampler(tpe(seed, startup_trials), rng)
+            inner = Forest(seed, startup_trials, lambda *_: rows.free(self._study))
+            return rows.sampler(inner, rng)
 
         self._find = rows.sampler(None, rng)
         self._study = Study(
@@ -141,7 +154,7 @@ class Shipped(Method):
         self._recorder = StudyRecorder(self._study, objective)
         self._search = _Search(
             self._study, rows.draw, self._scheduler, len(rows.points), SLOTS, epochs,
-            confirm_seeds=SEEDS, race=race,
+            confirm_seeds=seeds, race=race,
         )  # fmt: skip
         self._trials: dict[str, Any] = {}
         self._best: Choice | None = None
@@ -269,5 +282,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "Ray ASHA": partial(RayTune, optuna_search=False),
     "Ray Optuna ASHA": partial(RayTune, optuna_search=True),
     "c5b0496": partial(Shipped, race=0, scheduler=FixedRungs, told=lambda _: EndState.FAILED),
+    "TPE": partial(Shipped, forest=False),
+    "no race": partial(Shipped, race=0),
+    "one repetition": partial(Shipped, seeds=1),
     "shipped": Shipped,
 }

@@ -1,0 +1,169 @@
+"""The sampler of a sweep: a forest says which of many candidates is the most promising.
+
+Regression trees predict from a configuration what to expect of it. They need no scales and few
+trials, and average over the luck of single runs. Of candidates, some drawn at random and some
+beside the best so far, the one is tried that is predicted best, where trees that disagree count as
+hope. On the table `mixture` it needs fewer trials than TPE (benchmarks/README.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from sweeps.engine.confirmation import CONFIRMS, estimates, level, worst_value
+from sweeps.engine.endings import is_broken
+from sweeps.engine.journal import CONFIG
+from sweeps.engine.objective import sign
+from sweeps.engine.stand_in import StandIn
+
+CANDIDATES = 400  # drawn at random
+NEIGHBOURS = 20  # of each of the BEST configurations
+BEST = 5
+KEPT = 0.75  # of a neighbour's values are those of the configuration beside which it is
+TREES = 60
+LEAF = 2  # configurations in a leaf, at least
+SPLIT_BY = 0.7  # share of the hyperparameters that a split may be by
+
+Suggest = Callable[[optuna.Trial], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A point that may be tried: its values, their distributions and its configuration."""
+
+    params: dict[str, Any]
+    distributions: dict[str, BaseDistribution]
+    config: dict[str, Any]
+
+
+Candidates = Callable[[int, Sequence[dict[str, Any]]], list[Candidate]]  # of a seed and the best
+
+
+class Forest(BaseSampler):
+    """Draws the first `startup_trials` points at random, the others by a forest."""
+
+    def __init__(self, seed: int, startup_trials: int, candidates: Candidates) -> None:
+        self._seed, self._startup, self._candidates = seed, startup_trials, candidates
+        self._random = RandomSampler(seed)
+        self._chosen: tuple[int, Candidate] | None = None  # for which trial
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        if self._chosen is None or self._chosen[0] != trial.number:
+            trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+            known = losses(trials)
+            if "fixed_params" in trial.system_attrs or len(known) < max(2, self._startup):
+                return {}
+            self._chosen = trial.number, self._choose(trials, known)
+        return self._chosen[1].distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._chosen[1].params if search_space and self._chosen else {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:  # fmt: skip
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def _choose(self, trials: list[FrozenTrial], known: dict[int, float]) -> Candidate:
+        from sklearn.ensemble import ExtraTreesRegressor
+
+        by_number = {trial.number: trial for trial in trials}
+        best = sorted(known, key=known.__getitem__)[:BEST]
+        candidates = self._candidates(self._seed, [by_number[n].params for n in best])
+        seen = [by_number[n].user_attrs[CONFIG] for n in known]
+        x = matrix([*seen, *(candidate.config for candidate in candidates)])
+        forest = ExtraTreesRegressor(
+            TREES, min_samples_leaf=LEAF, max_features=SPLIT_BY, random_state=self._seed
+        ).fit(x[: len(seen)], list(known.values()))
+        of_trees = np.array([tree.predict(x[len(seen) :]) for tree in forest.estimators_])
+        hope = np.random.default_rng(self._seed).exponential()  # another for trials side by side
+        return candidates[int(np.argmin(of_trees.mean(axis=0) - hope * of_trees.std(axis=0)))]
+
+
+def losses(trials: Sequence[FrozenTrial]) -> dict[int, float]:
+    """By the number of the search's trial, what its configuration is judged by; less is better.
+
+    Of a completed one what to expect; one that was stopped early is as bad as half of those at
+    least, and one that diverged or collapsed as the worst value of all.
+    """
+    less, expected = sign(trials), estimates(trials)
+    found = {number: one.loss for number, one in expected.items()}
+    middle = float(np.median(list(found.values()))) if found else -np.inf
+    for trial in trials:
+        if trial.number in found or CONFIRMS in trial.user_attrs or CONFIG not in trial.user_attrs:
+            continue
+        if is_broken(trial):
+            found[trial.number] = less * worst_value(trials)
+        elif trial.state == TrialState.PRUNED and trial.intermediate_values:
+            found[trial.number] = max(middle, less * level(trial))
+    return found
+
+
+def drawn_from(suggest: Suggest) -> Candidates:
+    """Candidates of a space: at random, and beside the best."""
+
+    def candidates(seed: int, best: Sequence[dict[str, Any]]) -> list[Candidate]:
+        sampler, rng = RandomSampler(seed), np.random.default_rng(seed)
+        beside = [params for params in best for _ in range(NEIGHBOURS)]
+        found = []
+        for params in [*beside, *[{}] * CANDIDATES]:
+            kept = {name: value for name, value in params.items() if rng.random() < KEPT}
+            draw = _Draw(sampler, kept)
+            config = suggest(draw)  # type: ignore[arg-type]
+            found.append(Candidate(draw.params, draw.distributions, config))
+        return found
+
+    return candidates
+
+
+class _Draw(StandIn):
+    """Each value is the one to keep, or drawn at random."""
+
+    def __init__(self, sampler: RandomSampler, kept: dict[str, Any]) -> None:
+        super().__init__()
+        self._sampler, self._kept = sampler, kept
+        self.params, self.distributions = dict[str, Any](), dict[str, BaseDistribution]()
+
+    def value(self, name: str, distribution: BaseDistribution) -> Any:
+        self.distributions[name] = distribution
+        kept = self._kept.get(name)
+        if kept is None or not distribution._contains(distribution.to_internal_repr(kept)):
+            kept = self._sampler.sample_independent(None, None, name, distribution)  # type: ignore[arg-type]
+        self.params[name] = kept
+        return kept
+
+
+def matrix(configs: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The configurations' numbers, a row each and a column each that varies, as ranks in [0, 1].
+
+    Ranks, since a tree that splits between two values at random should not depend on a scale.
+    """
+    rows = [_numbers(config) for config in configs]
+    names = sorted({name for row in rows for name in row})
+    columns = [np.unique([row.get(n, -1.0) for row in rows], return_inverse=True)[1] for n in names]
+    return np.array([column / column.max() for column in columns if column.max()]).T
+
+
+def _numbers(config: dict[str, Any]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, value in config.items():
+        parts = enumerate(value) if isinstance(value, (list, tuple)) else [("", value)]
+        for place, part in parts:
+            if isinstance(part, str):
+                found[f"{name}{place}={part}"] = 1.0
+            elif part is not None:
+                found[f"{name}{place}"] = float(part)
+    return found
