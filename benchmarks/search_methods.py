@@ -18,11 +18,11 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ali.metrics import EPOCH
 from benchmarks import blackbox
+from benchmarks.forest import Candidate, Forest
 from benchmarks.learning_curves import TABLES
 from benchmarks.replay import Choice, Curves, Decision, Method, TableSampler, key
 from sweeps.engine.confirmation import estimates
 from sweeps.engine.endings import Ending, EndState
-from sweeps.engine.forest import Candidate, Forest
 from sweeps.engine.scheduler import EarlyStopping
 from sweeps.engine.search import StudyRecorder, StudySearch
 from sweeps.engine.space import suggest
@@ -130,7 +130,7 @@ class Shipped(Method):
 
     def __init__(
         self, rows: Rows, rng: np.random.Generator, folder: Path, startup_trials: int = 10,
-        points: int = 0, race: int = RACE, seeds: int = SEEDS, forest: bool = True,
+        points: int = 0, race: int = RACE, seeds: int = SEEDS, forest: bool = False,
         scheduler: Callable[..., EarlyStopping] = shipped_scheduler,
         told: Callable[[EndState], EndState] = lambda state: state,
     ) -> None:  # fmt: skip
@@ -140,7 +140,7 @@ class Shipped(Method):
         def make(seed: int) -> TableSampler:
             if not forest:
                 return rows.sampler(tpe(seed, startup_trials), rng)
-            inner = Forest(seed, startup_trials, lambda *_: rows.free(self._study))
+            inner = Forest(seed, startup_trials, lambda: rows.free(self._study))
             return rows.sampler(inner, rng)
 
         self._find = rows.sampler(None, rng)
@@ -282,8 +282,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "Ray ASHA": partial(RayTune, optuna_search=False),
     "Ray Optuna ASHA": partial(RayTune, optuna_search=True),
     "c5b0496": partial(Shipped, race=0, scheduler=FixedRungs, told=lambda _: EndState.FAILED),
-    "TPE": partial(Shipped, forest=False),
     "no race": partial(Shipped, race=0),
-    "one repetition": partial(Shipped, seeds=1),
+    "forest": partial(Shipped, forest=True),
     "shipped": Shipped,
 }

@@ -64,7 +64,6 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ),
         ("sweeps.engine.saved_options",),
         ("sweeps.engine.study", "sweeps.engine.options"),
-        ("sweeps.engine.forest",),
         ("sweeps.engine.journal", "sweeps.engine.points"),
         (
             *("sweeps.engine.tracking", "sweeps.engine.storage", "sweeps.engine.space"),
@@ -77,7 +76,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         (
             *("sweeps.engine.endings", "sweeps.engine.retry", "sweeps.engine.beside"),
             *("sweeps.engine.dimensions", "sweeps.engine.objective", "sweeps.engine.pyfunc_model"),
-            *("sweeps.engine.history", "sweeps.engine.stand_in"),
+            "sweeps.engine.history",
             "sweeps.engine",
         ),
     ),

@@ -26,6 +26,7 @@ MIN_RUNS = 2  # before a configuration may be dropped
 RACED = 4  # most promising configurations that get more seeds while the search goes on
 LAST_PART = 5  # of a run's evaluations the last fifth is averaged: each one is noisy
 PRIOR_RUNS = 1.0  # that the mean over configurations counts for: half of a run's deviation is luck
+PRIOR_AVERAGED = 0.5  # the same where several evaluations are averaged: a third is
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,11 @@ def is_new(trial: FrozenTrial) -> bool:
     return CONFIRMS not in trial.user_attrs and RETRIES not in trial.user_attrs
 
 
+def averages(trial: FrozenTrial) -> int:
+    """How many of a trial's last evaluations are averaged: a fifth of them, one at least."""
+    return max(1, len(trial.intermediate_values) // LAST_PART)
+
+
 def level(trial: FrozenTrial) -> float:
     """The mean objective over the last fifth of a trial's evaluations, one at least.
 
@@ -116,7 +122,7 @@ def level(trial: FrozenTrial) -> float:
     configurations is the better one, about as much as two runs (benchmarks/README.md).
     """
     values = [trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)]
-    last = values[-max(1, len(values) // LAST_PART) :]
+    last = values[-averages(trial) :]
     return sum(last) / len(last) if last else float(trial.value or 0.0)
 
 
@@ -138,10 +144,10 @@ def estimates(trials: Sequence[FrozenTrial]) -> dict[int, Estimate]:
     """What to expect of each configuration with a run that completed, by its trial's number.
 
     The best first; of equal ones that whose own value is better, then the earlier. The mean over a
-    configuration's runs is drawn towards that over all configurations as if PRIOR_RUNS of them had
-    ended there: a single good value counts for half. A run counts with its `level`; how far runs
-    are from it at their end on average is added. The spread between seeds is pooled over all
-    configurations that have several runs.
+    configuration's runs is drawn towards that over all configurations as if PRIOR_RUNS of them
+    (PRIOR_AVERAGED) had ended there: a single good value counts for half. A run counts with its
+    `level`; how far runs are from it at their end on average is added. The spread between seeds is
+    pooled over all configurations that have several runs.
     """
     ranked = ranked_by_value(trials)
     own = {t.number: [level(t)] for t in ranked}
@@ -152,11 +158,13 @@ def estimates(trials: Sequence[FrozenTrial]) -> dict[int, Estimate]:
     spread = (squares / freedom) ** 0.5 if freedom else float("nan")
     first = [levels[0] for levels in (own or runs).values()]
     overall = float(np.mean(first)) if first else float("nan")
+    averaged = any(averages(t) > 1 for t in ranked)
+    prior = PRIOR_AVERAGED if averaged else PRIOR_RUNS
     drift = float(np.mean([float(t.value or 0.0) - level(t) for t in ranked])) if ranked else 0.0
     found, maximize = {}, sign(trials) < 0
     for number, levels in runs.items():
-        weight = len(levels) + PRIOR_RUNS
-        mean = (sum(levels) + PRIOR_RUNS * overall) / weight + drift
+        weight = len(levels) + prior
+        mean = (sum(levels) + prior * overall) / weight + drift
         found[number] = Estimate(mean, spread / weight**0.5, freedom, maximize)
     return dict(sorted(found.items(), key=lambda item: item[1].loss))
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from ali.config import Config
 from sweeps.engine import dimensions
 from sweeps.engine.dimensions import GROUPS
 from sweeps.engine.space import InitialPoint, Space, suggest
-from sweeps.engine.stand_in import StandIn
 
 OF_SWEEP = dimensions.NETWORK  # the sweep's own, whatever the point
 Changes = dict[str, tuple[Any, Any]]  # by field of Config: a point's own value, its trial's
@@ -70,17 +74,28 @@ def _fit(params: Mapping[str, Any], space: Space, base: Config) -> _Fitted:
     return stand_in
 
 
-class _Fitted(StandIn):
-    """Each value that is asked for is the given one, or the nearest."""
+class _Fitted:
+    """Takes the place of a trial: each value that is asked for is the given one, or the nearest."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.given, self.params = given, dict[str, Any]()
+        self.given, self.params, self.user_attrs = given, dict[str, Any](), dict[str, Any]()
         self.asked: set[str] = set()
 
-    def value(self, name: str, distribution: BaseDistribution) -> Any:
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        return self._nearest(name, FloatDistribution(low, high), low)
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int:
+        return self._nearest(name, IntDistribution(low, high), low)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return self._nearest(name, CategoricalDistribution(choices), choices[0])
+
+    def _nearest(self, name: str, distribution: BaseDistribution, otherwise: Any) -> Any:
         self.asked.add(name)
-        otherwise = dimensions.ends(distribution)[0]
         if (own := self.given.get(name)) is None:
             return otherwise
         if (value := dimensions.nearest(distribution, own)) is not None:

@@ -190,7 +190,7 @@ def test_one_lucky_evaluation_at_the_end_does_not_make_the_best():
     assert [level(t) for t in found.trials] == pytest.approx([0.45, 0.39])
     assert ranking(found.trials) == [1, 0] and ranked_by_value(found.trials)[0].number == 0
     drift = ((0.3 - 0.45) + (0.38 - 0.39)) / 2
-    assert estimates(found.trials)[1].mean == pytest.approx((0.39 + 0.42) / 2 + drift)
+    assert estimates(found.trials)[1].mean == pytest.approx((0.39 + 0.5 * 0.42) / 1.5 + drift)
     found.add(0.38, curve=steady, **{CONFIRMS: 1})
     (again,) = confirmed(found.trials)
     assert again.values == (0.38,) and again.levels == pytest.approx((0.39,))

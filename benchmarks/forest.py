@@ -1,9 +1,9 @@
-"""The sampler of a sweep: a forest says which of many candidates is the most promising.
+"""A sampler in place of TPE: a forest says which of many candidates is the most promising.
 
 Regression trees predict from a configuration what to expect of it. They need no scales and few
-trials, and average over the luck of single runs. Of candidates, some drawn at random and some
-beside the best so far, the one is tried that is predicted best, where trees that disagree count as
-hope. On the table `mixture` it needs fewer trials than TPE (benchmarks/README.md).
+trials, and average over the luck of single runs. Of the candidates the one is tried that is
+predicted best, where trees that disagree count as hope. Sweeps do not use it: on the table
+`mixture` it is not settled that it is better (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -22,17 +22,10 @@ from sweeps.engine.confirmation import CONFIRMS, estimates, level, worst_value
 from sweeps.engine.endings import is_broken
 from sweeps.engine.journal import CONFIG
 from sweeps.engine.objective import sign
-from sweeps.engine.stand_in import StandIn
 
-CANDIDATES = 400  # drawn at random
-NEIGHBOURS = 20  # of each of the BEST configurations
-BEST = 5
-KEPT = 0.75  # of a neighbour's values are those of the configuration beside which it is
 TREES = 60
 LEAF = 2  # configurations in a leaf, at least
 SPLIT_BY = 0.7  # share of the hyperparameters that a split may be by
-
-Suggest = Callable[[optuna.Trial], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -44,13 +37,12 @@ class Candidate:
     config: dict[str, Any]
 
 
-Candidates = Callable[[int, Sequence[dict[str, Any]]], list[Candidate]]  # of a seed and the best
-
-
 class Forest(BaseSampler):
     """Draws the first `startup_trials` points at random, the others by a forest."""
 
-    def __init__(self, seed: int, startup_trials: int, candidates: Candidates) -> None:
+    def __init__(
+        self, seed: int, startup_trials: int, candidates: Callable[[], list[Candidate]]
+    ) -> None:
         self._seed, self._startup, self._candidates = seed, startup_trials, candidates
         self._random = RandomSampler(seed)
         self._chosen: tuple[int, Candidate] | None = None  # for which trial
@@ -81,8 +73,7 @@ class Forest(BaseSampler):
         from sklearn.ensemble import ExtraTreesRegressor
 
         by_number = {trial.number: trial for trial in trials}
-        best = sorted(known, key=known.__getitem__)[:BEST]
-        candidates = self._candidates(self._seed, [by_number[n].params for n in best])
+        candidates = self._candidates()
         seen = [by_number[n].user_attrs[CONFIG] for n in known]
         x = matrix([*seen, *(candidate.config for candidate in candidates)])
         forest = ExtraTreesRegressor(
@@ -110,40 +101,6 @@ def losses(trials: Sequence[FrozenTrial]) -> dict[int, float]:
         elif trial.state == TrialState.PRUNED and trial.intermediate_values:
             found[trial.number] = max(middle, less * level(trial))
     return found
-
-
-def drawn_from(suggest: Suggest) -> Candidates:
-    """Candidates of a space: at random, and beside the best."""
-
-    def candidates(seed: int, best: Sequence[dict[str, Any]]) -> list[Candidate]:
-        sampler, rng = RandomSampler(seed), np.random.default_rng(seed)
-        beside = [params for params in best for _ in range(NEIGHBOURS)]
-        found = []
-        for params in [*beside, *[{}] * CANDIDATES]:
-            kept = {name: value for name, value in params.items() if rng.random() < KEPT}
-            draw = _Draw(sampler, kept)
-            config = suggest(draw)  # type: ignore[arg-type]
-            found.append(Candidate(draw.params, draw.distributions, config))
-        return found
-
-    return candidates
-
-
-class _Draw(StandIn):
-    """Each value is the one to keep, or drawn at random."""
-
-    def __init__(self, sampler: RandomSampler, kept: dict[str, Any]) -> None:
-        super().__init__()
-        self._sampler, self._kept = sampler, kept
-        self.params, self.distributions = dict[str, Any](), dict[str, BaseDistribution]()
-
-    def value(self, name: str, distribution: BaseDistribution) -> Any:
-        self.distributions[name] = distribution
-        kept = self._kept.get(name)
-        if kept is None or not distribution._contains(distribution.to_internal_repr(kept)):
-            kept = self._sampler.sample_independent(None, None, name, distribution)  # type: ignore[arg-type]
-        self.params[name] = kept
-        return kept
 
 
 def matrix(configs: Sequence[dict[str, Any]]) -> np.ndarray:
