@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 
 from ali.metrics import COLLAPSED, SAMPLE_DIVERSITY
 from benchmarks.blackbox import Blackbox
+from sweeps.engine.confirmation import LAST_PART
 
 WIDTH = 120  # characters of a printed table
 
@@ -48,7 +49,10 @@ def variance(values: np.ndarray) -> tuple[float, float]:
 
 
 def noise(values: np.ndarray, objective: str) -> Table:
-    """By epoch: spread between seeds and between configurations, and what it tells of the end."""
+    """By epoch: spread between seeds and between configurations, and what it tells of the end.
+
+    The last row is of what a sweep counts a run with: the mean over the last fifth.
+    """
     table = Table(title=f"{objective} by epoch", title_justify="left")
     for column in (
         *("epoch", "mean", "std between seeds", "std between configurations"),
@@ -56,9 +60,9 @@ def noise(values: np.ndarray, objective: str) -> Table:
         "with another seed's end",
     ):
         table.add_column(column, justify="right")
-    ends = values[..., -1]
-    for epoch in range(values.shape[2]):
-        here = values[..., epoch]
+    ends, last = values[..., -1], max(1, values.shape[2] // LAST_PART)
+    shown = [(str(epoch + 1), values[..., epoch]) for epoch in range(values.shape[2])]
+    for name, here in [*shown, (f"last {last}", values[..., -last:].mean(axis=2))]:
         within, between = variance(here)
         other = [
             (here[:, a], ends[:, b])
@@ -67,7 +71,7 @@ def noise(values: np.ndarray, objective: str) -> Table:
             if a != b and max(a, b) < values.shape[1]
         ]
         table.add_row(
-            str(epoch + 1),
+            name,
             f"{np.nanmean(here):.3f}",
             f"{within**0.5:.3f}",
             f"{between**0.5:.3f}",

@@ -118,8 +118,7 @@ def averages(trial: FrozenTrial) -> int:
 def level(trial: FrozenTrial) -> float:
     """The mean objective over the last fifth of a trial's evaluations, one at least.
 
-    It says more of where another seed ends than the last value alone does: of which of two
-    configurations is the better one, about as much as two runs (benchmarks/README.md).
+    It says more of where another seed ends than the last value alone does (benchmarks/README.md).
     """
     values = [trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)]
     last = values[-averages(trial) :]
