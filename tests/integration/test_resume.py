@@ -58,13 +58,13 @@ def test_what_is_deleted_in_mlflow_while_a_sweep_runs_is_restored(toy):
 
 @pytest.mark.long
 def test_what_mlflow_gc_takes_from_a_running_sweep_is_logged_anew(toy):
-    toy.env["TOY_SECONDS"] = "1.5"
+    toy.env["TOY_SECONDS"] = "3"  # on a busy machine a trial is to outlast the garbage collection
     process = toy.start("--num-trials", "4", "--grace-epochs", str(EPOCHS))
     wait_for(lambda: toy.epochs().total() >= 4, process)
     client, (parent,) = MlflowClient(toy.uri), toy.parents()
     client.delete_run(toy.mlflow()["00000"][0].info.run_id)
     collect_garbage(toy.uri)
-    wait_for(lambda: toy.epochs().total() >= 14, process)
+    wait_for(lambda: toy.mlflow().get("00000") and toy.epochs().total() >= 14, process)
     client.delete_experiment(parent.info.experiment_id)
     collect_garbage(toy.uri)
     out, err = process.communicate(timeout=120)
