@@ -130,7 +130,7 @@ class Shipped(Method):
 
     def __init__(
         self, rows: Rows, rng: np.random.Generator, folder: Path, startup_trials: int = 10,
-        points: int = 0, race: int = RACE, seeds: int = SEEDS, forest: bool = False,
+        points: int = 0, race: int = RACE, forest: bool = False,
         scheduler: Callable[..., EarlyStopping] = shipped_scheduler,
         told: Callable[[EndState], EndState] = lambda state: state,
     ) -> None:  # fmt: skip
@@ -154,7 +154,7 @@ class Shipped(Method):
         self._recorder = StudyRecorder(self._study, objective)
         self._search = _Search(
             self._study, rows.draw, self._scheduler, len(rows.points), SLOTS, epochs,
-            confirm_seeds=seeds, race=race,
+            confirm_seeds=SEEDS, race=race,
         )  # fmt: skip
         self._trials: dict[str, Any] = {}
         self._best: Choice | None = None

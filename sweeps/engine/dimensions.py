@@ -38,7 +38,7 @@ LOG = {"lr", "one_minus_beta2"}
 # The search's own choices: Adam's settings apart for encoder and decoder; batch norm in D(x).
 SWITCHES = ("adam_apart", "bn")
 # What trials may differ in. All else decides what is measured: all trials of a sweep share it.
-NETWORK = {"levels", "sigma", "width", "batch_size", "precision"}  # else the option's
+NETWORK = {"levels", "sigma", "width", "batch_size", "precision"}  # searched only if asked
 SHARED = {field.name for field in fields(Common)} - NETWORK
 FIELDS = [f.name for f in fields(Config) if f.name not in SHARED | {"seed"}]
 NAMES = (*GROUPS, *SWITCHES, *FIELDS)

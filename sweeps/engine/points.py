@@ -16,10 +16,9 @@ from optuna.distributions import (
 
 from ali.config import Config
 from sweeps.engine import dimensions
-from sweeps.engine.dimensions import GROUPS
+from sweeps.engine.dimensions import GROUPS, NETWORK
 from sweeps.engine.space import InitialPoint, Space, suggest
 
-OF_SWEEP = dimensions.NETWORK  # the sweep's own, whatever the point
 Changes = dict[str, tuple[Any, Any]]  # by field of Config: a point's own value, its trial's
 
 
@@ -39,14 +38,14 @@ def within(point: InitialPoint, space: Space, base: Config) -> tuple[InitialPoin
     found = _fit(params, space, base)
     kept = {k: v for k, v in params.items() if k not in found.asked} | found.params
     changes: Changes = {}
-    for name in found.asked & params.keys() - OF_SWEEP:
+    for name in found.asked & params.keys() - NETWORK:
         if kept.get(name) != params[name]:
             changes[name] = params[name], kept.get(name, "a drawn one")
     for name, value in space.fixed.items():
         fixed = dimensions.label(name, value)
         if name in point.paper_values:
             changes[name] = "the table's", fixed
-        elif own[name] not in (None, fixed) and name not in OF_SWEEP:
+        elif own[name] not in (None, fixed) and name not in NETWORK:
             changes[name] = own[name], fixed
     return replace(point, params=kept), dict(sorted(changes.items()))
 
@@ -65,7 +64,7 @@ def value_of(point: InitialPoint, name: str, base: Config) -> Any:
     if name == "bn_x" and "bn" in params:
         layers = sorted(key for key in params if re.fullmatch(r"bn_x\d+", key))
         return "".join("01"[params["bn"] and params[key]] for key in layers) or None
-    return getattr(base, name) if name in OF_SWEEP else None
+    return getattr(base, name) if name in NETWORK else None
 
 
 def _fit(params: Mapping[str, Any], space: Space, base: Config) -> _Fitted:
