@@ -8,7 +8,8 @@
 takes a run that nobody has, and one that was killed goes on from its last epoch. It runs at low
 priority. Block by block of configurations, so that a table that is not finished is a smaller one;
 at the end the best configurations and the paper's get more seeds. Raise a table's epochs, and its
-runs go on from where they ended. Tables that are kept go into benchmarks/tables.
+runs go on from where they ended. Tables that are kept go into benchmarks/tables; the runs in them
+are not trained again.
 """
 
 from __future__ import annotations
@@ -143,6 +144,8 @@ class Run:
     """Runs at a time, one thread each."""
     nice: int = 19
     """Priority of the processes, 19 is the lowest."""
+    tables: Path = KEPT
+    """Folder of the tables: runs that are in them are not trained again."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,7 @@ class Describe:
 
 def run(options: Run) -> None:
     folder = make_folder(options.output_dir / options.table)
+    unpack(options.table, folder, options.tables)
     os.nice(options.nice)
     environment.set_defaults(OMP_NUM_THREADS="1")  # of the processes: the SVMs' threads, too
     spawn = multiprocessing.get_context("spawn")
@@ -224,15 +228,49 @@ def missing(table: Table, folder: Path) -> Iterator[tuple[int, int]]:
                 yield number, seed
 
 
+def unpack(name: str, folder: Path, tables: Path) -> None:
+    """Puts the runs of a kept table, those that ended, where `run` would have.
+
+    Raises UserError if it is another table: its runs' settings or its points are not these.
+    """
+    if not (tables / name).is_dir():
+        return
+    table, kept = TABLES[name], blackbox.read(tables / name)
+    base = Config.from_dict({**kept.metadata["base"], "seed": table.base.seed})
+    points = kept.hyperparameters.to_dict("records")
+    drawn = [table.trial(number) for number in range(len(points))]
+    rows = [effective(trial.params, points[0]) for _, trial in drawn]
+    if (base, rows) != (table.base, points):
+        raise UserError(f"{tables / name} is another table: name another folder with --tables")
+    for number, seed in np.ndindex(kept.objectives.shape[:2]):
+        where = run_folder(folder, number, seed)
+        values = kept.objectives[number, seed].astype(float)
+        values = values[values[:, kept.names.index(DIVERGED)] == 0]
+        if np.isnan(kept.objectives[number, seed, 0]).all() or (where / CURVE).exists():
+            continue
+        curve = [
+            {EPOCH: n, **dict(zip(kept.names, row, strict=True))}
+            for n, row in enumerate(values.tolist(), 1)
+        ]
+        curve = [{k: v for k, v in m.items() if k != DIVERGED and v == v} for m in curve]
+        diverged = None if len(curve) == base.epochs else f"after epoch {len(curve)}"
+        config = table.configured(drawn[number][0], seed)
+        write_curve(make_folder(where), config, curve, diverged)
+
+
+def write_curve(
+    folder: Path, config: Config, curve: list[dict[str, Any]], diverged: str | None
+) -> None:
+    with atomic_write(folder / CURVE) as path:
+        path.write_text(
+            json.dumps({"config": config.to_dict(), "curve": curve, DIVERGED: diverged})
+        )
+
+
 def train(config: Config, folder: Path, parent: int) -> None:
     """One run to its end, from the epoch it had come to."""
     from ali import experiment
     from ali.training.state import State
-
-    def write(diverged: str | None = None) -> None:
-        content = {"config": config.to_dict(), "curve": curve, DIVERGED: diverged}
-        with atomic_write(folder / CURVE) as path:
-            path.write_text(json.dumps(content))
 
     state = curve = None
     try:
@@ -244,13 +282,13 @@ def train(config: Config, folder: Path, parent: int) -> None:
     try:
         for trained, metrics in experiment.run(config, state=state):
             curve.append({**metrics, CPU_SECONDS: time.process_time() - spent})
-            write()
+            write_curve(folder, config, curve, diverged=None)
             if os.getppid() != parent:  # it was killed
                 raise SystemExit(1)
             trained.save(folder / STATE)
             spent = time.process_time()
     except NonFiniteError as error:
-        write(diverged=str(error))
+        write_curve(folder, config, curve, str(error))
     print(f"run {folder.name}: {json.dumps(curve[-1] if curve else {})}", flush=True)
 
 

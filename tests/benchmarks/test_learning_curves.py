@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from ali.config import Config
 from ali.errors import UserError
@@ -32,7 +33,8 @@ import sys
 from pathlib import Path
 from ali.config import Config
 from benchmarks.learning_curves import train
-import json, os
+import json, os, torch
+torch.set_num_threads(1)
 train(Config.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]), os.getppid())
 """
 
@@ -74,6 +76,21 @@ def test_a_table_from_its_runs_to_its_statistics(tiny, tmp_path, capsys):
     assert "4 configurations" in out and "0 diverged" in out and "adam_apart" in out
 
 
+def test_the_runs_of_a_kept_table_are_not_trained_again(tiny, tmp_path, monkeypatch):
+    kept = tmp_path / "tables"
+    learning_curves.export(Export("tiny", tmp_path / "runs", kept))
+    learning_curves.unpack("tiny", tmp_path / "other" / "tiny", kept)
+    learning_curves.export(Export("tiny", tmp_path / "other", tmp_path / "again"))
+    first, again = blackbox.read(kept / "tiny"), blackbox.read(tmp_path / "again" / "tiny")
+    np.testing.assert_array_equal(first.objectives, again.objectives)
+    assert list(learning_curves.missing(TINY, tmp_path / "other" / "tiny")) == []
+
+    changed = Table(TINY.base.replace(batch_size=50), *list(vars(TINY).values())[1:])
+    monkeypatch.setitem(TABLES, "tiny", changed)
+    with pytest.raises(UserError, match="is another table"):
+        learning_curves.unpack("tiny", tmp_path / "third", kept)
+
+
 def test_syne_tune_reads_it(tiny, tmp_path):
     tabular = pytest.importorskip("syne_tune.blackbox_repository.blackbox_tabular")
     learning_curves.export(Export("tiny", tmp_path / "runs", tmp_path / "tables"))
@@ -86,6 +103,7 @@ def test_syne_tune_reads_it(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
+    torch.set_num_threads(1)
     config = Config(data="mixture", train_size=12_000, epochs=6, width=0.25, seed=3)
     (tmp_path / "whole").mkdir(), (tmp_path / "killed").mkdir()
     learning_curves.train(config, tmp_path / "whole", os.getppid())
