@@ -58,8 +58,9 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("sweeps.engine.traces", "sweeps.engine.loaded", "sweeps.engine.registered_model"),
             "sweeps.engine.training_files",
         ),
+        ("sweeps.engine.retention",),
         (
-            *("sweeps.engine.scheduler", "sweeps.engine.retention", "sweeps.engine.results"),
+            *("sweeps.engine.scheduler", "sweeps.engine.results"),
             *("sweeps.engine.cluster", "sweeps.engine.mirror"),
         ),
         ("sweeps.engine.saved_options",),

@@ -335,7 +335,7 @@ class Driver:
         ended = [t for t in study.trials() if t.state.is_finished()]
         best = best_trials(ended)[: self.options.keep]
         try:
-            self.ask_storage(lambda: delete_checkpoints(self.storage, ended, best))
+            self.ask_storage(lambda: delete_checkpoints(self.mirror, ended, best))
         except AwayError as error:
             print(f"note: not all old checkpoints are deleted: {error}")
         where = (study.records, self.client, to.experiment)

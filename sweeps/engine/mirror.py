@@ -85,6 +85,7 @@ class JournalMirror:
         self.storage, self._lease = storage, Lease(storage, what)
         self._journal, self._files, self._logs = journal, (journal, *others, *logs), logs
         self._wake, self._ended = threading.Event(), False
+        self._copying = threading.Lock()
         self._sizes: dict[Path, int] = {}  # of the files, as copied
         self._thread: threading.Thread | None = None
         self._retry = Retry(f"the storage {storage.folder}", outage_seconds)
@@ -118,6 +119,11 @@ class JournalMirror:
         """Copies at once, in the background."""
         self._wake.set()
 
+    def copy(self) -> None:
+        """Returns once the bucket has all. Raises OSError or UserError if it is away."""
+        if self.storage.remote:
+            self._renew_and_copy()
+
     def _follow(self) -> None:
         away = False
         while not self._ended:
@@ -132,12 +138,13 @@ class JournalMirror:
             self._wake.clear()
 
     def _renew_and_copy(self) -> None:
-        self._lease.renew()
-        for file in self._files:
-            size = file.stat().st_size if file.exists() else 0
-            if size != self._sizes.get(file, 0):
-                self.storage.write(file.name, file.read_bytes())
-                self._sizes[file] = size
+        with self._copying:
+            self._lease.renew()
+            for file in self._files:
+                size = file.stat().st_size if file.exists() else 0
+                if size != self._sizes.get(file, 0):
+                    self.storage.write(file.name, file.read_bytes())
+                    self._sizes[file] = size
 
 
 def _text(content: bytes) -> str:

@@ -178,8 +178,8 @@ class Progress(tune.Callback):
             self._log(lambda client: runs.set_best_trials(client, self._to, ids))
         keep = max(self._options.keep, self._options.confirm)
         self._kept.append(frozen)
-        with contextlib.suppress(UserError):  # the storage is away: when the next trial ends
-            self._kept = delete_checkpoints(self._storage, self._kept, ranked[:keep])
+        with contextlib.suppress(OSError, UserError):  # it is away: when the next trial ends
+            self._kept = delete_checkpoints(self._mirror, self._kept, ranked[:keep])
 
     def _keep_open(self, client: MlflowClient, running: dict[str, dict[str, Any]]) -> None:
         for name in runs.keep_open(client, self._to, running):

@@ -8,18 +8,22 @@ from itertools import chain
 from optuna.trial import FrozenTrial
 
 from sweeps.engine.endings import lost_tries
-from sweeps.engine.storage import Storage
+from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.study import trial_id
 
 
 def delete_checkpoints(
-    storage: Storage, ended: Sequence[FrozenTrial], best: Sequence[FrozenTrial]
+    mirror: JournalMirror, ended: Sequence[FrozenTrial], best: Sequence[FrozenTrial]
 ) -> list[FrozenTrial]:
     """Deletes the checkpoints of ended trials, except the last one of each of the best.
 
     A trial that lost too many workers keeps its last, too, until another try of it has ended.
+    Before that the bucket is to know that they have ended: a resume on another machine would
+    continue them. Raises OSError or UserError if it is away.
     Returns those trials: the only ones to look at again when another trial has ended.
     """
+    mirror.copy()
+    storage = mirror.storage
     numbers = {trial.number for trial in chain(best, *lost_tries(ended))}
     for trial in ended:
         found = storage.checkpoints(trial_id(trial.number))

@@ -9,6 +9,7 @@ from pyarrow import fs
 from ali.errors import UserError
 from sweeps.engine.cluster import TrialResources
 from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.options import Options
 from sweeps.engine.progress import Progress
 from sweeps.engine.storage import Storage
@@ -40,7 +41,8 @@ def progress(study, point, tmp_path):
     storage = AwayOnce(fs.LocalFileSystem(), str(tmp_path), "s", remote=False)
     options = Options(name="s", output_dir=tmp_path, num_trials=2, outage_seconds=0)
     to = TrackingContext("file:///nowhere", "0", "s", "parent", "val_error")
-    resources, mirror = TrialResources(1, 0, 1, 1), SimpleNamespace(storage=storage)
+    resources = TrialResources(1, 0, 1, 1)
+    mirror = JournalMirror(storage, "it", tmp_path / "journal")
     made = Progress(options, study, to, resources, mirror, lambda: to)
     yield made
     made.close()
