@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import numpy as np
 import pandas as pd
@@ -11,11 +11,20 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from ali.metrics import COLLAPSED, SAMPLE_DIVERSITY
+from ali.metrics import (
+    COLLAPSED,
+    EVAL_SECONDS,
+    IMAGES_PER_SECOND,
+    SAMPLE_DIVERSITY,
+    TRAIN_SECONDS,
+)
 from benchmarks.blackbox import Blackbox
 from sweeps.engine.confirmation import LAST_PART
 
 WIDTH = 120  # characters of a printed table
+PARTS = (1 / 9, 2 / 9, 1 / 3, 1 / 2, 2 / 3, 1)  # of the budget, after which measures are looked at
+# Objectives of a table that say nothing of the networks
+NOT_MEASURED = {"diverged", "cpu_seconds", EVAL_SECONDS, TRAIN_SECONDS, IMAGES_PER_SECOND}
 
 
 def describe(table: Blackbox, name: str) -> None:
@@ -29,6 +38,7 @@ def describe(table: Blackbox, name: str) -> None:
         f"epochs, {int((~whole & np.isfinite(table.curves('diverged')[..., -1])).sum())} diverged"
     )
     console.print(noise(values, objective))
+    console.print(predictors(table, values))
     console.print(regions(table, values))
 
 
@@ -64,12 +74,6 @@ def noise(values: np.ndarray, objective: str) -> Table:
     shown = [(str(epoch + 1), values[..., epoch]) for epoch in range(values.shape[2])]
     for name, here in [*shown, (f"last {last}", values[..., -last:].mean(axis=2))]:
         within, between = variance(here)
-        other = [
-            (here[:, a], ends[:, b])
-            for a in range(3)
-            for b in range(3)
-            if a != b and max(a, b) < values.shape[1]
-        ]
         table.add_row(
             name,
             f"{np.nanmean(here):.3f}",
@@ -77,9 +81,31 @@ def noise(values: np.ndarray, objective: str) -> Table:
             f"{between**0.5:.3f}",
             f"{between / (within + between or np.nan):.2f}",
             f"{_rank([(here.ravel(), ends.ravel())]):.2f}",
-            f"{_rank(other):.2f}",
+            f"{_rank(_across(here, ends)):.2f}",
         )
     return table
+
+
+def predictors(table: Blackbox, values: np.ndarray) -> Table:
+    """How well each measure, mean of three epochs, tells where another seed of the same
+    configuration ends (mean of the last fifth): rank correlation by epoch."""
+    shown = Table(
+        title="rank correlation with another seed's end, by measure", title_justify="left"
+    )
+    names = [name for name in table.names if name not in NOT_MEASURED]
+    epochs, last = values.shape[2], max(1, values.shape[2] // LAST_PART)
+    ends = values[..., -last:].mean(axis=2)
+    for column in ("after epoch", *names):
+        shown.add_column(column, justify="right")
+    for epoch in sorted({max(1, round(epochs * part)) for part in PARTS}):
+        early = [table.curves(name)[..., max(0, epoch - 3) : epoch].mean(axis=2) for name in names]
+        shown.add_row(str(epoch), *(f"{_rank(_across(here, ends)):+.2f}" for here in early))
+    return shown
+
+
+def _across(here: np.ndarray, ends: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each two of the first three seeds: what one shows, and where the other ends."""
+    return [(here[:, a], ends[:, b]) for a, b in permutations(range(min(3, here.shape[1])), 2)]
 
 
 def regions(table: Blackbox, values: np.ndarray) -> Table:

@@ -74,6 +74,7 @@ def test_a_table_from_its_runs_to_its_statistics(tiny, tmp_path, capsys):
     curve_statistics.describe(table, "tiny")
     out = capsys.readouterr().out
     assert "4 configurations" in out and "0 diverged" in out and "adam_apart" in out
+    assert "reconstruction_distance" in out
 
 
 def test_the_runs_of_a_kept_table_are_not_trained_again(tiny, tmp_path, monkeypatch):
