@@ -4,12 +4,14 @@
     python -m benchmarks.search mixture --replays 20 --methods shipped random
 
 Each method runs as it would live, on a simulated clock (replay.py), confined to the table's rows.
-`shipped` are the classes of a real sweep: Study, EarlyStopping, StudySearch, StudyRecorder. The
-baselines: random search; the best of 64 random points after some epochs, trained to the end
-(top-k); Ray's own ASHA on random points; Ray Tune with OptunaSearch (TPE) and ASHA; this project as
-it was at commit c5b0496 (fixed rungs, and a diverged trial told as failed). What a method
-has chosen after so many epochs is judged by the mean of its configuration's runs with other seeds
-than it has seen. The target is what random search has chosen after 64 whole trials.
+`shipped` are the classes of a real sweep: Study, Forest, EarlyStopping, StudySearch, StudyRecorder;
+`TPE` the same with `--sampler tpe`, `no race` with `--race 0`. The baselines: random search, and
+what it would be if each trial showed its configuration's true mean; the best of 64 random points
+after some epochs, trained to the end (top-k); Ray's own ASHA on random points; Ray Tune with
+OptunaSearch (TPE) and ASHA; this project as it was at commit c5b0496 (TPE, fixed rungs, a diverged
+trial told as failed, no repetitions). What a method has chosen after so many epochs is judged by
+the mean of its configuration's runs with other seeds than it has seen. The target is what random
+search has chosen after 64 whole trials.
 """
 
 from __future__ import annotations

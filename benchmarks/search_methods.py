@@ -18,11 +18,12 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ali.metrics import EPOCH
 from benchmarks import blackbox
-from benchmarks.forest import Candidate, Forest
 from benchmarks.learning_curves import TABLES
 from benchmarks.replay import Choice, Curves, Decision, Method, TableSampler, key
 from sweeps.engine.confirmation import estimates
 from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.forest import Candidate, Forest
+from sweeps.engine.options import SamplerName
 from sweeps.engine.scheduler import EarlyStopping
 from sweeps.engine.search import StudyRecorder, StudySearch
 from sweeps.engine.space import suggest
@@ -130,7 +131,7 @@ class Shipped(Method):
 
     def __init__(
         self, rows: Rows, rng: np.random.Generator, folder: Path, startup_trials: int = 10,
-        points: int = 0, race: int = RACE, forest: bool = False,
+        points: int = 0, race: int = RACE, sampler: SamplerName = "forest",
         scheduler: Callable[..., EarlyStopping] = shipped_scheduler,
         told: Callable[[EndState], EndState] = lambda state: state,
     ) -> None:  # fmt: skip
@@ -138,9 +139,9 @@ class Shipped(Method):
         self._objective = objective
 
         def make(seed: int) -> TableSampler:
-            if not forest:
+            if sampler == "tpe":
                 return rows.sampler(tpe(seed, startup_trials), rng)
-            inner = Forest(seed, startup_trials, lambda: rows.free(self._study))
+            inner = Forest(seed, startup_trials, lambda _: rows.free(self._study))
             return rows.sampler(inner, rng)
 
         self._find = rows.sampler(None, rng)
@@ -281,8 +282,10 @@ METHODS: dict[str, Callable[..., Method]] = {
     "top-4 after a third": partial(RandomSearch, keep=4, part=1 / 3),
     "Ray ASHA": partial(RayTune, optuna_search=False),
     "Ray Optuna ASHA": partial(RayTune, optuna_search=True),
-    "c5b0496": partial(Shipped, race=0, scheduler=FixedRungs, told=lambda _: EndState.FAILED),
+    "c5b0496": partial(
+        Shipped, race=0, sampler="tpe", scheduler=FixedRungs, told=lambda _: EndState.FAILED
+    ),
     "no race": partial(Shipped, race=0),
-    "forest": partial(Shipped, forest=True),
+    "TPE": partial(Shipped, sampler="tpe"),
     "shipped": Shipped,
 }

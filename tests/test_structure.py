@@ -64,7 +64,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("sweeps.engine.cluster", "sweeps.engine.mirror"),
         ),
         ("sweeps.engine.saved_options",),
-        ("sweeps.engine.study", "sweeps.engine.options"),
+        ("sweeps.engine.study", "sweeps.engine.options", "sweeps.engine.forest"),
         ("sweeps.engine.journal", "sweeps.engine.points"),
         (
             *("sweeps.engine.tracking", "sweeps.engine.storage", "sweeps.engine.space"),

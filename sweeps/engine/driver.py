@@ -39,6 +39,7 @@ from sweeps.engine.tracking.view import save_view
 if TYPE_CHECKING:
     import optuna
     from mlflow import MlflowClient
+    from optuna.samplers import BaseSampler
 
     from sweeps.engine.cluster import TrialResources
     from sweeps.engine.front_page import FrontPage
@@ -146,7 +147,7 @@ class Driver:
         journal = options.folder / JOURNAL
         with shutdown.postponed():
             study = Study(
-                journal, options.name, options.seed, options.startup_trials,
+                journal, options.name, options.seed, make_sampler=self._sampler,
                 maximize=self.objective.maximize,
             )  # fmt: skip
             study.set_data(self.fingerprint)
@@ -196,6 +197,20 @@ class Driver:
             options.uri, experiment, options.name, parent, name, self.searched,
             direction=direction, formula=formula,
         )  # fmt: skip
+
+    def _sampler(self, seed: int) -> BaseSampler:
+        """What draws one trial's point."""
+        from sweeps.engine.forest import Forest, random_points
+        from sweeps.engine.study import tpe
+
+        if self.options.sampler == "tpe":
+            return tpe(seed, self.options.startup_trials)
+        plain = self.base.to_dict()
+
+        def configured(trial: optuna.Trial) -> dict[str, Any]:
+            return {**plain, **suggest(trial, self.sweep.space, self.base)}
+
+        return Forest(seed, self.options.startup_trials, partial(random_points, configured))
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Draws a trial's point; returns its whole configuration, plain JSON types."""

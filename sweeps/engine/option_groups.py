@@ -25,8 +25,8 @@ OPTION_GROUPS: tuple[Group, ...] = (
     Group(
         "search",
         "--name first --space space.toml --objective sample_diversity",
-        "space objective direction startup_trials grace_epochs reduction_factor race confirm "
-        "confirm_seeds warm_start bn_with_z vary_weight_std vary_batch_size seed",
+        "space objective direction sampler startup_trials grace_epochs reduction_factor race "
+        "confirm confirm_seeds warm_start bn_with_z vary_weight_std vary_batch_size seed",
     ),
     Group(
         "resource",

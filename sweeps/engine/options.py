@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 
@@ -162,8 +162,10 @@ class Options(Common, Location):
     point; 0: none."""
     confirm_seeds: int = 4
     """Fresh seeds of each of them, at most."""
+    sampler: SamplerName = "forest"
+    """What draws points: a forest over the sweep's configurations, or Optuna's TPE."""
     startup_trials: int = 10
-    """Trials drawn at random before the search models its observations."""
+    """Trials drawn at random before the sampler models its observations."""
     image_every: int | None = None
     """Epochs between pictures in MLflow; default: a tenth of --epochs."""
     max_concurrent: int | None = None
@@ -250,10 +252,12 @@ class Options(Common, Location):
 
 OF_A_START = ("resume", "auto_resume")  # of one start of a sweep, not of the sweep
 # What a resume may change; anything else would make its trials incomparable.
+SamplerName = Literal["forest", "tpe"]
 RESUME_MAY_CHANGE = frozenset(
     {*OF_A_START, "num_trials", "max_concurrent", "cpus_per_trial", "gpus_per_trial", "data_dir"}
     | {"max_failures", "keep", "tracking_uri", "outage_seconds", "output_dir", "image_every"}
     | {"hang_seconds", "storage_path", "race", "confirm", "confirm_seeds", "front_page"}
+    | {"sampler"}
     | {"space"}  # the journal has what is in it: traces.begun_space
 )
 

@@ -1,14 +1,13 @@
-"""A sampler in place of TPE: a forest says which of many candidates is the most promising.
+"""The sampler of a sweep: of many random points it draws the one that a forest thinks best.
 
-Regression trees predict from a configuration what to expect of it. They need no scales and few
-trials, and average over the luck of single runs. Of the candidates the one is tried that is
-predicted best, where trees that disagree count as hope. Sweeps do not use it: on the table
-`mixture` it is not settled that it is better (benchmarks/README.md).
+Regression trees predict from a configuration what to expect of it; where trees disagree, there is
+hope. On the tables of learning curves it finds good configurations sooner than TPE, which was made
+for objectives with less noise (benchmarks/README.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +25,8 @@ from sweeps.engine.objective import sign
 TREES = 60
 LEAF = 2  # configurations in a leaf, at least
 SPLIT_BY = 0.7  # share of the hyperparameters that a split may be by
+CANDIDATES = 300  # random points, of which the best is drawn
+Suggest = Callable[[optuna.Trial], dict[str, Any]]  # draws a point; returns its configuration
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,13 @@ class Candidate:
 
 
 class Forest(BaseSampler):
-    """Draws the first `startup_trials` points at random, the others by a forest."""
+    """Draws the first `startup_trials` points at random, the others by a forest.
+
+    `candidates`: from a seed, the points of which one is drawn.
+    """
 
     def __init__(
-        self, seed: int, startup_trials: int, candidates: Callable[[], list[Candidate]]
+        self, seed: int, startup_trials: int, candidates: Callable[[int], list[Candidate]]
     ) -> None:
         self._seed, self._startup, self._candidates = seed, startup_trials, candidates
         self._random = RandomSampler(seed)
@@ -73,15 +77,26 @@ class Forest(BaseSampler):
         from sklearn.ensemble import ExtraTreesRegressor
 
         by_number = {trial.number: trial for trial in trials}
-        candidates = self._candidates()
+        candidates = self._candidates(self._seed)
         seen = [by_number[n].user_attrs[CONFIG] for n in known]
         x = matrix([*seen, *(candidate.config for candidate in candidates)])
-        forest = ExtraTreesRegressor(
+        trees = ExtraTreesRegressor(
             TREES, min_samples_leaf=LEAF, max_features=SPLIT_BY, random_state=self._seed
         ).fit(x[: len(seen)], list(known.values()))
-        of_trees = np.array([tree.predict(x[len(seen) :]) for tree in forest.estimators_])
+        of_trees = np.array([tree.predict(x[len(seen) :]) for tree in trees.estimators_])
         hope = np.random.default_rng(self._seed).exponential()  # another for trials side by side
         return candidates[int(np.argmin(of_trees.mean(axis=0) - hope * of_trees.std(axis=0)))]
+
+
+def random_points(suggest: Suggest, seed: int) -> list[Candidate]:
+    """CANDIDATES random points of a space."""
+    study = optuna.create_study(sampler=RandomSampler(seed))
+    found = []
+    for _ in range(CANDIDATES):
+        trial = study.ask()
+        config = suggest(trial)
+        found.append(Candidate(trial.params, trial.distributions, config))
+    return found
 
 
 def losses(trials: Sequence[FrozenTrial]) -> dict[int, float]:
@@ -93,28 +108,30 @@ def losses(trials: Sequence[FrozenTrial]) -> dict[int, float]:
     less, expected = sign(trials), estimates(trials)
     found = {number: one.loss for number, one in expected.items()}
     middle = float(np.median(list(found.values()))) if found else -np.inf
+    worst = max([less * worst_value(trials), *found.values()])
     for trial in trials:
         if trial.number in found or CONFIRMS in trial.user_attrs or CONFIG not in trial.user_attrs:
             continue
         if is_broken(trial):
-            found[trial.number] = less * worst_value(trials)
+            found[trial.number] = worst
         elif trial.state == TrialState.PRUNED and trial.intermediate_values:
             found[trial.number] = max(middle, less * level(trial))
     return found
 
 
-def matrix(configs: Sequence[dict[str, Any]]) -> np.ndarray:
+def matrix(configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """The configurations' numbers, a row each and a column each that varies, as ranks in [0, 1].
 
     Ranks, since a tree that splits between two values at random should not depend on a scale.
     """
     rows = [_numbers(config) for config in configs]
-    names = sorted({name for row in rows for name in row})
+    names = sorted({name for row in rows for name in row} - {"seed"})
     columns = [np.unique([row.get(n, -1.0) for row in rows], return_inverse=True)[1] for n in names]
-    return np.array([column / column.max() for column in columns if column.max()]).T
+    varied = [column / column.max() for column in columns if column.max()]
+    return np.array(varied).T.reshape(len(rows), len(varied))
 
 
-def _numbers(config: dict[str, Any]) -> dict[str, float]:
+def _numbers(config: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, value in config.items():
         parts = enumerate(value) if isinstance(value, (list, tuple)) else [("", value)]
