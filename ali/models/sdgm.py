@@ -73,6 +73,7 @@ class AuxiliaryModel(LatentModel):
         self.p_a = network([z, classes], [z, z])
         self.p_x = network([z, classes, z] if self.skip else [z, classes], [pixels, pixels])
         self.label_weight, self.labels = config.setting("label_weight"), config.labels
+        self.known_weight = 1.0  # of L where y is known; a sum over all images has N_l / N here
         self.register_buffer("classes", torch.tensor(classes))
         self.register_buffer("images", torch.tensor(1.0))
         self.register_buffer("scale", torch.ones(image[0], 1, 1))  # standard deviation, a colour
@@ -114,7 +115,8 @@ class AuxiliaryModel(LatentModel):
         alpha = self.label_weight * self.n / self.labels
         error = F.nll_loss(log_q, y)
         unknown = self.unlabelled_bound(v, noise.normal)
-        return (alpha * error - known.mean() - unknown.mean() - self.log_prior() / self.n,)
+        bound = self.known_weight * known.mean() + unknown.mean() + self.log_prior() / self.n
+        return (alpha * error - bound,)
 
     def labelled_terms(self, v: Tensor, y: Tensor, normal: Normal) -> tuple[Tensor, Tensor]:
         """−L (B,) and log q(y | a, v) (B, K) at one sample of a."""
