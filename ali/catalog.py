@@ -97,6 +97,7 @@ _SDGM = replace(
     _M2,
     settings={
         "label_weight": Setting(0.1, _log(0.1, 2.0)),  # β
+        "known_weight": Setting(1.0, _log(0.01, 1.0)),
         "z_size": Setting(300, {"choices": [100, 300]}, ours=True),
     },
 )

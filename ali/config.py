@@ -103,6 +103,9 @@ class Config(Common):
     label_weight: float | None = None
     """Weight of the classification error in a model that is trained with labels: 1 in ali-labels
     and gan-labels, α = 0.1 in vae-m2 and vae-m1m2, β = 0.1 in sdgm and adgm."""
+    known_weight: float | None = None
+    """sdgm and adgm: weight of the bound on images whose label is known: 1, so that they have half
+    of the likelihood; a sum over all images has their share here."""
     predict_z: Literal["mean", "sample"] | None = None
     """ali-labels: which z of q(z | x) the discriminator sees when it classifies; default: mean."""
     z_size: int | None = None
@@ -232,7 +235,7 @@ def _check_model(config: Config, need: Callable[[bool, str, str], None]) -> None
     for name in ("z_size", "components", "m1_epochs"):
         value = getattr(config, name)
         need(value is None or value >= 1, name, "at least 1")
-    for name in ("label_weight", "reconstruction_weight", "middle_weight"):
+    for name in ("label_weight", "known_weight", "reconstruction_weight", "middle_weight"):
         value = getattr(config, name)
         need(value is None or 0 <= value < float("inf"), name, "0 or more")
     dropout = config.dropout_fc

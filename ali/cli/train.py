@@ -65,7 +65,7 @@ class Train:
         Group(
             "table1",
             "--output-dir runs/sdgm --model sdgm --label-weight 0.5",
-            "label_weight predict_z z_size components m1_epochs reconstruction_weight "
+            "label_weight known_weight predict_z z_size components m1_epochs reconstruction_weight "
             "middle_weight dropout_fc",
         ),
         Group("optimiser", "--output-dir runs/one --lr-d 2e-4 --lr-g 2e-4"),

@@ -73,7 +73,7 @@ class AuxiliaryModel(LatentModel):
         self.p_a = network([z, classes], [z, z])
         self.p_x = network([z, classes, z] if self.skip else [z, classes], [pixels, pixels])
         self.label_weight, self.labels = config.setting("label_weight"), config.labels
-        self.known_weight = 1.0  # of L where y is known; a sum over all images has N_l / N here
+        self.known_weight = config.setting("known_weight")  # of L where y is known
         self.register_buffer("classes", torch.tensor(classes))
         self.register_buffer("images", torch.tensor(1.0))
         self.register_buffer("scale", torch.ones(image[0], 1, 1))  # standard deviation, a colour

@@ -19,7 +19,8 @@ KNOWN = [(-0.95, 0.05), (-0.05, 0.95), (1.05, 0.05), (-0.05, 0.35), (1.05, -0.55
 X_KNOWN, Y_KNOWN = np.array(KNOWN, np.float32), np.array([0, 0, 0, 1, 1, 1])
 BASE = {"data": "mixture", "labels": 6, "batch_size": 100, "precision": "fp32"}
 QUICK = {"width": 0.2, "lr_d": 2e-3}
-AUXILIARY = {"width": 0.1, "z_size": 10, "lr_g": 1e-3, "epochs": 50}
+# Their share of all points: with 1, p(x | ·) has half of its weight at six, and y serves them alone
+AUXILIARY = {"known_weight": 6 / 2000, "width": 0.1, "z_size": 10, "lr_g": 1e-3, "epochs": 50}
 CONFIGS = {  # 1000 steps
     "ali-labels": QUICK | {"lr_g": 1e-3, "dropout_xz": 0.1, "epochs": 50},
     "gan-labels": QUICK | {"lr_g": 1e-3, "dropout_xz": 0.0, "weight_std": 0.1, "epochs": 50},
@@ -51,8 +52,6 @@ def error(config, seed):
         images, test = (Images(part.x - CENTRE, part.y) for part in (images, test))
         known = known - CENTRE
     state = State.create(config.replace(seed=seed), images, "cpu", classes=2)
-    if auxiliary:  # else p(x | ·) has half of its weight at six points, and y serves them alone
-        state.networks.known_weight = config.labels / len(images.x)
     x = torch.from_numpy(known).view(-1, 1, 1, 2)
     state.labelled = LabelledBatches(x, torch.from_numpy(Y_KNOWN))
     for _ in range(config.epochs):
