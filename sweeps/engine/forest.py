@@ -80,6 +80,8 @@ class Forest(BaseSampler):
         candidates = self._candidates(self._seed)
         seen = [by_number[n].user_attrs[CONFIG] for n in known]
         x = matrix([*seen, *(candidate.config for candidate in candidates)])
+        if not x.size:  # all is fixed, and only seeds differ
+            return candidates[0]
         trees = ExtraTreesRegressor(
             TREES, min_samples_leaf=LEAF, max_features=SPLIT_BY, random_state=self._seed
         ).fit(x[: len(seen)], list(known.values()))

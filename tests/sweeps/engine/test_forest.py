@@ -67,6 +67,20 @@ def test_a_point_is_drawn_again_after_a_kill(tmp_path):
     assert points[0] == points[1]
 
 
+def test_a_space_in_which_all_is_fixed(tmp_path):
+    study = Study(
+        tmp_path / "journal", "s", 1,
+        make_sampler=partial(Forest, startup_trials=2, candidates=partial(random_points, fixed)),
+    )  # fmt: skip
+    for _ in range(4):
+        study.tell(study.ask(fixed).number, COMPLETED, 0.5)
+    assert [trial.params for trial in study.trials()] == [{}] * 4
+
+
+def fixed(trial):
+    return {"lr_d": 1e-4}
+
+
 def test_what_its_configurations_are_judged_by(tmp_path):
     study = studied(tmp_path)
     told = [(COMPLETED, 0.2), (COMPLETED, 0.6), (COMPLETED, 0.4), (STOPPED, 0.3), (STOPPED, 0.9)]
