@@ -20,14 +20,15 @@ from ali.metrics import EPOCH
 from benchmarks import blackbox
 from benchmarks.learning_curves import TABLES
 from benchmarks.replay import Choice, Curves, Decision, Method, TableSampler, key
+from sweeps.engine import forest
 from sweeps.engine.confirmation import estimates
 from sweeps.engine.endings import Ending, EndState
-from sweeps.engine.forest import Candidate, Forest
+from sweeps.engine.forest import Candidate
 from sweeps.engine.options import SamplerName
 from sweeps.engine.scheduler import EarlyStopping
 from sweeps.engine.search import StudyRecorder, StudySearch
 from sweeps.engine.space import suggest
-from sweeps.engine.study import Study, best_trials, tpe, trial_id
+from sweeps.engine.study import Study, best_trials, trial_id
 
 SLOTS = 4  # trials at a time
 RACE, SEEDS = 3, 4  # of the shipped sweeps: --race, --confirm-seeds
@@ -139,9 +140,7 @@ class Shipped(Method):
         self._objective = objective
 
         def make(seed: int) -> TableSampler:
-            if sampler == "tpe":
-                return rows.sampler(tpe(seed, startup_trials), rng)
-            inner = Forest(seed, startup_trials, lambda _: rows.free(self._study))
+            inner = forest.sampler(sampler, seed, startup_trials, lambda _: rows.free(self._study))
             return rows.sampler(inner, rng)
 
         self._find = rows.sampler(None, rng)

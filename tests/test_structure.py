@@ -63,8 +63,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("sweeps.engine.scheduler", "sweeps.engine.results"),
             *("sweeps.engine.cluster", "sweeps.engine.mirror"),
         ),
-        ("sweeps.engine.saved_options",),
-        ("sweeps.engine.study", "sweeps.engine.options", "sweeps.engine.forest"),
+        ("sweeps.engine.saved_options", "sweeps.engine.forest"),
+        ("sweeps.engine.study", "sweeps.engine.options"),
         ("sweeps.engine.journal", "sweeps.engine.points"),
         (
             *("sweeps.engine.tracking", "sweeps.engine.storage", "sweeps.engine.space"),

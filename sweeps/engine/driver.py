@@ -200,17 +200,15 @@ class Driver:
 
     def _sampler(self, seed: int) -> BaseSampler:
         """What draws one trial's point."""
-        from sweeps.engine.forest import Forest, random_points
-        from sweeps.engine.study import tpe
+        from sweeps.engine.forest import random_points, sampler
 
-        if self.options.sampler == "tpe":
-            return tpe(seed, self.options.startup_trials)
-        plain = self.base.to_dict()
+        options, plain = self.options, self.base.to_dict()
 
         def configured(trial: optuna.Trial) -> dict[str, Any]:
             return {**plain, **suggest(trial, self.sweep.space, self.base)}
 
-        return Forest(seed, self.options.startup_trials, partial(random_points, configured))
+        candidates = partial(random_points, configured)
+        return sampler(options.sampler, seed, options.startup_trials, candidates)
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Draws a trial's point; returns its whole configuration, plain JSON types."""

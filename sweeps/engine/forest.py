@@ -21,12 +21,13 @@ from sweeps.engine.confirmation import CONFIRMS, estimates, level, worst_value
 from sweeps.engine.endings import is_broken
 from sweeps.engine.journal import CONFIG
 from sweeps.engine.objective import sign
+from sweeps.engine.options import SamplerName
+from sweeps.engine.study import Suggest, tpe
 
 TREES = 60
 LEAF = 2  # configurations in a leaf, at least
 SPLIT_BY = 0.7  # share of the hyperparameters that a split may be by
 CANDIDATES = 300  # random points, of which the best is drawn
-Suggest = Callable[[optuna.Trial], dict[str, Any]]  # draws a point; returns its configuration
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,25 @@ class Candidate:
     config: dict[str, Any]
 
 
+Candidates = Callable[[int], list[Candidate]]  # from a seed
+
+
+def sampler(
+    name: SamplerName, seed: int, startup_trials: int, candidates: Candidates
+) -> BaseSampler:
+    """What draws one trial's point, by its name in the options; `candidates`: the forest's."""
+    if name == "tpe":
+        return tpe(seed, startup_trials)
+    return Forest(seed, startup_trials, candidates)
+
+
 class Forest(BaseSampler):
     """Draws the first `startup_trials` points at random, the others by a forest.
 
     `candidates`: from a seed, the points of which one is drawn.
     """
 
-    def __init__(
-        self, seed: int, startup_trials: int, candidates: Callable[[int], list[Candidate]]
-    ) -> None:
+    def __init__(self, seed: int, startup_trials: int, candidates: Candidates) -> None:
         self._seed, self._startup, self._candidates = seed, startup_trials, candidates
         self._random = RandomSampler(seed)
         self._chosen: tuple[int, Candidate] | None = None  # for which trial
@@ -55,9 +66,11 @@ class Forest(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         if self._chosen is None or self._chosen[0] != trial.number:
+            if "fixed_params" in trial.system_attrs:
+                return {}
             trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
             known = losses(trials)
-            if "fixed_params" in trial.system_attrs or len(known) < max(2, self._startup):
+            if len(known) < max(2, self._startup):
                 return {}
             self._chosen = trial.number, self._choose(trials, known)
         return self._chosen[1].distributions
