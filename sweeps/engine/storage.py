@@ -155,10 +155,13 @@ class Storage:
                 return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file in the sweep's folder; in a bucket all of it or nothing."""
+        """Writes a file in the sweep's folder, all of it or nothing: others read it meanwhile."""
         file = f"{self.folder}/{name}"
-        with self._awaited, self.filesystem.open_output_stream(file) as out:
-            out.write(content)
+        with self._awaited:
+            if not self.remote:
+                return replace_file(Path(file), content)
+            with self.filesystem.open_output_stream(file) as out:
+                out.write(content)
 
     def upload(self, folder: Path, name: str) -> None:
         """Copies a local folder into the sweep's folder."""

@@ -64,3 +64,13 @@ def test_an_end_that_waited_in_vain_says_what_is_missing(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         ended(tmp_path, 99, outage_seconds=0)
     assert "lacks the end of the journal" in caplog.text
+
+
+def test_whoever_reads_the_lease_while_it_is_renewed_sees_all_of_it(tmp_path):
+    """Emptied and written again, it looked given up: a second server took the folder."""
+    lease = mirror.Lease(Storage.at(tmp_path.parent, tmp_path.name), "the database")
+    lease.take()
+    before = (tmp_path / LEASE).read_text()
+    with (tmp_path / LEASE).open() as reader:
+        lease.renew()
+        assert reader.read() == before != (tmp_path / LEASE).read_text()
