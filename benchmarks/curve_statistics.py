@@ -70,9 +70,9 @@ def noise(values: np.ndarray, objective: str) -> Table:
         "with another seed's end",
     ):
         table.add_column(column, justify="right")
-    ends, last = values[..., -1], max(1, values.shape[2] // LAST_PART)
+    ends, last = values[..., -1], _last(values)
     shown = [(str(epoch + 1), values[..., epoch]) for epoch in range(values.shape[2])]
-    for name, here in [*shown, (f"last {last}", values[..., -last:].mean(axis=2))]:
+    for name, here in [*shown, (f"last {last.shape[2]}", last.mean(axis=2))]:
         within, between = variance(here)
         table.add_row(
             name,
@@ -93,14 +93,18 @@ def predictors(table: Blackbox, values: np.ndarray) -> Table:
         title="rank correlation with another seed's end, by measure", title_justify="left"
     )
     names = [name for name in table.names if name not in NOT_MEASURED]
-    epochs, last = values.shape[2], max(1, values.shape[2] // LAST_PART)
-    ends = values[..., -last:].mean(axis=2)
+    epochs, ends = values.shape[2], _last(values).mean(axis=2)
     for column in ("after epoch", *names):
         shown.add_column(column, justify="right")
     for epoch in sorted({max(1, round(epochs * part)) for part in PARTS}):
         early = [table.curves(name)[..., max(0, epoch - 3) : epoch].mean(axis=2) for name in names]
         shown.add_row(str(epoch), *(f"{_rank(_across(here, ends)):+.2f}" for here in early))
     return shown
+
+
+def _last(values: np.ndarray) -> np.ndarray:
+    """The last fifth of the epochs, one at least: what a sweep counts a run with the mean of."""
+    return values[..., -max(1, values.shape[2] // LAST_PART) :]
 
 
 def _across(here: np.ndarray, ends: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

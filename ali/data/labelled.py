@@ -61,7 +61,7 @@ def check_draw(
 ) -> None:
     """Raises UserError if a draw of `n` from labels `y` (N,) is impossible."""
     if n > len(y):
-        raise UserError(f"--labels {n}: the labelled pool has {len(y)} images")
+        raise UserError(f"--labels {n}: the labelled pool has {len(y)} images; ask for fewer")
     counts, each = np.bincount(y, minlength=classes), -(-n // classes)
     if balanced and counts.min() < each:
         lacking = np.flatnonzero(counts < each).tolist()
