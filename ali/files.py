@@ -114,6 +114,11 @@ def refuse_address(path: Path | str, option: str, otherwise: str) -> None:
         raise UserError(f"{option} {path} is an address and not a local path: {otherwise}")
 
 
+def is_full(error: OSError) -> bool:
+    """Whether space, or a user's share of it, is what was lacking."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def refuse_foreign_links(*paths: Path) -> None:
     """Raises UserError if one is a symbolic link that another user made: it may lead anywhere."""
     for path in paths:

@@ -14,7 +14,7 @@ from ali.models import inference
 from ali.models.base import Networks
 from ali.models.networks import Decoder, Encoder
 from ali.training import step
-from ali.training.checkpoint import find_checkpoint, read_manifest
+from ali.training.checkpoint import find_checkpoint
 from ali.training.state import load_networks
 
 
@@ -41,8 +41,8 @@ class TrainedNetworks:
         Raises UserError if there is no checkpoint, or it is damaged.
         """
         folder = find_checkpoint(path)
-        networks, config = load_networks(folder, device or step.device())
-        return cls(networks, config, read_manifest(folder).epoch)
+        networks, manifest = load_networks(folder, device or step.device())
+        return cls(networks, manifest.config, manifest.epoch)
 
     def __repr__(self) -> str:
         return (

@@ -68,13 +68,13 @@ def write(folder: Path, table: Blackbox, task: str, space: Mapping[str, BaseDist
         "metadata": metadata,
     }.items():
         with atomic_write(folder / f"{name}.json") as path:
-            path.write_text(json.dumps(content, indent=1) + "\n")
+            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> Blackbox:
     """The table in `folder`. Raises UserError if it is not there or damaged."""
     try:
-        metadata = json.loads((folder / "metadata.json").read_text())
+        metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
         objectives = np.load(folder / EVALUATIONS, allow_pickle=False)[0]
         hyperparameters = pd.read_parquet(folder / HYPERPARAMETERS)
     except (OSError, ValueError) as error:

@@ -84,7 +84,7 @@ class Nothing(tune.Trainable):
         return {**metrics(self._config, self._epoch), "done": self._epoch >= self._results}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        (Path(checkpoint_dir) / "epoch.json").write_text(json.dumps(self._epoch))
+        (Path(checkpoint_dir) / "epoch.json").write_text(json.dumps(self._epoch), encoding="utf-8")
 
 
 def space(trial: optuna.Trial) -> None:
@@ -129,7 +129,7 @@ class State:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "epoch.json").write_text(json.dumps(self.epoch))
+        (folder / "epoch.json").write_text(json.dumps(self.epoch), encoding="utf-8")
 
 
 class Toy(Experiment):

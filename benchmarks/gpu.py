@@ -134,7 +134,7 @@ def run_section(name: str, run: Run, log: Path) -> SectionResult:
     )  # for scripts, too, where the project is not installed
     if not run.cuda:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # of the commands that it runs, too
-    with open(log, "a") as file:
+    with open(log, "a", encoding="utf-8") as file:
         file.write(f"\n== {name}, at most {run.seconds:.0f} s\n")
         file.flush()
         with _group(arguments, stdout=file, stderr=file, cwd=ROOT, env=environment) as process:
@@ -170,7 +170,7 @@ def _group(arguments: list[str], **others: Any) -> Iterator[subprocess.Popen[byt
 def _rows(name: str, run: Run, code: int | None, log: Path) -> Iterator[Row]:
     """What the section wrote, and a row if it ended before its end. `code`: None at its limit."""
     file = run.work / f"{name}.rows"
-    for line in file.read_text().splitlines() if file.exists() else []:
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
         with contextlib.suppress(ValueError):  # half a line of a process that was killed
             yield Row.read(line)
     if code is None:
@@ -178,7 +178,7 @@ def _rows(name: str, run: Run, code: int | None, log: Path) -> Iterator[Row]:
         yield Row(name, outcome=Outcome.STOPPED, note=note)
     elif code:
         ended = f"signal {-code}" if code < 0 else f"exit code {code}"
-        lines = log.read_text(errors="replace").strip().splitlines()
+        lines = log.read_text(errors="replace", encoding="utf-8").strip().splitlines()
         yield Row(name, outcome=Outcome.FAILED, note=f"{ended}: {lines[-1][:160]}")
 
 

@@ -85,7 +85,7 @@ def peak(run: Run) -> Iterator[Row]:
 def _processor() -> str:
     """Its name, where Linux tells it."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.machine()

@@ -79,7 +79,7 @@ class Report:
         plain |= {"machine": self.machine, "peak_tflops_bf16": self.peak}
         plain["sections"] = [dataclasses.asdict(one) for one in self.sections]
         with atomic_write(self.folder / "gpu.json") as path:
-            path.write_text(json.dumps(plain, indent=1) + "\n")
+            path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
         with atomic_write(self.folder / "gpu.html") as path:
             path.write_text(self.page(), encoding="utf-8")
 

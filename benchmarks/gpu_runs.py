@@ -94,8 +94,7 @@ def _resume(run: Run, what: str) -> Iterator[Row]:
 def _apart(one: Path, other: Path) -> float:
     weights = []
     for folder in (one / "checkpoint", other / "checkpoint"):
-        manifest = checkpoint.read_manifest(folder)
-        weights.append(checkpoint.read_tensors(folder, manifest, checkpoint.WEIGHTS))
+        weights += checkpoint.read(folder, checkpoint.WEIGHTS)[1]
     return max(float((a - weights[1][name]).abs().max()) for name, a in weights[0].items())
 
 
@@ -173,7 +172,7 @@ def tests(run: Run) -> Iterator[Row]:
 
 def _tests(run: Run) -> Iterator[Row]:
     sources = sorted((ROOT / "tests").rglob("test_*.py"))
-    files = [path for path in sources if "pytest.mark.cuda" in path.read_text()]
+    files = [path for path in sources if "pytest.mark.cuda" in path.read_text(encoding="utf-8")]
     if not files:
         raise RuntimeError("no test is marked `cuda`")
     report = run.work / "tests.xml"

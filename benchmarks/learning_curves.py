@@ -34,12 +34,12 @@ from ali.cli import main, parse_args
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
 from ali.files import atomic_write, make_folder
+from ali.lock import LockedError, folder_lock
 from ali.metrics import EPOCH, MODES_MISSED, VAL_ERROR
 from benchmarks import blackbox
 from benchmarks.blackbox import Blackbox
 from benchmarks.curve_statistics import describe
 from sweeps import InitialPoint, Space, paper_defaults, short_budget
-from sweeps.engine.lock import LockedError, driver_lock
 from sweeps.engine.space import PAPER_VALUES, suggest
 from sweeps.mixture import SPACE, quick
 
@@ -89,7 +89,7 @@ class Table:
     def ended(self, folder: Path) -> dict[str, Any] | None:
         """The curve in a run's folder, if it has the full budget or has diverged before."""
         try:
-            found = json.loads((folder / CURVE).read_text())
+            found = json.loads((folder / CURVE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         whole = len(found["curve"]) >= self.base.epochs
@@ -202,7 +202,7 @@ def work(name: str, folder: Path, parent: int) -> None:
         for number, seed in missing(table, folder):
             here = run_folder(folder, number, seed)
             here.mkdir(exist_ok=True)
-            with contextlib.suppress(LockedError), driver_lock(here, f"run {here.name}"):
+            with contextlib.suppress(LockedError), folder_lock(here, f"run {here.name}"):
                 if table.ended(here) is None:
                     train(table.config(number, seed), here, parent)
                     busy = False
@@ -264,9 +264,8 @@ def write_curve(
     folder: Path, config: Config, curve: list[dict[str, Any]], diverged: str | None
 ) -> None:
     with atomic_write(folder / CURVE) as path:
-        path.write_text(
-            json.dumps({"config": config.to_dict(), "curve": curve, DIVERGED: diverged})
-        )
+        content = {"config": config.to_dict(), "curve": curve, DIVERGED: diverged}
+        path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def train(config: Config, folder: Path, parent: int) -> None:
@@ -277,7 +276,7 @@ def train(config: Config, folder: Path, parent: int) -> None:
     state = curve = None
     try:
         state = State.load(folder / STATE, "cpu", config)
-        curve = json.loads((folder / CURVE).read_text())["curve"][: state.epoch]
+        curve = json.loads((folder / CURVE).read_text(encoding="utf-8"))["curve"][: state.epoch]
     except (UserError, OSError):
         state, curve = None, []
     spent = time.process_time()

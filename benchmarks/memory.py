@@ -47,7 +47,7 @@ def _images(dataset: data.Dataset) -> torch.Tensor:
 def proportional(pid: int, cache: str) -> tuple[float, float]:
     """MiB of a process in files of the cache, and in all else, each page divided by its users."""
     found, here = {True: 0, False: 0}, False
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8").splitlines():
         first = line.split(maxsplit=1)[0]
         if "-" in first and not first.endswith(":"):
             here = cache in line

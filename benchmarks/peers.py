@@ -43,7 +43,7 @@ def _papers_in_100_lines(path: Path, batch_size: int, device: torch.device) -> C
     peer: Any = ModuleType("peer")
     data = replaced(scipy.io, "loadmat", lambda name: {"X": images})
     with data, replaced(tqdm, "tqdm", lambda steps: steps):
-        exec(compile(path.read_text(), str(path), "exec"), peer.__dict__)
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), peer.__dict__)
     nets = [peer.GeneratorZ(), peer.GeneratorX(), peer.Discriminator()]
     for net in nets:
         net.apply(peer.init_weights)
@@ -55,7 +55,7 @@ def _papers_in_100_lines(path: Path, batch_size: int, device: torch.device) -> C
 
 def _ali_pytorch(folder: Path, batch_size: int, device: torch.device) -> Callable[[], None]:
     """Its script is one loop: it runs in a generator's place, and stops after every batch."""
-    text = (folder / "main.py").read_text().replace(".data[0]", ".item()")
+    text = (folder / "main.py").read_text(encoding="utf-8").replace(".data[0]", ".item()")
     early = "            optimizerD.step()\n"
     late = "        optimizerG.step()\n"
     if early not in text or late not in text:

@@ -13,9 +13,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+from ali.beside import beside
 from ali.cli import main, terminable
 from ali.errors import UserError
 from sweeps.engine import mirror
@@ -23,23 +25,48 @@ from sweeps.engine.storage import Storage
 
 SETTLE_SECONDS = 3.0  # of two machines that take it in the same moment, the later has it by then
 STOP_SECONDS = 60.0  # for a server to write what it holds
+SAFE = (
+    2 / 3
+)  # of the lease's time without a renewal, after which the server must not write any more
 
 
 class FolderLease(mirror.Lease):
     """The lease of a folder, kept while a server runs on it."""
 
     server: subprocess.Popen | None = None
+    lost = False  # the folder was away for so long that the server had to end
 
     def taken_over(self, what: str, holder: str) -> None:
-        if self.server:
-            os.killpg(self.server.pid, signal.SIGKILL)
+        self.end_server()
         super().taken_over(what, holder)
+
+    def end_server(self) -> None:
+        if self.server:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.server.pid, signal.SIGKILL)
+
+    def keep(self, ended: threading.Event) -> None:
+        """Renews it until `ended`; ends the server before another machine may take it for dead."""
+        renewed = time.monotonic()
+
+        def watch(ended: threading.Event) -> None:  # a renewal may hang with its file system
+            while not ended.wait(mirror.MIRROR_SECONDS / 10):
+                if time.monotonic() > renewed + SAFE * mirror.LEASE_SECONDS:
+                    self.lost = True
+                    self.end_server()
+
+        with beside(watch):
+            while not ended.wait(mirror.MIRROR_SECONDS):
+                begun = time.monotonic()
+                with contextlib.suppress(OSError, UserError):  # storage that is away comes back
+                    self.renew()
+                    renewed = begun
 
 
 def exclusive(folder: Path, command: list[str]) -> int:
     """Runs the command to its end; returns its exit code.
 
-    Raises UserError if another machine has the folder.
+    Raises UserError if another machine has the folder, or if it was away for too long.
     """
     lease = FolderLease(Storage.at(folder.parent, folder.name), f"the database in {folder}")
     lease.take()
@@ -48,21 +75,32 @@ def exclusive(folder: Path, command: list[str]) -> int:
     with terminable(), subprocess.Popen(command, start_new_session=True) as server:
         lease.server = server
         try:
-            while server.poll() is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    server.wait(mirror.MIRROR_SECONDS)
-                with contextlib.suppress(OSError, UserError):  # storage that is away comes back
-                    lease.renew()
-        except KeyboardInterrupt:
-            os.killpg(server.pid, signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(STOP_SECONDS)
-            raise
+            with beside(lease.keep):
+                _wait(server)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
-            lease.drop()
+            with contextlib.suppress(OSError, UserError):  # it runs out
+                lease.drop()
+    if lease.lost:
+        raise UserError(
+            f"{folder} could not be written for {SAFE * mirror.LEASE_SECONDS:g} s, so its server "
+            "was ended before another machine may start one: start it again once the folder is back"
+        )
     return server.returncode
+
+
+def _wait(server: subprocess.Popen) -> None:
+    """Returns, or raises KeyboardInterrupt, when the server and all it has started have ended."""
+    try:
+        server.wait()
+    except KeyboardInterrupt:
+        os.killpg(server.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(STOP_SECONDS)
+        raise
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def run() -> int:

@@ -1,5 +1,6 @@
 """Fixtures that several modules of tests share."""
 
+import fcntl
 import functools
 import http.server
 import importlib
@@ -92,3 +93,16 @@ def pytest_collection_modifyitems(items):
     if marked and not importlib.import_module("torch").cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+@pytest.fixture
+def without_locks(monkeypatch):
+    """Sets the number of the error that `flock` ends with."""
+
+    def fail(number):
+        def flock(*_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    return fail

@@ -50,7 +50,8 @@ def load_networks(checkpoint: Path, precision: Precision | None) -> tuple[Networ
     from ali.training.checkpoint import find_checkpoint
     from ali.training.step import device
 
-    networks, config = state.load_networks(find_checkpoint(checkpoint), device())
+    networks, manifest = state.load_networks(find_checkpoint(checkpoint), device())
+    config = manifest.config
     if precision is not None and config.data != "mixture":  # points are always fp32
         networks.compute_in(compute_dtype(precision, device()))
     return networks, config

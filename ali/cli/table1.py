@@ -35,6 +35,7 @@ from ali.evaluation.table1 import (
     training_seconds,
 )
 from ali.files import append_line, atomic_write, make_folder
+from ali.lock import folder_lock
 from ali.output import console, lossy_output
 
 if TYPE_CHECKING:
@@ -243,7 +244,8 @@ class _Table:
         from ali.training.state import load_networks
         from ali.training.step import device
 
-        networks, config = load_networks(folder, device())
+        networks, manifest = load_networks(folder, device())
+        config = manifest.config
         if networks.image[1:] != self.dataset.valid.x.shape[1:3]:
             size = "×".join(map(str, networks.image[1:]))
             raise UserError(f"{folder} takes images of {size} pixels: choose another --data")
@@ -252,7 +254,6 @@ class _Table:
                 f"{folder} is trained with {config.labels} labels, but the other rows have "
                 f"{self.options.labels}: give --labels {config.labels}, or another checkpoint"
             )
-        manifest = checkpoint.read_manifest(folder)
         weights = manifest.checksum(checkpoint.WEIGHTS)
         budget: dict[str, Any] = {
             "seconds": training_seconds(folder.parent / "metrics.jsonl", manifest.epoch),
@@ -305,13 +306,13 @@ class _Table:
         key = hash_settings(fixed | {"on": self.dataset.fingerprint})
         run = self.options.output_dir / f"{config.model}-{key}"
         folder = run / "checkpoint"
-        begun = (folder / MANIFEST).exists()
-        start = State.load(folder, device(), config) if begun else None
-        make_folder(run)
-        for state, metrics in experiment.run(config, self.dataset, start):
-            append_line(run / "metrics.jsonl", json.dumps(metrics))
-            state.save(folder)
-            print(f"{config.model}: epoch {state.epoch}/{config.epochs}", flush=True)
+        with folder_lock(make_folder(run), f"the training in {run}"):
+            begun = (folder / MANIFEST).exists()
+            start = State.load(folder, device(), config) if begun else None
+            for state, metrics in experiment.run(config, self.dataset, start):
+                append_line(run / "metrics.jsonl", json.dumps(metrics))
+                state.save(folder)
+                print(f"{config.model}: epoch {state.epoch}/{config.epochs}", flush=True)
         return folder
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ali.arguments import Group
 from ali.cli import command, terminable
@@ -15,6 +15,7 @@ from ali.cli.common import check_at_least, set_threads, write_png
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
 from ali.files import append_line, atomic_write, make_folder
+from ali.lock import LOCK, folder_lock
 from ali.metrics import (
     D_LOSS,
     EPOCH,
@@ -27,6 +28,10 @@ from ali.metrics import (
 )
 from ali.output import console, lossy_output
 from ali.settings import missing_file, read_settings
+
+if TYPE_CHECKING:
+    from ali.data import Dataset
+    from ali.training.state import State
 
 # Metrics of the line that is printed each epoch, if measured; metrics.jsonl has all of them
 PROGRESS_METRICS = {
@@ -110,8 +115,8 @@ class Train:
         check_at_least(1, image_every=self.image_every)
         set_threads(self.threads)
         folder = self.output_dir
-        if not self.resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} is in use: choose another --output-dir, or add --resume")
+        if not self.resume:
+            _refuse_used(folder)
         with terminable():
             try:
                 _train(self, folder, self.experiment)
@@ -122,9 +127,14 @@ class Train:
                 raise
 
 
+def _refuse_used(folder: Path) -> None:
+    """Raises UserError if a new run would write over something."""
+    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {LOCK}):
+        raise UserError(f"{folder} is in use: choose another --output-dir, or add --resume")
+
+
 def _train(options: Train, folder: Path, config: Config) -> None:
     from ali import data, experiment
-    from ali.figures.grids import epoch_pictures
     from ali.training.checkpoint import MANIFEST
     from ali.training.state import State
     from ali.training.step import device
@@ -133,18 +143,31 @@ def _train(options: Train, folder: Path, config: Config) -> None:
     for note in dataset.notes:
         print(note, flush=True)
     checkpoint = folder / "checkpoint"
-    if (checkpoint / MANIFEST).exists():
-        state = State.load(checkpoint, device(), config)
-    else:  # a new run, or one that was stopped in its first epoch
-        state = experiment.new_state(config, dataset)
-        make_folder(folder)
-    _refuse_other_data(folder / DATA, dataset.fingerprint, state.epoch)
-    places = {"data_dir": config.data_dir and config.data_dir.resolve()}  # for any working folder
-    with atomic_write(folder / CONFIG) as path:
-        path.write_text(json.dumps(config.replace(**places).to_dict(), indent=1) + "\n")
-    _cut_log(folder / LOG, state.epoch)
-    if state.epoch >= config.epochs:
-        print(f"all {state.epoch} epochs are done: ask for more with --epochs")
+    begun = options.resume and (checkpoint / MANIFEST).exists()
+    # Otherwise a new run, or one that was stopped in its first epoch.
+    state = None if begun else experiment.new_state(config, dataset)
+    with folder_lock(make_folder(folder), f"the training in {folder}"):
+        if not options.resume:
+            _refuse_used(folder)
+        state = state or State.load(checkpoint, device(), config)
+        _refuse_other_data(folder / DATA, dataset.fingerprint, state.epoch)
+        places = {"data_dir": config.data_dir and config.data_dir.resolve()}  # from any folder
+        with atomic_write(folder / CONFIG) as path:
+            content = json.dumps(config.replace(**places).to_dict(), indent=1)
+            path.write_text(content + "\n", encoding="utf-8")
+        _cut_log(folder / LOG, state.epoch)
+        if state.epoch >= config.epochs:
+            print(f"all {state.epoch} epochs are done: ask for more with --epochs")
+        _train_epochs(options, folder, config, dataset, state)
+
+
+def _train_epochs(
+    options: Train, folder: Path, config: Config, dataset: Dataset, state: State
+) -> None:
+    from ali import experiment
+    from ali.figures.grids import epoch_pictures
+
+    checkpoint = folder / "checkpoint"
     with _progress(state.epoch, config.epochs) as show:
         try:
             for _, metrics in experiment.run(config, dataset, state):
@@ -163,27 +186,33 @@ def _train(options: Train, folder: Path, config: Config) -> None:
 
 def _refuse_other_data(path: Path, fingerprint: str, epoch: int) -> None:
     """Raises UserError if the epochs so far were trained on other data; else keeps what it is."""
-    before = path.read_text(errors="replace").strip() if path.exists() and epoch else fingerprint
+    before = fingerprint
+    if path.exists() and epoch:
+        before = path.read_text(encoding="utf-8", errors="replace").strip()
     if before != fingerprint:
         raise UserError(
             f"the data is not that of the run so far ({path}: {before}, now {fingerprint}): put "
             "the files back as they were, give their --data-dir, or choose another --output-dir"
         )
     with atomic_write(path) as partial:
-        partial.write_text(fingerprint + "\n")
+        partial.write_text(fingerprint + "\n", encoding="utf-8")
 
 
 def _cut_log(path: Path, epoch: int) -> None:
-    """Drops what a killed run logged after its last checkpoint, a half-written line included."""
+    """Drops what a killed run logged after its last checkpoint, and lines that are damaged."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for number, line in enumerate(lines, start=1):
         try:
             if json.loads(line)[EPOCH] <= epoch:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
-            break
+            if number < len(lines):  # the last one may be half-written
+                print(f"{path}, line {number}: damaged, and left out", flush=True)
     with atomic_write(path) as partial:
-        partial.write_text("".join(kept))
+        partial.write_text("".join(kept), encoding="utf-8")
 
 
 def format_result(metrics: dict[str, float], epochs: int) -> str:

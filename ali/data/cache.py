@@ -72,7 +72,7 @@ def cached(name: str, build: Build) -> Split:
 def _open(folder: Path) -> Split:
     """Maps a split. Raises ValueError if it is not what its builder wrote, byte by byte: whoever
     may write to the cache may have changed it. The check takes one or two seconds a gigabyte."""
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     x = np.load(folder / "x.npy", mmap_mode="r")
     y = np.load(folder / "y.npy") if (folder / "y.npy").exists() else None
     contents = hashlib.blake2b(digest_size=16)
@@ -125,4 +125,4 @@ def _write_split(folder: Path, build: Build) -> None:
         contents.update(y.data)
         np.save(folder / "y.npy", y)
     meta = {"fingerprint": contents.hexdigest(), "notes": notes}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")

@@ -49,8 +49,9 @@ def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
 def _names(root: Path, wnids: list[str]) -> tuple[str, ...]:
     """The classes' names: each wnid, with its first word if words.txt is there."""
     path = root / "words.txt"
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    words = {line.partition("\t")[0]: line.partition("\t")[2].split(",")[0] for line in lines}
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines = [line.partition("\t") for line in text.splitlines()]
+    words = {wnid: names.split(",")[0] for wnid, _, names in lines}
     return tuple(f"{wnid} ({words[wnid]})" if wnid in words else wnid for wnid in wnids)
 
 

@@ -164,7 +164,7 @@ class Measurements:
         result = measure()
         with atomic_write(self.file) as partial:
             results = _read(self.file) | {key: asdict(result)}
-            partial.write_text(json.dumps(results, indent=1) + "\n")
+            partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         return result
 
 
@@ -199,7 +199,8 @@ def hash_settings(settings: dict[str, Any]) -> str:
 def training_seconds(log: Path, epochs: int) -> float | None:
     """Wall time of training up to an epoch, if the run's metrics.jsonl has all of its epochs."""
     seconds: dict[int, float] = {}
-    for line in log.read_text().splitlines() if log.exists() else []:
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    for line in text.splitlines():
         try:
             metrics = json.loads(line)
             seconds[metrics[EPOCH]] = metrics[TRAIN_SECONDS]  # of an epoch done twice, the last
@@ -211,7 +212,7 @@ def training_seconds(log: Path, epochs: int) -> float | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(found, dict):
             return found
     except FileNotFoundError:

@@ -365,7 +365,7 @@ def _fingerprint(command: list[str]) -> str:
     )
     cpu = platform.machine() + repr(sorted(torch.cpu.get_capabilities().items()))
     with contextlib.suppress(OSError):  # nodes of a cluster may share a home, and differ
-        told = Path("/proc/cpuinfo").read_text().splitlines()
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         cpu += repr(sorted({line for line in told if line.startswith(("flags", "model name"))}))
     files = (path.read_bytes() for path in (HEADER, *SOURCES))
     parts = *files, shlex.join(command).encode(), version.stdout, cpu.encode()

@@ -7,6 +7,7 @@ checksums of the other two and one of itself. Files of any other name in the fol
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ali.config import Config
 from ali.errors import UserError
-from ali.files import replacing
+from ali.files import is_full, replacing
 
 FORMAT = 2  # 1: without a checksum of the manifest itself; still read
 MANIFEST = "state.json"
@@ -114,15 +115,31 @@ def write(folder: Path, manifest: Manifest, groups: dict[str, dict[str, Tensor]]
     except OSError as error:
         for path in written:
             path.unlink(missing_ok=True)
+        way_on = "free space or choose" if is_full(error) else "choose"
         raise UserError(
             f"cannot save the checkpoint in {folder}: {error.strerror or error}; "
-            "free space or choose another folder"
+            f"{way_on} another folder"
         ) from error
     _sync_folder(folder)
     kept = {MANIFEST, *(entry["name"] for entry in files.values())}
     for path in folder.iterdir():
         if _OURS.fullmatch(path.name) and path.name not in kept:
             path.unlink(missing_ok=True)
+
+
+def read(folder: Path | str, *groups: str) -> tuple[Manifest, list[dict[str, Tensor]]]:
+    """The manifest and the groups of tensors that are named, all of one checkpoint.
+
+    A training that goes on may replace it meanwhile: then the new one is read. Raises UserError if
+    there is no checkpoint in `folder` or it is damaged.
+    """
+    while True:
+        manifest = read_manifest(folder)
+        try:
+            return manifest, [_read_tensors(folder, manifest, group) for group in groups]
+        except UserError:
+            if read_manifest(folder) == manifest:
+                raise
 
 
 def read_manifest(folder: Path | str) -> Manifest:
@@ -152,7 +169,7 @@ def read_manifest(folder: Path | str) -> Manifest:
     return Manifest(Config.from_dict(plain["config"]), **values)
 
 
-def read_tensors(folder: Path | str, manifest: Manifest, group: str) -> dict[str, Tensor]:
+def _read_tensors(folder: Path | str, manifest: Manifest, group: str) -> dict[str, Tensor]:
     """A group of tensors by name. Raises UserError if its file is missing or damaged."""
     entry: dict[str, Any] = manifest.files.get(group, {"name": group, CHECKSUM: ""})
     path = Path(folder) / entry["name"]
@@ -179,9 +196,12 @@ def _digest(content: bytes) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes renames in `folder` survive a power loss."""
+    """Makes renames in `folder` survive a power loss, where the file system can do that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # of files alone
+            raise
     finally:
         os.close(descriptor)

@@ -112,9 +112,10 @@ class State:
         `config` describes another experiment.
         """
         folder = Path(folder)
-        manifest = checkpoint.read_manifest(folder)
+        groups = checkpoint.WEIGHTS, checkpoint.OPTIMIZER
+        manifest, (weights, moments) = checkpoint.read(folder, *groups)
         config = manifest.config if config is None else _resumed_config(manifest.config, config)
-        networks = _networks(folder, manifest, config, torch.device(device))
+        networks = _networks(folder, weights, config, torch.device(device))
         generator = torch.Generator(device)
         if manifest.generator["device"] == generator.device.type:
             words = bytearray(base64.b64decode(manifest.generator["state"]))
@@ -123,7 +124,6 @@ class State:
             generator.manual_seed(config.seed + manifest.step)
         state = _assemble(config, networks, generator)
         state.epoch, state.step = manifest.epoch, manifest.step
-        moments = checkpoint.read_tensors(folder, manifest, checkpoint.OPTIMIZER)
         for optimizer in state.optimizers:
             _restore_optimizer(networks, optimizer, moments, folder)
         return state
@@ -131,14 +131,14 @@ class State:
 
 def load_networks(
     folder: Path | str, device: torch.device | str = "cpu"
-) -> tuple[Networks, Config]:
-    """The networks saved in `folder`, in evaluation mode, and their experiment; no optimiser.
+) -> tuple[Networks, Manifest]:
+    """The networks saved in `folder`, in evaluation mode, and what is known of them.
 
     Raises UserError if there is no checkpoint or it is damaged.
     """
-    manifest = checkpoint.read_manifest(folder)
-    networks = _networks(Path(folder), manifest, manifest.config, torch.device(device))
-    return networks.eval(), manifest.config
+    manifest, (weights,) = checkpoint.read(folder, checkpoint.WEIGHTS)
+    networks = _networks(Path(folder), weights, manifest.config, torch.device(device))
+    return networks.eval(), manifest
 
 
 class Adam(torch.optim.Adam):
@@ -233,8 +233,9 @@ def _restore_optimizer(
                 optimizer.state[parameter] = entry
 
 
-def _networks(folder: Path, manifest: Manifest, config: Config, device: torch.device) -> Networks:
-    saved = checkpoint.read_tensors(folder, manifest, checkpoint.WEIGHTS)
+def _networks(
+    folder: Path, saved: dict[str, Tensor], config: Config, device: torch.device
+) -> Networks:
     try:
         networks = registry.empty(config, saved, compute_dtype(config.precision, device))
         networks.load_state_dict(saved)

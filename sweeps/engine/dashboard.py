@@ -19,9 +19,9 @@ import optuna
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, create_trial
 
+from ali.beside import beside
 from ali.errors import UserError
 from ali.metrics import VAL_ERROR
-from sweeps.engine.beside import beside
 from sweeps.engine.endings import ending_of
 from sweeps.engine.options import Location, Options
 from sweeps.engine.reporting import find, findings
@@ -145,7 +145,7 @@ def show_dashboard(asked: DashboardOptions) -> None:
         optuna_dashboard.save_note(copy.study, mlflow.verdict)
     print(f"open http://{HOST}:{asked.port}/dashboard/studies/{copy.number} (Ctrl-C ends it)")
     with contextlib.ExitStack() as within:  # a line a request is noise
-        null = within.enter_context(open(os.devnull, "w"))
+        null = within.enter_context(open(os.devnull, "w", encoding="utf-8"))
         within.enter_context(beside(lambda ended: _follow(copy, mlflow, ended)))
         within.enter_context(contextlib.redirect_stderr(null))
         within.enter_context(contextlib.redirect_stdout(null))

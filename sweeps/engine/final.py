@@ -15,10 +15,10 @@ from ali.config import Config
 from ali.data import Images
 from ali.errors import NonFiniteError, UserError
 from ali.files import make_folder
+from ali.lock import LOCK, folder_lock
 from ali.output import lossy_output
 from sweeps.engine.final_test import Outcome, over_seeds, result_table, seeds_table
 from sweeps.engine.full_training import SAME_COMMAND, FullTraining, TrainingContext
-from sweeps.engine.lock import LOCK, driver_lock
 from sweeps.engine.options import BEST_OPTIONS, JOURNAL, Location
 from sweeps.engine.results import results
 from sweeps.engine.retry import Retry, is_temporary
@@ -173,7 +173,7 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
 def held(folder: Path) -> Iterator[None]:
     """Within, nobody else trains in this folder; of a training that did not begin it is removed."""
     make_folder(folder)
-    with driver_lock(folder, f"the full training {folder.name}"):
+    with folder_lock(folder, f"the full training {folder.name}"):
         try:
             yield
         finally:

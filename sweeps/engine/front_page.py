@@ -156,7 +156,7 @@ def write_files(folder: Path, found: Findings, records: Records) -> None:
     from sweeps.engine.reporting import static
 
     drawn = static.draw(found, records)
-    (folder / REPORT).write_text(page.html(found, records, drawn))
+    (folder / REPORT).write_text(page.html(found, records, drawn), encoding="utf-8")
     (folder / FIGURES).mkdir()
     for figure, what in drawn.items():
         (folder / FIGURES / f"{figure}.png").write_bytes(static.png(what))

@@ -18,14 +18,14 @@ def write_history(folder: Path, history: Sequence[dict[str, float]]) -> None:
     text = json.dumps(list(history))
     content = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "history": text})
     with atomic_write(folder / METRICS) as path:
-        path.write_text(content)
+        path.write_text(content, encoding="utf-8")
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
     """Raises UserError if they are damaged; OSError if there are none."""
     path = folder / METRICS
     try:
-        saved = json.loads(path.read_text())
+        saved = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(saved, list):  # written before they had a checksum here
             return saved
         text = saved["history"]

@@ -10,11 +10,12 @@ from typing import Any
 
 from optuna.distributions import json_to_distribution
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import create_trial
 
 from ali.config import Config
 from ali.errors import UserError
+from ali.files import is_full
 from sweeps.engine.confirmation import CONFIRMS, CONTROL
 from sweeps.engine.endings import END_REASON, END_STATE, RETRIES, EndState
 from sweeps.engine.objective import MAXIMIZE
@@ -67,12 +68,25 @@ def open_journal(path: Path) -> JournalStorage:
     return storage
 
 
+class _NoLock(JournalFileOpenLock):
+    """The sweep's own lock has been taken: one process alone writes to the journal.
+
+    Optuna's locks are links, which some file systems do not have (FAT, shares of Windows).
+    """
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
 class _CheckedFile(JournalFileBackend):
     """A journal of whole lines: one that did not fit on the disk is taken back, since the next
     would be written behind it and no reader would get past it."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
+        super().__init__(str(path), _NoLock(str(path)))
         self._path = path
         self.line = 0  # the last that was read
         self._trials = 0  # created up to there
@@ -90,8 +104,9 @@ class _CheckedFile(JournalFileBackend):
             super().append_logs(logs)
         except OSError as error:
             os.truncate(self._path, size)  # this process alone writes to it
+            way_on = "free space, then" if is_full(error) else "when it can be written,"
             raise UserError(
-                f"cannot write {self._path}: {error.strerror}; free space, then resume the sweep"
+                f"cannot write {self._path}: {error.strerror}; {way_on} resume the sweep"
             ) from error
 
 

@@ -14,11 +14,11 @@ from ali import environment
 from ali.config import Config
 from ali.errors import UserError
 from ali.files import existing_part, make_folder
+from ali.lock import folder_lock
 from ali.output import lossy_output, without_password
 from sweeps.engine.cluster import allocate_resources, check_ray, start_ray
 from sweeps.engine.driver import Driver, Sweep
 from sweeps.engine.live import LOG, say
-from sweeps.engine.lock import driver_lock
 from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.objective import Objective
 from sweeps.engine.options import JOURNAL, OPTIONS, Options
@@ -166,7 +166,7 @@ def acquire_sweep(options: Options, storage: Storage) -> Iterator[JournalMirror]
     folder, what = options.folder, f"sweep {options.name!r}"
     make_folder(folder)
     with (
-        driver_lock(folder, what),
+        folder_lock(folder, what),
         JournalMirror(
             storage, what, folder / JOURNAL, folder / OPTIONS, logs=[folder / LOG],
             outage_seconds=options.outage_seconds,

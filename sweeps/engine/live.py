@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ali.beside import beside
 from ali.files import open_regular
 from ali.output import console, write_now
-from sweeps.engine.beside import beside
 
 if TYPE_CHECKING:
     from rich.console import Console

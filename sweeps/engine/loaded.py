@@ -21,9 +21,8 @@ from sweeps.engine.formatting import varied
 from sweeps.engine.journal import OBJECTIVE
 from sweeps.engine.options import JOURNAL, OLD_OPTIONS, OPTIONS, Location, Options
 from sweeps.engine.results import TrialResult, load_study, ranked, valued
-from sweeps.engine.saved_options import saved_options
+from sweeps.engine.saved_options import is_behind, saved_options
 from sweeps.engine.scripts import script_command
-from sweeps.engine.storage import replace_file
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import connect
 from sweeps.engine.tracking.schema import (
@@ -253,21 +252,15 @@ def load(
 
 @contextmanager
 def _journal_folder(location: Location) -> Iterator[Location]:
-    """Where the sweep's journal and options can be read: here, or copies of a bucket's.
-
-    A bucket's are taken if they are longer: the sweep was continued on another machine.
-    """
+    """Where the sweep's journal and options can be read: here, or copies of a bucket's."""
     storage = location.storage
-    if not storage.remote:
+    if not (storage.remote and is_behind(location)):
         yield location
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = replace(location, output_dir=Path(folder))
         for name in (JOURNAL, OLD_OPTIONS, OPTIONS):
-            here = location.folder / name
-            both = [storage.read(name) or b"", here.read_bytes() if here.exists() else b""]
-            if content := max(both, key=len):
-                replace_file(copy.folder / name, content)
+            storage.fetch(copy.folder / name)
         yield copy if (copy.folder / JOURNAL).exists() else location
 
 

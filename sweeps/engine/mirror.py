@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ali.errors import UserError
-from sweeps.engine.lock import end_taken_over, holder_of, refuse_if_alive, this_process
+from ali.lock import end_taken_over, holder_of, refuse_if_alive, this_process
 from sweeps.engine.retry import AwayError, Retry
 from sweeps.engine.storage import Storage, as_user_error, one_line
 
@@ -43,16 +43,22 @@ class Lease:
 
     def renew(self) -> None:
         """Ends the process, like a kill, if another driver took it for dead."""
-        lease = self._storage.read(LEASE)
-        if lease is not None and self._token.encode() not in lease:
-            self.taken_over(self._what, holder_of(_text(lease)))
+        if (other := self._others()) is not None:
+            self.taken_over(self._what, holder_of(_text(other)))
         self._write()
 
     def taken_over(self, what: str, holder: str) -> None:
         end_taken_over(what, holder)
 
     def drop(self) -> None:
-        self._storage.filesystem.delete_file(f"{self._storage.folder}/{LEASE}")
+        """Gives it up, unless another driver has it by now."""
+        if self._others() is None:
+            self._storage.filesystem.delete_file(f"{self._storage.folder}/{LEASE}")
+
+    def _others(self) -> bytes | None:
+        """The lease as another driver has written it; None if it is this one's, or nobody's."""
+        lease = self._storage.read(LEASE)
+        return lease if lease is not None and self._token.encode() not in lease else None
 
     def _write(self) -> None:
         self._renewals += 1
@@ -86,13 +92,14 @@ class JournalMirror:
         self._journal, self._files, self._logs = journal, (journal, *others, *logs), logs
         self._wake, self._ended = threading.Event(), False
         self._copying = threading.Lock()
-        self._sizes: dict[Path, int] = {}  # of the files, as copied
+        self._elsewhere = storage.remote and not storage.is_at(journal.parent)
+        self._copied: dict[Path, tuple[int, ...]] = {}  # the files' `_version`
         self._thread: threading.Thread | None = None
         self._retry = Retry(f"the storage {storage.folder}", outage_seconds)
 
     def __enter__(self) -> JournalMirror:
         """Raises UserError if another driver has the bucket, or if `Storage.catch_up` does."""
-        if self.storage.remote:
+        if self._elsewhere:
             self._lease.take()
             self.storage.catch_up(self._journal)
             for log_file in self._logs:
@@ -121,7 +128,7 @@ class JournalMirror:
 
     def copy(self) -> None:
         """Returns once the bucket has all. Raises OSError or UserError if it is away."""
-        if self.storage.remote:
+        if self._elsewhere:
             self._renew_and_copy()
 
     def _follow(self) -> None:
@@ -141,10 +148,18 @@ class JournalMirror:
         with self._copying:
             self._lease.renew()
             for file in self._files:
-                size = file.stat().st_size if file.exists() else 0
-                if size != self._sizes.get(file, 0):
+                version = _version(file)
+                if version and version != self._copied.get(file):
                     self.storage.write(file.name, file.read_bytes())
-                    self._sizes[file] = size
+                    self._copied[file] = version
+
+
+def _version(file: Path) -> tuple[int, ...]:
+    """Another one whenever the file has been written to or replaced; empty if there is none."""
+    if not file.exists():
+        return ()
+    status = file.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _text(content: bytes) -> str:

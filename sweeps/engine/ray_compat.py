@@ -189,7 +189,7 @@ def recorded_cluster_address() -> tuple[str, Path] | None:
         found = file.lstat()
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
             return None
-        return file.read_text().strip(), file
+        return file.read_text(encoding="utf-8").strip(), file
     except OSError:
         return None
 
@@ -203,7 +203,8 @@ def _raylets(address: str) -> Iterator[tuple[int, str]]:
     """User and socket of the processes that make this machine a part of a cluster."""
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            command, *options = (process / "cmdline").read_text(errors="replace").split("\0")
+            line = (process / "cmdline").read_text(encoding="utf-8", errors="replace")
+            command, *options = line.split("\0")
             if command.endswith("/raylet") and f"--gcs-address={address}" in options:
                 told = dict(option.split("=", 1) for option in options if "=" in option)
                 yield process.stat().st_uid, told.get("--raylet_socket_name", "")
@@ -267,7 +268,7 @@ def enable_token_authentication() -> None:
 def _create_token(file: Path) -> None:
     """Writes a new token that this user alone can read; one of another process's is kept."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent) as new:  # of mode 600
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, encoding="utf-8") as new:  # of mode 600
         new.write(secrets.token_hex(32))
         new.flush()
         if file.exists() and not file.stat().st_size:
@@ -282,7 +283,7 @@ def cluster_config() -> dict[str, Any] | None:
     It names the machines that the autoscaler may add, which Ray's public interface does not.
     """
     file = Path("~/ray_bootstrap_config.yaml").expanduser()
-    return yaml.safe_load(file.read_text()) if file.exists() else None
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 # Trials, seen from the driver ---------------------------------------------------------------
@@ -347,7 +348,8 @@ def memory_kills(trial: Trial) -> int:
     """
     if not trial.error_file or not Path(trial.error_file).exists():
         return 0
-    failures = Path(trial.error_file).read_text(errors="replace").split("Failure #")
+    text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+    failures = text.split("Failure #")
     killed = ["running low on memory" in text for text in failures]
     return sum(killed) if killed[-1] else 0
 

@@ -49,6 +49,15 @@ def refuse_missing(location: Location) -> None:
         )
 
 
+def is_behind(location: Location) -> bool:
+    """Whether the storage has more of a sweep than its folder here: another machine resumed it.
+
+    Raises UserError if the storage cannot be read.
+    """
+    options = options_file(location.folder)
+    return location.storage.is_ahead(location.folder / JOURNAL) or not options.exists()
+
+
 def parse(defaults: Options, argv: list[str] | None = None) -> Options:
     """Options from the command line; a resume starts from those that the sweep was started with.
 
@@ -61,7 +70,7 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
         options = replace(options, resume=begun)
     if not options.resume:
         return options
-    if options.storage_path:  # it may have been resumed from another machine in the meantime
+    if options.storage_path and is_behind(options):
         for name in (OLD_OPTIONS, OPTIONS):
             options.storage.fetch(options.folder / name)
     if not (plain := read_options(options.folder)):

@@ -106,11 +106,25 @@ class Storage:
             self.filesystem.open_output_stream(probe).close()
             self.filesystem.delete_file(probe)
 
+    def is_at(self, folder: Path) -> bool:
+        """Whether a local folder is the sweep's folder here, by whatever name."""
+        here = isinstance(self.filesystem, fs.LocalFileSystem)
+        return here and Path(self.folder).resolve() == folder.resolve()
+
     def has(self, name: str) -> bool:
         """Whether a file of that name is in the sweep's folder. Raises UserError like `read`."""
+        return self._info(name).type == fs.FileType.File
+
+    def is_ahead(self, file: Path) -> bool:
+        """Whether a file that only grows is longer in the sweep's folder than the local one.
+
+        Raises UserError like `read`.
+        """
+        return (self._info(file.name).size or 0) > (file.stat().st_size if file.exists() else 0)
+
+    def _info(self, name: str) -> fs.FileInfo:
         with self._asked(f"cannot read {self.folder}"):
-            info = self.filesystem.get_file_info(f"{self.folder}/{name}")
-        return info.type == fs.FileType.File
+            return self.filesystem.get_file_info(f"{self.folder}/{name}")
 
     def checkpoints(self, trial_id: str) -> list[str]:
         """Checkpoint folders of a trial, oldest first. Raises UserError like `read`."""
@@ -158,7 +172,7 @@ class Storage:
         """Writes a file in the sweep's folder, all of it or nothing: others read it meanwhile."""
         file = f"{self.folder}/{name}"
         with self._awaited:
-            if not self.remote:
+            if isinstance(self.filesystem, fs.LocalFileSystem):
                 return replace_file(Path(file), content)
             with self.filesystem.open_output_stream(file) as out:
                 out.write(content)

@@ -96,12 +96,14 @@ class TrainingFiles:
     def save_result(self, of: str, found: Metrics, errors: list[float]) -> None:
         """Writes what the test said: the test split is read once, whatever comes then."""
         with atomic_write(self.folder / RESULT) as path:
-            path.write_text(json.dumps({"of": of, "found": found, "errors": errors}))
+            path.write_text(
+                json.dumps({"of": of, "found": found, "errors": errors}), encoding="utf-8"
+            )
 
     def result(self, of: str) -> tuple[Metrics, list[float]] | None:
         """What an earlier call has found, if that was the test of the same."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            kept = json.loads((self.folder / RESULT).read_text())
+            kept = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
             if kept["of"] == of:
                 return dict(kept["found"]), list(kept["errors"])
         return None

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ali.beside import beside
 from ali.errors import UserError
 from ali.files import open_regular
-from sweeps.engine.beside import beside
 from sweeps.engine.cluster import NODE_CPU, check_ray, start_ray
 from sweeps.engine.storage import Storage
 

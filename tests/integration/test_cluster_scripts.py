@@ -14,8 +14,12 @@ from pathlib import Path
 import pytest
 from werkzeug.test import Client
 
+from ali.beside import beside
+from cluster import exclusive
 from cluster.mlflow_token import guarded
+from sweeps.engine import mirror
 from sweeps.engine.mirror import LEASE
+from sweeps.engine.storage import Storage
 from tests.audit import read_epochs
 from tests.integration.harness import TOY, WITHOUT_TORCH, is_running, wait_for
 from tests.paths import CLUSTER, ROOT
@@ -24,7 +28,7 @@ EXCLUSIVE = f"""
 import sys
 sys.path.insert(0, {str(CLUSTER)!r})
 import exclusive
-exclusive.SETTLE_SECONDS = 0.2
+exclusive.SETTLE_SECONDS, exclusive.STOP_SECONDS = 0.2, 12
 exclusive.mirror.MIRROR_SECONDS, exclusive.mirror.LEASE_SECONDS = 0.2, 6
 exclusive.main(exclusive.run)
 """
@@ -74,6 +78,36 @@ def test_a_folder_has_one_server_at_a_time(tmp_path):
         _, err = taken_for_dead.communicate(timeout=60)
         assert "was taken over by process 1 on another" in err and taken_for_dead.returncode == 1
         assert not is_running(int(pids()[2])), "two servers would write the same files"
+
+
+def test_a_server_that_takes_long_to_stop_keeps_its_folder_meanwhile(tmp_path):
+    """A second one on the same files would destroy them."""
+    folder, started = tmp_path / "mlflow", tmp_path / "started"
+    folder.mkdir()
+    stubborn = ("sh", "-c", f"trap '' INT; touch {started}; sleep 60 & wait; wait")
+    with server(folder, *stubborn) as first:
+        wait_for(started.exists, first)
+        first.send_signal(signal.SIGTERM)
+        with server(folder, "true") as second:
+            _, err = second.communicate(timeout=60)
+        assert "is being run by process" in err and second.returncode == 2
+        first.communicate(timeout=60)
+        assert first.returncode == 143 and not (folder / LEASE).exists()
+
+
+def test_a_server_ends_before_its_lease_does(tmp_path, monkeypatch):
+    """A folder that cannot be written: another head starts a server once the lease has run out."""
+    monkeypatch.setattr(mirror, "MIRROR_SECONDS", 0.1)
+    monkeypatch.setattr(mirror, "LEASE_SECONDS", 3)
+    lease = exclusive.FolderLease(Storage.at(tmp_path, "gone"), "the database")
+    begun = time.monotonic()
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        lease.server = process
+        monkeypatch.setattr(lease, "renew", lambda: (_ for _ in ()).throw(OSError("stale handle")))
+        with beside(lease.keep):
+            process.wait(timeout=30)
+    assert lease.lost and process.returncode == -signal.SIGKILL
+    assert time.monotonic() - begun >= 2
 
 
 @pytest.fixture

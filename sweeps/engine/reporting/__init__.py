@@ -45,5 +45,5 @@ def show_report(asked: ReportOptions) -> None:
     records = Records(client)
     page = ask_mlflow(lambda: html(found, records, draw(found, records)))
     with atomic_write(asked.html) as path:
-        path.write_text(page)
+        path.write_text(page, encoding="utf-8")
     print(f"{asked.html.resolve()}: {len(page.encode()) / 2**20:.1f} MB; open it in a browser")

@@ -63,7 +63,7 @@ def html(found: Findings, records: Records, drawn: dict[str, Figure]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["unbroken"] = _unbroken
-    template = environment.from_string(TEMPLATE.read_text())
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     contact = sheet.contact_sheet(found, records)
     parts = template.generate(
         name=found.options.name,

@@ -12,6 +12,7 @@ from ali.config import Config
 from ali.errors import NonFiniteError, UserError
 from ali.evaluation import baselines, protocol
 from ali.evaluation.table1 import MORE_ROWS, TABLE_1
+from ali.lock import LockedError, folder_lock
 from tests.paths import REAL_DATA
 
 CROPS = REAL_DATA / "svhn"
@@ -99,6 +100,9 @@ def test_networks_trained_here_go_on_where_they_were_stopped(command, tmp_path, 
     out = here(capsys, *command, "--epochs", 2)
     assert "ali: epoch 2/2" in out and "epoch 1/2" not in out
     assert line(out, "ALI")[4].startswith("2 epochs, 160 images, ")
+    (run,) = (tmp_path / "out").glob("ali-*")
+    with folder_lock(run, "another"), pytest.raises(LockedError, match="is being run by process"):
+        here(capsys, *command, "--epochs", 2)
     # the same training, uninterrupted, by hand
     folder = next((tmp_path / "out").glob("ali-*/checkpoint"))
     for again in (folder, folder.parent):

@@ -13,6 +13,7 @@ from PIL import Image
 from ali.config import Config
 from ali.environment import cache_dir
 from ali.errors import UserError
+from ali.lock import LockedError, folder_lock
 from ali.training.checkpoint import read_manifest
 from tests.ali.cli.commands import TINY, ali, contents, epochs, here, mistake
 
@@ -54,6 +55,28 @@ def test_a_resume_on_other_data_is_refused(trained, tmp_path):
     with pytest.raises(UserError, match=r"not that of the run .*0123, now .*--data-dir"):
         here("train", "--output-dir", part, "--resume", "--epochs", 3)
     assert contents(part) == before
+
+
+def test_one_training_at_a_time_has_a_folder(trained, tmp_path, data):
+    """Two removed each other's files, and the only checkpoint with them."""
+    part, new = tmp_path / "part", tmp_path / "new"
+    shutil.copytree(trained[0], part)
+    new.mkdir()
+    for folder, options in ((part, ["--resume", "--epochs", 3]), (new, [*TINY, *data])):
+        with folder_lock(folder, "another"):
+            before = contents(folder)
+            with pytest.raises(LockedError, match="is being run by process"):
+                here("train", "--output-dir", folder, *options)
+            assert contents(folder) == before
+
+
+def test_a_damaged_line_of_the_log_costs_that_line_alone(trained, tmp_path):
+    part = tmp_path / "part"
+    shutil.copytree(trained[0], part)
+    lines = (part / "metrics.jsonl").read_bytes().splitlines()
+    (part / "metrics.jsonl").write_bytes(b"\n".join([b"\xff{", *lines, b'{"epo']))
+    out, _ = ali("train", "--output-dir", part, "--resume")
+    assert epochs(part) == [1, 2] and "metrics.jsonl, line 1: damaged" in out
 
 
 def test_settings_from_a_file_and_options_on_top(trained, tmp_path):

@@ -8,8 +8,10 @@ import os
 import random
 import resource
 import shutil
+import stat
 
 import pytest
+import torch
 
 from ali.errors import UserError
 from ali.training import checkpoint
@@ -167,6 +169,37 @@ def test_files_of_others_in_the_folder_are_left_alone(folder):
     trained(epochs=2).save(folder)
     ours = {"state.json", *(entry["name"] for entry in read_manifest(folder).files.values())}
     assert {path.name for path in folder.iterdir()} == ours | set(others)
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_whole(folder, monkeypatch):
+    """The training goes on: the files that the manifest named are gone, others have come."""
+    new, read = trained(epochs=2), checkpoint._read_tensors
+
+    def replaced_first(*asked):
+        if new.epoch != read_manifest(folder).epoch:
+            new.save(folder)
+        return read(*asked)
+
+    monkeypatch.setattr(checkpoint, "_read_tensors", replaced_first)
+    networks, manifest = load_networks(folder)
+    weights = networks.state_dict()
+    assert manifest.epoch == 2
+    assert all(torch.equal(weights[k], v) for k, v in new.networks.state_dict().items())
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_folders(folder, monkeypatch, number):
+    """Some kinds of shares."""
+    fsync = os.fsync
+
+    def of_files(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", of_files)
+    trained(epochs=2).save(folder)
+    assert State.load(folder, "cpu").epoch == 2
 
 
 # Failing writes -----------------------------------------------------------------------------

@@ -94,8 +94,8 @@ def test_epochs_and_evaluation_may_change_but_not_the_experiment(folder):
 def test_networks_load_without_the_optimiser(folder):
     for path in folder.glob("optimizer-*"):
         path.unlink()
-    networks, config = load_networks(folder)
-    assert config == SMALL
+    networks, manifest = load_networks(folder)
+    assert manifest.config == SMALL
     assert not any(module.training for module in networks.modules())
     with pytest.raises(UserError, match="lacks optimizer-"):
         State.load(folder, "cpu")

@@ -1,8 +1,10 @@
 """The journal's file: whatever is wrong with it is one line, with file, line and way on."""
 
+import errno
 import itertools
 import json
 import math
+import os
 import re
 
 import pytest
@@ -126,6 +128,18 @@ def test_a_parameter_outside_its_distribution(here, value):
 def test_a_newer_version_wrote_it(here):
     change(here, 3, b'{"op_code": 77, "worker_id": "a"}')
     check_refused(here, "line 3: operation 77", "newer")
+
+
+def test_a_file_system_without_links(tmp_path, monkeypatch):
+    """FAT, shares of Windows: Optuna's lock of a journal is one."""
+
+    def symlink(*_, **__):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "symlink", symlink)
+    study = Study(tmp_path / JOURNAL, "s", seed=0)
+    study.ask(lambda trial: suggest(trial, Space(), Config()))
+    assert len(read_study(tmp_path / JOURNAL, "s").get_trials()) == 1
 
 
 def test_a_line_that_is_missing(here):

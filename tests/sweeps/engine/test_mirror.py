@@ -3,11 +3,12 @@
 import logging
 from dataclasses import dataclass, field
 
+import pytest
 from pyarrow import fs
 
 from sweeps.engine import mirror
 from sweeps.engine.mirror import LEASE, JournalMirror
-from sweeps.engine.storage import Storage
+from sweeps.engine.storage import Storage, replace_file
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,42 @@ def test_an_end_that_waited_in_vain_says_what_is_missing(tmp_path, caplog):
     assert "lacks the end of the journal" in caplog.text
 
 
-def test_whoever_reads_the_lease_while_it_is_renewed_sees_all_of_it(tmp_path):
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_whoever_reads_the_lease_while_it_is_renewed_sees_all_of_it(tmp_path, scheme):
     """Emptied and written again, it looked given up: a second server took the folder."""
-    lease = mirror.Lease(Storage.at(tmp_path.parent, tmp_path.name), "the database")
+    storage = Storage.at(f"{scheme}{tmp_path.parent}", tmp_path.name)
+    lease = mirror.Lease(storage, "the database")
     lease.take()
     before = (tmp_path / LEASE).read_text()
     with (tmp_path / LEASE).open() as reader:
         lease.renew()
         assert reader.read() == before != (tmp_path / LEASE).read_text()
+    other = mirror.Lease(storage, "the database")
+    other._write()  # it took this one for dead
+    lease.drop()
+    assert storage.read(LEASE), "it is another's by now"
+    other.drop()
+    assert storage.read(LEASE) is None
+
+
+def test_a_file_that_is_replaced_by_one_of_the_same_length_is_copied(tmp_path, monkeypatch):
+    """`num_trials: 50` became 90; the bucket kept 50, which the next resume took."""
+    monkeypatch.setattr(mirror, "MIRROR_SECONDS", 0.1)
+    bucket, here = Storage.at(f"file://{tmp_path}/bucket", "s"), tmp_path / "s"
+    (tmp_path / "bucket" / "s").mkdir(parents=True)
+    replace_file(here / "options.yaml", b"num_trials: 50")
+    with JournalMirror(bucket, "it", here / "journal", here / "options.yaml") as copies:
+        copies.copy()
+        assert bucket.read("options.yaml") == b"num_trials: 50"
+        replace_file(here / "options.yaml", b"num_trials: 90")
+    assert bucket.read("options.yaml") == b"num_trials: 90"
+
+
+def test_a_storage_that_is_the_output_folder_is_not_copied_onto_itself(tmp_path):
+    """What was appended to the journal meanwhile was lost."""
+    journal = tmp_path / "s" / "journal"
+    replace_file(journal, b"1\n")
+    with JournalMirror(Storage.at(f"file://{tmp_path}", "s"), "it", journal) as copies:
+        inode = journal.stat().st_ino
+        copies.copy()
+    assert journal.stat().st_ino == inode and not (tmp_path / "s" / LEASE).exists()

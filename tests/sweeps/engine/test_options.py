@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from ali.config import Config
 from ali.errors import UserError
 from sweeps.engine.final import FinalOptions
-from sweeps.engine.options import Location, Options, read_config
+from sweeps.engine.launch import acquire_sweep
+from sweeps.engine.options import JOURNAL, Location, Options, read_config
 from sweeps.engine.saved_options import parse, saved_options
 from sweeps.engine.storage import Storage
 
@@ -66,6 +68,27 @@ def test_a_job_that_a_scheduler_starts_again_resumes_what_has_begun(tmp_path):
     assert resumed.resume and (resumed.labels, resumed.num_trials) == (100, 80)
     with pytest.raises(UserError, match="cannot change --epochs"):
         parse(options(), [*argv, "--epochs", "6"])
+
+
+def test_what_a_resume_changed_is_remembered_with_a_bucket_too(tmp_path):
+    """The bucket kept the first options, of the same length, and the next resume took them."""
+    argv = ["--name", "s", "--output-dir", str(tmp_path)]
+    argv += ["--storage-path", f"file://{tmp_path}/bucket"]
+
+    def session(*more):
+        asked = parse(options(data="house-numbers"), [*argv, *more])
+        with acquire_sweep(asked, asked.storage) as copies:
+            copies.copy()  # as in the background, before the options are written
+            asked.save()
+            (asked.folder / JOURNAL).touch()
+        return asked.num_trials
+
+    (tmp_path / "bucket" / "s").mkdir(parents=True)
+    assert session("--num-trials", "50") == 50
+    assert session("--resume", "--num-trials", "90") == 90
+    assert session("--resume") == 90
+    shutil.rmtree(tmp_path / "s")  # on another machine
+    assert session("--resume") == 90
 
 
 def test_a_resume_refuses_what_would_change_its_trials(tmp_path):

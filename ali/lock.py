@@ -1,4 +1,4 @@
-"""One process at a time: the lock of a sweep's folder."""
+"""One process at a time: the lock of the folder of a sweep or a training."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from ali.beside import beside
 from ali.errors import UserError
 from ali.files import open_regular
 from ali.output import write_now
-from sweeps.engine.beside import beside
 
 LOCK = "driver.lock"
 TOUCH_SECONDS = 10.0  # how often its holder touches the file
@@ -30,7 +30,7 @@ class LockedError(UserError):
 
 
 @contextlib.contextmanager
-def driver_lock(folder: Path, what: str) -> Iterator[None]:
+def folder_lock(folder: Path, what: str) -> Iterator[None]:
     """Holds a folder's lock; the kernel releases it with the process, however that ends.
 
     On a file system without locks (Lustre without `flock`, NFS without its lock service) the file,
