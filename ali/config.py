@@ -27,8 +27,8 @@ class Common:
     """Data set, which also selects the paper's table of networks. mixture and house-numbers need no
     files; folder is your own images."""
     data_dir: Path | None = None
-    """Folder of the data set's official files, or of the images; default: ./data/<name>,
-    downloaded if missing."""
+    """Folder of the data set's official files, or of your images; default: ./data/<name>, where
+    svhn, cifar10 and celeba are downloaded if missing (celeba needs gdown)."""
     image_size: Literal[32, 64] = 32
     """Pixels a side of folder's images, centre-cropped: 32 (Table 3) or 64 (Table 5)."""
     attribute: str | None = None
@@ -37,7 +37,8 @@ class Common:
     modes: Literal[9, 25] = 9
     """Gaussians of mixture, on a square grid (Fig. 7)."""
     train_size: int | None = None
-    """Training images used, unlabelled; default: all (house-numbers: 16,000 of 20,000 made)."""
+    """Unlabelled training images to use; default: all (house-numbers: 16,000; up to 531,131 can be
+    generated)."""
 
     # Size and budget
     model: Model = "ali"
@@ -46,8 +47,8 @@ class Common:
     levels: int = 1
     """Stochastic layers z₁ … z_L of ALI (§2.6)."""
     sigma: Literal["exp", "sigmoid"] = "exp"
-    """How σ of q(z | x), and of the layers of --levels, comes from what the network gives: exp as
-    in the paper; sigmoid keeps it below 1, the prior's, so that no encoding throws the losses."""
+    """Output function for σ in q(z | x) and in the layers that --levels adds: exp as in
+    the paper; sigmoid keeps σ below 1, the prior's, so that no encoding makes the losses jump."""
     width: float = 1.0
     """Multiplier of every hidden layer's feature maps; 1 is the paper's."""
     batch_size: int = 100
@@ -59,14 +60,14 @@ class Common:
 
     # Evaluation (§4.4)
     labels: int = 1000
-    """Labelled images that the SVM is trained on."""
+    """Labelled images that the SVMs, or a model trained with labels, are trained on."""
     balanced: bool = True
     """Draw equally many labelled images of each class; otherwise uniformly at random."""
     draws: int = 3
     """Random draws of the labelled images that val_error is averaged over."""
     draw: int = 0
-    """Number of the labelled draw that a model is trained on which is trained with labels; the
-    SVMs' draws have the same numbers."""
+    """For a model trained with labels: number, from 0, of the labelled draw that it is trained on.
+    The SVMs use draws 0 to --draws − 1."""
     eval_every: int = 1
     """Epochs between evaluations of val_error (the last epoch is always evaluated)."""
 
@@ -101,15 +102,16 @@ class Config(Common):
 
     # Other models' own; None: what its authors, or else we, choose (ali/catalog.py)
     label_weight: float | None = None
-    """Weight of the classification error in a model that is trained with labels: 1 in ali-labels
+    """Weight of the classification loss in a model trained with labels; default: 1 in ali-labels
     and gan-labels, α = 0.1 in vae-m2 and vae-m1m2, β = 0.1 in sdgm and adgm."""
     known_weight: float | None = None
-    """sdgm and adgm: weight of the bound on images whose label is known: 1, so that they have half
-    of the likelihood; a sum over all images has their share here."""
+    """sdgm and adgm: weight of the labelled images' mean bound against the unlabelled images';
+    default: 1, both count the same. For equal weight per image: labelled / unlabelled images."""
     predict_z: Literal["mean", "sample"] | None = None
     """ali-labels: which z of q(z | x) the discriminator sees when it classifies; default: mean."""
     z_size: int | None = None
-    """Dimensions of z (and a) in vae-m1, vae-m2, sdgm and adgm: 300; of M2's z in vae-m1m2: 50."""
+    """Dimensions of z; default: 300 in vae-m1, vae-m2, sdgm and adgm (of a, too), 50 for M2 in
+    vae-m1m2."""
     components: int | None = None
     """Principal components of the pixels in vae-m1, vae-m2 and vae-m1m2: 600."""
     m1_epochs: int | None = None
@@ -129,7 +131,7 @@ class Config(Common):
     beta2_d: float = 0.999
     """Adam β₂ of the discriminator."""
     lr_g: float = 1e-4
-    """Adam learning rate of encoder and decoder; of all of a vae, sdgm, adgm or swwae."""
+    """Adam learning rate of encoder and decoder, or of a whole vae, sdgm, adgm or swwae."""
     beta1_g: float = 0.5
     """Adam β₁ of encoder and decoder."""
     beta2_g: float = 0.999

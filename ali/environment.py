@@ -118,7 +118,7 @@ def set_defaults(**values: str) -> None:
 
 @contextlib.contextmanager
 def temporarily(**values: str) -> Iterator[None]:
-    """Within, variables that a library reads have these values."""
+    """In the block, variables that a library reads have these values."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

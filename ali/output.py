@@ -56,7 +56,7 @@ def prepare_output() -> None:
 
 @contextlib.contextmanager
 def lossy_output() -> Iterator[None]:
-    """Within, what cannot be printed is dropped: no reader, a full disk, a reader that stopped."""
+    """In the block, output that cannot be printed is dropped: its reader is gone, the disk full."""
     prepare_output()
     out, err = _Lossy(sys.stdout), _Lossy(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]

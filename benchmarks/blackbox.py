@@ -1,6 +1,6 @@
 """Tables of learning curves in the format of Syne Tune's tabular blackboxes, read and written.
 
-A folder holds `hyperparameters.parquet` (a row a configuration), `objectives_evaluations.npy`
+A folder holds `hyperparameters.parquet` (one row per configuration), `objectives_evaluations.npy`
 (fp32: tasks, configurations, seeds, fidelities, objectives; NaN: not there),
 `fidelities_values.npy` and, as JSON, `configspace`, `fidelityspace` and `metadata`. pandas and
 NumPy read them; so does syne_tune.blackbox_repository.blackbox_tabular.deserialize. Here there is

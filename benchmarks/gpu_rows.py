@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` finds: a row a figure, and how it is written, in files and on screens."""
+"""What `benchmarks.gpu` finds: one row per figure, and how it is written to files and screens."""
 
 from __future__ import annotations
 

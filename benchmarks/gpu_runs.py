@@ -187,7 +187,7 @@ def _tests(run: Run) -> Iterator[Row]:
 
 
 def rows_of_tests(report: ElementTree.Element) -> Iterator[Row]:
-    """From pytest's JUnit report: how many passed, and a row a test that did not."""
+    """From pytest's JUnit report: how many passed, and one row per test that did not."""
     cases = list(report.iter("testcase"))
     wrong = {case: case.find("failure") for case in cases}
     wrong = {c: f if f is not None else c.find("error") for c, f in wrong.items()}

@@ -159,7 +159,7 @@ def announced(traces: list[Trace]) -> list[tuple[Choice, float]]:
 def draw(
     path: Path, regrets: dict[str, np.ndarray], target: float, grid: np.ndarray, table: str
 ) -> None:
-    """Regret by epochs spent, a line a method, with the bootstrap interval as a band."""
+    """Regret by epochs spent, one line per method, with the bootstrap interval as a band."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")

@@ -11,7 +11,7 @@ trials train for 20 of them, about 32,000 steps, and the best one for all. Witho
 objective is sample_distance. --attribute reads list_attr_celeba.txt and labels the faces 0 or 1 by
 one of its attributes; the objective is then val_error. It needs GPUs, and has not been run at this
 size yet. Table 4 tends to collapse: look at the images in MLflow, and at sample_diversity in the
-report. This file also runs as a lone copy where the project is installed.
+report. This file also runs when copied elsewhere, if the project is installed.
 """
 
 from ali.cli import main

@@ -10,7 +10,7 @@ a night or more on a GPU, so trials are compared after 100 epochs, and the best 
 The objective is val_error. The first trial has the table's dropout, 0.2 on the input and 0.5 above;
 the others have one rate in all layers of a part. The whole sweep has not been run yet; one training
 on 4,000 images reached a val_error of 0.550 after 32 minutes on one core (docs/results.md). This
-file also runs as a lone copy where the project is installed.
+file also runs when copied elsewhere, if the project is installed.
 """
 
 from ali.cli import main

@@ -10,8 +10,8 @@ val_error; with few images a class, lower --labels. DIR/*.jpg are unlabelled, an
 sample_distance. DIR/train, DIR/val and DIR/test (or two of them, train among these) are each such a
 folder; what is not there is cut from train. Images are resized and centre-cropped once; of an
 animation the first one counts. Time: an epoch of 10,000 images of 32 pixels takes about 20 s on two
-cores at full width (benchmarks/README.md). This file also runs as a lone copy where the project is
-installed.
+cores at full width (benchmarks/README.md). This file also runs when copied elsewhere, if the
+project is installed.
 """
 
 from ali.cli import main

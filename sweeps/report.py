@@ -2,7 +2,7 @@
 
     python sweeps/report.py --name laptop                       tables
     python sweeps/report.py --name laptop --html report.html    a page to share: figures, pictures
-    make report NAME=laptop                                     tables, and where the page is
+    make report NAME=laptop                                     the same tables
 
 Works while the sweep is running, too; it only reads.
 """

@@ -9,7 +9,7 @@ all of ImageNet at 64 pixels: use sweeps/folder.py --image-size 64 for that. The
 125 epochs of 128 images a step; trials train for a fifth of them, and the best one for all. The
 objective is val_error with 10 labelled images of each of the 200 classes (1000 labels would be 5).
 It needs GPUs, and has not been run at this size yet (docs/results.md has a small training). This
-file also runs as a lone copy where the project is installed.
+file also runs when copied elsewhere, if the project is installed.
 """
 
 from ali.cli import main

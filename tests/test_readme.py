@@ -109,7 +109,7 @@ def test_layers_are_those_that_are_held():
 
 def walks() -> dict[str, list[tuple[str, list[str]]]]:
     """By title: the files in order, each with the functions that are named there."""
-    text = section(ROOT / "docs" / "structure.md", "## A stranger's walk")
+    text = section(ROOT / "docs" / "structure.md", "## Four walks through the code")
     found = {}
     for part in text.split("\n### ")[1:]:
         title, _, steps = part.partition("\n")

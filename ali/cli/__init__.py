@@ -169,7 +169,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Within, SIGTERM raises Terminated in the main thread; SIGHUP too, without nohup."""
+    """In the block, SIGTERM raises Terminated in the main thread; SIGHUP too, without nohup."""
 
     def stop(number: int, frame: Any) -> NoReturn:
         stopped = Terminated()

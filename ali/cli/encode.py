@@ -18,7 +18,8 @@ from ali.files import atomic_write
 class Encode(NetworkOptions):
     """Encode RGB images into an .npz: mu (N, z), and file names where there are any.
 
-    z is 64 for ALI on CIFAR-10, 256 on other data. A model trained with labels adds classes (N,).
+    ALI's z has 64 dimensions on CIFAR-10 and 256 on other data; other models have their --z-size.
+    A model trained with labels adds classes (N,).
     """
 
     GROUPS: ClassVar[tuple[Group, ...]] = (

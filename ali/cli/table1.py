@@ -90,8 +90,8 @@ class Table1:
     epochs: int = 0
     """Passes over the training images of the models trained here; 0: none is trained."""
     seeds: int = 1
-    """For training here: trainings of each model that is trained with labels, each with a seed and
-    a labelled draw of its own; the others' error is over --draws."""
+    """For training here: how often to train each model that is trained with labels, each time with
+    another seed and labelled draw. Other models are trained once, their error is over --draws."""
     width: float = 1.0
     """For training here: multiplier of every hidden layer's feature maps; 1 is the paper's."""
     batch_size: int = 100

@@ -68,7 +68,7 @@ class Train:
             "dropout_x dropout_z dropout_xz bn_x bn_z bn_xz weight_std",
         ),
         Group(
-            "table1",
+            "comparison",
             "--output-dir runs/sdgm --model sdgm --label-weight 0.5",
             "label_weight known_weight predict_z z_size components m1_epochs reconstruction_weight "
             "middle_weight dropout_fc",

@@ -33,7 +33,7 @@ def encode(networks: Networks, x: np.ndarray, seed: int = 0) -> np.ndarray:
 
 @contextmanager
 def evaluating(networks: Networks) -> Iterator[None]:
-    """Within: running statistics, no dropout, no gradients. The mode is restored afterwards."""
+    """In the block: running statistics, no dropout, no gradients; the mode is restored after it."""
     training = networks.training
     networks.eval()
     try:

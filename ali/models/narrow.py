@@ -76,7 +76,7 @@ def serves(h: Tensor, *maps: int) -> bool:
 
 @contextlib.contextmanager
 def left_out() -> Iterator[None]:
-    """Within, PyTorch's own operations, as on a machine without a compiler."""
+    """In the block, PyTorch's own operations, as on a machine without a compiler."""
     before, _switch.on = _switch.on, False
     try:
         yield

@@ -164,7 +164,7 @@ def keep_freed_memory() -> None:
 
 
 def repeatable() -> AbstractContextManager[None]:
-    """Within, cuDNN's convolutions give the same bits every time, as exact resuming needs."""
+    """In the block, cuDNN's convolutions give the same bits every time, as exact resuming needs."""
     cudnn = torch.backends.cudnn
     return cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32

@@ -63,8 +63,8 @@ class Confirmed:
 class Estimate:
     """What the runs of a sweep say of a configuration's mean objective.
 
-    Configurations differ, and runs of one differ by their seeds, both normally and, for want of
-    better knowledge, equally: an empirical Bayes estimate.
+    An empirical Bayes estimate: configurations are normally distributed around a common mean, and
+    the runs of each around its own, with the same variance between seeds for all configurations.
 
     Attributes:
         mean: expected.

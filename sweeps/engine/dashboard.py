@@ -144,7 +144,7 @@ def show_dashboard(asked: DashboardOptions) -> None:
     if mlflow.verdict:
         optuna_dashboard.save_note(copy.study, mlflow.verdict)
     print(f"open http://{HOST}:{asked.port}/dashboard/studies/{copy.number} (Ctrl-C ends it)")
-    with contextlib.ExitStack() as within:  # a line a request is noise
+    with contextlib.ExitStack() as within:  # one line per request is noise
         null = within.enter_context(open(os.devnull, "w", encoding="utf-8"))
         within.enter_context(beside(lambda ended: _follow(copy, mlflow, ended)))
         within.enter_context(contextlib.redirect_stderr(null))

@@ -116,9 +116,9 @@ class Experiment(ABC):
         return {}
 
     def breakdown(self, history: Sequence[Metrics]) -> Ending | None:
-        """Why training is past saving, judged by the metrics of each epoch so far. Default: None.
+        """Why training cannot recover, judged by the metrics of each epoch so far. Default: None.
 
-        A trial that has broken down ends so, and the search avoids its like.
+        The trial then ends with this `Ending`, and the search avoids similar configurations.
         """
         return None
 

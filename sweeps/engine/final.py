@@ -49,24 +49,26 @@ class FinalOptions(Location):
     )
 
     epochs: int | None = None
-    """Epochs in total, not fewer than it has already; default: the sweep's own full budget."""
+    """Epochs in total, those of the trial included; default: the sweep's full budget."""
     data_dir: Path | None = None
     """Folder with the data set's official files; default: the sweep's."""
     svms: int = 100
-    """L2-SVMs, each on its own labelled draw, behind the test error (§4.4); for labelled data."""
+    """L2-SVMs that the test error is averaged over, each trained on its own labelled draw (§4.4);
+    for labelled data."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
     seeds: int | None = None
-    """Trainings, each with a seed of its own that the sweep has not used: their test errors are
-    reported as mean ± std, and the best by validation is registered; default: one, with the
-    trial's seed, which goes on from its checkpoint."""
+    """Train this many times from scratch, each with a seed that the sweep has not used; report the
+    test errors as mean ± std and register the best by validation. Default: one training with the
+    trial's own seed, continued from its checkpoint."""
     workers: int = 1
     """Workers that each batch is split across (data parallel, Ray Train): a GPU each if the cluster
     has any."""
     threads: int | None = None
     """CPU threads; default: all cores, or with several workers one each."""
     outage_seconds: float = OUTAGE_SECONDS
-    """Seconds to wait for the MLflow server while it is away. The training goes on meanwhile."""
+    """Seconds to wait for the MLflow server if it is unavailable at the start or at the end;
+    training itself does not wait."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,7 +173,7 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Within, nobody else trains in this folder; of a training that did not begin it is removed."""
+    """In the block, nobody else trains in this folder; it is removed if no training has begun."""
     make_folder(folder)
     with folder_lock(folder, f"the full training {folder.name}"):
         try:

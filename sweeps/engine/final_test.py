@@ -140,7 +140,7 @@ def _markdown(heads: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
 
 
 def result_table(found: dict[str, float], config: Config, epochs: int, unofficial: bool) -> str:
-    """The result as text: for house numbers beside Table 1, otherwise a line a metric.
+    """The result as text: for house numbers beside Table 1, otherwise one line per metric.
 
     Args:
         unofficial: whether the data differs from what its authors publish.

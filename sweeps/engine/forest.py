@@ -1,8 +1,8 @@
-"""The sampler of a sweep: of many random points it draws the one that a forest thinks best.
+"""A sweep's sampler: of many random points it proposes the one that a forest predicts to be best.
 
-Regression trees predict from a configuration what to expect of it; where trees disagree, there is
-hope. On the tables of learning curves it finds good configurations sooner than TPE, which was made
-for objectives with less noise (benchmarks/README.md).
+Extremely randomised trees predict the objective to expect of a configuration; where they disagree,
+a point is worth trying (exploration). On the tables of learning curves it finds good configurations
+sooner than TPE, which was made for objectives with less noise (benchmarks/README.md).
 """
 
 from __future__ import annotations

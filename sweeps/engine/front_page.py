@@ -54,7 +54,7 @@ class FrontPage:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Within, the page is updated from time to time."""
+        """In the block, the page is updated from time to time."""
         ended = threading.Event()
         thread = threading.Thread(target=self._keep, args=(ended,), daemon=True)
         thread.start()

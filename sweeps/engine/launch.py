@@ -162,7 +162,7 @@ def _same(point: InitialPoint, other: InitialPoint, space: Space, base: Config) 
 
 @contextlib.contextmanager
 def acquire_sweep(options: Options, storage: Storage) -> Iterator[JournalMirror]:
-    """Within, this is the sweep's only driver. Raises UserError if there is another."""
+    """In the block, this is the sweep's only driver. Raises UserError if there is another."""
     folder, what = options.folder, f"sweep {options.name!r}"
     make_folder(folder)
     with (

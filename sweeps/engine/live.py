@@ -35,7 +35,7 @@ def say(text: str) -> None:
 
 
 class LiveView:
-    """Within, all that is printed also goes to a log, with the date.
+    """In the block, all that is printed also goes to a log, with the date.
 
     While it shows a view (`show`), a thread draws it and prints what has come in above it: neither
     the sweep nor a signal's handler ever waits for the terminal. The cursor is never hidden, for a
@@ -71,7 +71,7 @@ class LiveView:
 
     @contextlib.contextmanager
     def show(self, view: View) -> Iterator[None]:
-        """Within, the view stands below the lines, if there is a terminal for it.
+        """In the block, the view stands below the lines, if there is a terminal for it.
 
         Its last state goes to the log.
         """

@@ -139,8 +139,8 @@ class Options(Common, Location):
     vary_batch_size: bool = False
     """Also search the batch size: half, once and twice --batch-size."""
     space: Path | None = None
-    """Space of one's own, a TOML or YAML file (docs/space.md): other ranges, choices, fixed values,
-    further dimensions."""
+    """Your own search space, a TOML, YAML or JSON file (docs/space.md): other ranges, choices,
+    fixed values, further dimensions."""
     objective: str | None = None
     """Metric to compare trials by, or arithmetic of several: "val_error + 0.1 * sample_distance";
     default: the data set's, val_error with labels."""
@@ -153,17 +153,19 @@ class Options(Common, Location):
     grace_epochs: int | None = None
     """Epochs before a trial may be stopped; default: a tenth of --epochs."""
     reduction_factor: float = 2.0
-    """A trial that is unlikely to end among the best 1 in so many is stopped."""
+    """A trial is stopped if it is unlikely to end among the best 1/N of the completed ones (2: the
+    better half); none is stopped before ten have completed."""
     race: int = 0
-    """After so many new configurations, the most promising one is trained with one more seed, up to
-    --confirm-seeds of them; 0: never."""
+    """After every N new configurations, train the most promising one again with a fresh seed, each
+    at most --confirm-seeds times; 0: never."""
     confirm: int = 0
-    """Best configurations that are trained again at the end, with fresh seeds, beside the paper's
-    point; 0: none."""
+    """At the end, train this many of the best configurations again with fresh seeds, and the
+    paper's as a control; 0: none."""
     confirm_seeds: int = 4
-    """Fresh seeds of each of them, at most."""
+    """Most fresh seeds per configuration, for --race and --confirm; at least 2."""
     sampler: SamplerName = "forest"
-    """What draws points: a forest over the sweep's configurations, or Optuna's TPE."""
+    """Sampler of new configurations: forest (regression trees fitted to the runs so far), or tpe
+    (Optuna's)."""
     startup_trials: int = 10
     """Trials drawn at random before the sampler models its observations."""
     image_every: int | None = None
@@ -182,8 +184,8 @@ class Options(Common, Location):
     keep: int = 3
     """Best trials whose last checkpoint is kept; those of other ended trials are deleted."""
     outage_seconds: float = OUTAGE_SECONDS
-    """Seconds that a trial keeps its log records, and the driver waits, while the MLflow server or
-    the bucket is away."""
+    """How long trials keep unsent log records, and the driver waits, while the MLflow server or the
+    bucket is unavailable, in seconds."""
     front_page: bool = True
     """Keep the sweep's run in MLflow up to date: its result in words, figures, the report."""
     seed: int = 0

@@ -28,7 +28,7 @@ class AwayError(UserError):
 
 @contextlib.contextmanager
 def awaited(what: str) -> Iterator[None]:
-    """Within, a line says so if there is no answer for long: there may never be one."""
+    """In the block, a line says so if there is no answer for long: there may never be one."""
     line = "still waiting for %s, which has not answered for %.0f s"
     timer = threading.Timer(SILENT_SECONDS, log.warning, (line, what, SILENT_SECONDS))
     timer.daemon = True

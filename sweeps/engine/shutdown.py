@@ -19,7 +19,7 @@ LOST_SECONDS = 20.0  # without an answer of Ray's: it has ended. After 60 it end
 
 
 class GracefulShutdown:
-    """Within, the first signal raises KeyboardInterrupt, or while Tune trains ends its loop.
+    """In the block, the first signal raises KeyboardInterrupt, or while Tune trains ends its loop.
 
     A scheduler may follow with SIGKILL before the epochs in hand have ended, so MLflow is told at
     once; and it may have ended Ray's processes as well, whose answers Tune would wait for: its loop
@@ -58,7 +58,7 @@ class GracefulShutdown:
 
     @contextlib.contextmanager
     def ends_tune(self) -> Iterator[None]:
-        """Within, Tune's loop is ended, once Tune has installed its handler."""
+        """In the block, Tune's loop is ended, once Tune has installed its handler."""
         self._tuning = True
         watch = threading.Thread(target=self._watch, args=(joined_address(),), daemon=True)
         watch.start()
@@ -69,7 +69,7 @@ class GracefulShutdown:
 
     @contextlib.contextmanager
     def postponed(self) -> Iterator[None]:
-        """Within, the first signal waits for the end: a write to the study is not cut in two."""
+        """In the block, the first signal waits: a write to the study is not cut in two."""
         self._writing = True
         try:
             yield

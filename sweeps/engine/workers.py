@@ -80,7 +80,7 @@ def train_on_workers(
 
 @contextlib.contextmanager
 def _printed(log: Path) -> Iterator[None]:
-    """Within, prints the lines that workers, on whatever machine, append to a file."""
+    """In the block, prints the lines that workers, on whatever machine, append to a file."""
     open_regular(log, "a").close()
 
     def follow(ended: threading.Event) -> None:

@@ -78,7 +78,7 @@ def learning_curves(found: Findings, records: Records) -> go.Figure | None:
 
 
 def parallel(found: Findings, records: Records) -> go.Figure | None:
-    """Parallel coordinates: a line a trial, coloured by its objective; ranges can be selected."""
+    """Parallel coordinates: one line per trial, coloured by objective; ranges can be selected."""
     data = series.parallel(found)
     if len(data.values) < 2 or not data.axes:
         return None

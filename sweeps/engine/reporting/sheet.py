@@ -33,7 +33,7 @@ def shown_trials(found: Findings) -> list[TrialResult]:
 
 
 def contact_sheet(found: Findings, records: Records) -> Image.Image | None:
-    """A row of pictures a trial, a column an epoch; None if no picture was logged."""
+    """One row of pictures per trial, one column per epoch; None if no picture was logged."""
     rows: list[tuple[TrialResult, Run]] = []
     for trial in shown_trials(found):
         run = found.by_id.get(trial.trial_id)

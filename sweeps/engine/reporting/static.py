@@ -85,13 +85,13 @@ def learning_curves(found: Findings, records: Records) -> Figure | None:
 
 
 def parallel(found: Findings, records: Records) -> Figure | None:
-    """Parallel coordinates: a line a trial, coloured by its objective."""
+    """Parallel coordinates: one line per trial, coloured by its objective."""
     data = series.parallel(found)
     if len(data.values) < 2 or not data.axes:
         return None
     from matplotlib.colors import LinearSegmentedColormap
 
-    title = f"Hyperparameters and {found.objective}, a line a trial"
+    title = f"Hyperparameters and {found.objective}, one line per trial"
     figure, axes = _figure(title, "", "")
     low, high = min(data.values), max(data.values)
     shade = LinearSegmentedColormap.from_list("", [colour for _, colour in series.GOOD_TO_BAD])

@@ -14,7 +14,7 @@ class Table:
 
     Attributes:
         left: headings of the columns that hold words; all others hold numbers.
-        bars: a bar a row, as a share of the longest possible one.
+        bars: one bar per row, as a share of the longest possible one.
     """
 
     title: str

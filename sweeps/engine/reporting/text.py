@@ -1,4 +1,4 @@
-"""The report on a terminal: tables as wide as it is, or as 118 characters where there is none."""
+"""The report on a terminal: tables as wide as it is, or 128 characters without one."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def refuse_taken_port(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def refusals(uri: str) -> Iterator[None]:
-    """Within, a UserError says so if MLflow does not let this login write."""
+    """In the block, a UserError says so if MLflow does not let this login write."""
     from mlflow.exceptions import MlflowException
 
     try:

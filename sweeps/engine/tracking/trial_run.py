@@ -199,7 +199,7 @@ class TrialRun:
 
     @contextlib.contextmanager
     def _attempt(self) -> Iterator[tuple[MlflowClient, str]]:
-        """Within, something is logged; after a failure the run is found again, or restored."""
+        """In the block, something is logged; after a failure the run is found again or restored."""
         try:
             yield self.open()
         except Exception:
