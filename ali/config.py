@@ -13,6 +13,9 @@ from ali.errors import UserError
 from ali.settings import problems
 
 Precision = Literal["auto", "fp32", "bf16"]
+MAX_SEED = 2**62  # torch's seeds, and those of a sweep's trials, which count up from it
+MAX_POINTS = 10**8  # of the mixture, in memory
+MAX_LEVELS, MAX_SIZE = 16, 2**16  # far more than trains
 DataName = Literal[
     "house-numbers", "svhn", "cifar10", "celeba", "tiny-imagenet", "mixture", "folder"
 ]
@@ -202,12 +205,15 @@ def _check(config: Config) -> None:
     need(std is None or 0 < std < float("inf"), "weight_std", "a positive number")
     for name in ("lr_d", "lr_g"):
         need(0 < getattr(config, name) < float("inf"), name, "a positive number")
-    for name in ("epochs", "labels", "draws", "eval_every", "levels"):
+    for name in ("epochs", "labels", "draws", "eval_every"):
         need(getattr(config, name) >= 1, name, "at least 1")
+    need(1 <= config.levels <= MAX_LEVELS, "levels", f"from 1 to {MAX_LEVELS}")
     need(config.batch_size >= 2, "batch_size", "at least 2 (batch norm needs two images)")
     need(0 < config.width <= 8, "width", "in (0, 8]")
-    need(config.train_size is None or config.train_size >= 1, "train_size", "at least 1")
-    need(config.seed >= 0, "seed", "0 or more")
+    size, points = config.train_size, config.data == "mixture"
+    need(size is None or size >= 1, "train_size", "at least 1")
+    need(not points or not size or size <= MAX_POINTS, "train_size", f"at most {MAX_POINTS}")
+    need(0 <= config.seed <= MAX_SEED, "seed", f"from 0 to {MAX_SEED}")
     need(config.draw >= 0, "draw", "0 or more")
     need(
         config.attribute is None or config.data == "celeba",
@@ -236,7 +242,9 @@ def _check_model(config: Config, need: Callable[[bool, str, str], None]) -> None
     need(config.predict_z in choices, "predict_z", "mean or sample")
     for name in ("z_size", "components", "m1_epochs"):
         value = getattr(config, name)
-        need(value is None or value >= 1, name, "at least 1")
+        need(value is None or 1 <= value <= MAX_SIZE, name, f"from 1 to {MAX_SIZE}")
+    m1 = config.m1_epochs
+    need(m1 is None or m1 < config.epochs, "m1_epochs", "below --epochs: M2 is trained after it")
     for name in ("label_weight", "known_weight", "reconstruction_weight", "middle_weight"):
         value = getattr(config, name)
         need(value is None or 0 <= value < float("inf"), name, "0 or more")

@@ -74,6 +74,7 @@ def run(
 
 def new_state(config: Config, dataset: Dataset, device: torch.device | None = None) -> State:
     """An untrained run. Raises UserError if the data does not suit the config."""
+    data.check_distinct(dataset)
     return State.create(config, dataset.train, device or step.device(), dataset.classes)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import reprlib
 import socket
 import tomllib
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -39,6 +41,16 @@ class Settings:
         for name, problem in problems(kind, self.values):
             self.refuse(name, problem)
 
+    @contextmanager
+    def naming_lines(self) -> Iterator[None]:
+        """In the block, a UserError about an option ("--width must be …") names file and line."""
+        try:
+            yield
+        except UserError as error:
+            option = re.match(r"--([\w-]+) (.*)", str(error))
+            name, problem = option.groups() if option else ("", str(error))
+            self.refuse(name.replace("-", "_"), problem)
+
     def refuse(self, name: str, problem: str) -> NoReturn:
         """Raises UserError: file, line, setting, and what is wrong with it."""
         name_here = re.compile(
@@ -59,7 +71,7 @@ def read_settings(file: Path) -> Settings:
             content = source.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise ValueError("too long for a file of settings")
-        text = content.decode()
+        text = content.decode("utf-8-sig")
         values = _PARSERS.get(file.suffix, _yaml)(text)
     except FileNotFoundError:
         raise
@@ -74,13 +86,20 @@ def read_settings(file: Path) -> Settings:
         raise _unreadable(file, mark.line + 1 if mark else 1, f"not YAML ({why})") from error
     except UnicodeDecodeError as error:
         raise _unreadable(file, 1, f"not a text file ({error})") from error
+    except _TwiceError as error:
+        Settings(file, text, None).refuse(str(error), "is there twice")
     except (ValueError, RecursionError) as error:
         raise _unreadable(file, 1, str(error)) from error
     except OSError as error:
         raise UserError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
+    found = Settings(file, text, values)
     if isinstance(values, dict):
-        values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    return Settings(file, text, values)
+        named = {str(name).replace("-", "_"): value for name, value in values.items()}
+        if len(named) < len(values):
+            given = [str(name).replace("-", "_") for name in values]
+            found.refuse(next(n for n in named if given.count(n) > 1), "is there twice")
+        found = Settings(file, text, named)
+    return found
 
 
 def missing_file(file: Path) -> UserError:
@@ -108,24 +127,48 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    [*"-+.0123456789"],
-)
+# YAML 1.1 reads 010 as 8 and 1:30 as 90.
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in (_INT, _FLOAT)]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in {
+    _INT: r"[-+]?\d[\d_]*$",
+    _FLOAT: r"([-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
+}.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), [*"-+.0123456789"])
+_Loader.add_constructor(_INT, lambda _, node: int(node.value))
 
 
 def _yaml(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
-_PARSERS = {".json": json.loads, ".toml": tomllib.loads}
+class _TwiceError(ValueError):
+    """A name that is there twice."""
+
+
+def _json(text: str) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise _TwiceError(twice[0])
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=once)
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {".json": _json, ".toml": tomllib.loads}
 
 
 def problems(kind: type, plain: Any) -> Iterator[tuple[str, str]]:
     """What keeps plain JSON from being the fields of a dataclass: names, and what is wrong."""
     if not isinstance(plain, dict):
-        yield "", "is empty" if plain is None else f"{str(plain)[:40]!r} is not a table of settings"
+        yield (
+            "",
+            "is empty" if plain is None else f"{_shown(plain)} is not a table of settings",
+        )
         return
     known = get_type_hints(kind)
     for name, value in plain.items():
@@ -136,7 +179,14 @@ def problems(kind: type, plain: Any) -> Iterator[tuple[str, str]]:
             )
             yield str(name), f"is unknown: {other}"
         elif not _fits(value, known[name]):
-            yield name, f"cannot be {value!r}: {_expected(known[name])} is expected"
+            yield name, f"cannot be {_shown(value)}: {_expected(known[name])} is expected"
+
+
+def _shown(value: Any) -> str:
+    """A value in short: YAML's aliases make a few lines into gigabytes."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlong = 1, 20
+    return short.repr(value)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -149,7 +199,17 @@ def _fits(value: Any, hint: Any) -> bool:
     if inner:  # a union
         return any(_fits(value, one) for one in inner)
     kinds = {float: (int, float), Path: (str, Path)}.get(hint, (hint,))
-    return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
+    if not isinstance(value, kinds) or (hint is not bool and isinstance(value, bool)):
+        return False
+    return hint is not float or is_float(value)
+
+
+def is_float(value: Any) -> bool:
+    """Whether a number is one that a float can be near to: a whole number may be too large."""
+    try:
+        return isinstance(float(value), float)
+    except OverflowError:
+        return False
 
 
 def _expected(hint: Any) -> str:

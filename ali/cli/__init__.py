@@ -27,7 +27,7 @@ import tyro
 from ali import environment
 from ali.arguments import Arguments, Option, values_of
 from ali.errors import UserError
-from ali.output import finish_output, prepare_output
+from ali.output import finish_output, first_line, prepare_output
 
 CONFIG = Option(
     Path | None,
@@ -118,14 +118,19 @@ def main(function: Callable[[], int | None]) -> NoReturn:
         sys.stdout.flush()
     except UserError as error:
         code = _fail(str(error), 2)
+    except MemoryError as error:
+        code = _fail(f"not enough memory ({first_line(error) or 'for this'}): ask for less", 2)
     except RuntimeError as error:
-        if "home directory" not in str(error):  # pathlib's: what is kept there has no place
+        if re.search("allocate memory|out of memory", str(error)):  # torch's
+            code = _fail(f"not enough memory ({first_line(error)}): ask for less", 2)
+        elif "home directory" in str(error):  # pathlib's: what is kept there has no place
+            code = _fail(
+                f"HOME is not set, and user ID {os.getuid()} has no home folder: set HOME to a "
+                "folder of yours",
+                2,
+            )
+        else:
             raise
-        code = _fail(
-            f"HOME is not set, and user ID {os.getuid()} has no home folder: set HOME to a folder "
-            "of yours",
-            2,
-        )
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         code = 1
     except KeyboardInterrupt as stop:
@@ -134,7 +139,8 @@ def main(function: Callable[[], int | None]) -> NoReturn:
         if error.errno not in _FIXES:
             raise
         where = f" {error.filename}" if error.filename else ""
-        code = _fail(f"cannot write{where}: {error.strerror}; {_FIXES[error.errno]}", 2)
+        how = "use" if error.errno in _NAMES else "write"
+        code = _fail(f"cannot {how}{where}: {error.strerror}; {_FIXES[error.errno]}", 2)
     finally:
         finish_output()
     sys.exit(code)
@@ -159,6 +165,12 @@ _FIXES = {
     28: "free some space",  # ENOSPC
     122: "free some space",  # EDQUOT
 }
+_NAMES = {
+    36: "choose a shorter name",  # ENAMETOOLONG
+    21: "it is a folder, move it away",  # EISDIR
+    20: "a part of that path is a file, choose another",  # ENOTDIR
+}
+_FIXES |= _NAMES
 
 
 class Terminated(KeyboardInterrupt):
@@ -233,6 +245,8 @@ def _sentence(box: str) -> str:
     """The error message in a box that tyro has drawn, without the parts that repeat the help."""
     plain = _plain(box)
     inside = "\n".join(line.strip("│ ") for line in plain.splitlines() if line[:1] == "│")
-    sections = [" ".join(section.split()) for section in re.split(r"^─+$", inside, flags=re.M)]
+    sections = [
+        " ".join(section.split()) for section in re.split(r"^(?:─+|-{5,})$", inside, flags=re.M)
+    ]
     said = [s for s in sections if s and not s.startswith(("Argument helptext", "For full help"))]
     return "; ".join(said) or " ".join(plain.split())

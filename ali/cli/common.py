@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ali.config import MAX_SEED
 from ali.errors import UserError
 from ali.files import atomic_write
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 PROG = "python -m ali"
+MAX_THREADS = 1024
+MAX_TILES = 10_000  # of a picture
 
 
 def check_at_least(least: int, **options: int | None) -> None:
@@ -20,6 +23,19 @@ def check_at_least(least: int, **options: int | None) -> None:
         if value is not None and value < least:
             domain = "0 or more" if least == 0 else f"at least {least}"
             raise UserError(f"--{name.replace('_', '-')} must be {domain}, not {value}")
+
+
+def check_at_most(most: int, **options: int | None) -> None:
+    """Raises UserError for the first option above `most`; None is no value."""
+    for name, value in options.items():
+        if value is not None and value > most:
+            raise UserError(f"--{name.replace('_', '-')} must be at most {most}, not {value}")
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError for a seed that torch does not take."""
+    check_at_least(0, seed=seed)
+    check_at_most(MAX_SEED, seed=seed)
 
 
 def check_suffix(path: Path | None, suffix: str) -> None:
@@ -31,6 +47,7 @@ def check_suffix(path: Path | None, suffix: str) -> None:
 def set_threads(threads: int | None) -> None:
     """Sets the CPU threads of torch; None leaves them as they are."""
     check_at_least(1, threads=threads)
+    check_at_most(MAX_THREADS, threads=threads)
     if threads is not None:
         import torch
 

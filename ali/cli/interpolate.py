@@ -7,7 +7,14 @@ from typing import ClassVar
 
 from ali.arguments import Group
 from ali.cli.checkpoints import ImageOptions, load_image_networks, validation_images
-from ali.cli.common import check_at_least, check_suffix, set_threads, write_png
+from ali.cli.common import (
+    check_at_least,
+    check_at_most,
+    check_seed,
+    check_suffix,
+    set_threads,
+    write_png,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,8 @@ class Interpolate(ImageOptions):
 
     def run(self) -> None:
         check_at_least(1, rows=self.rows, steps=self.steps)
+        check_at_most(1000, rows=self.rows, steps=self.steps)
+        check_seed(self.seed)
         check_suffix(self.output, ".png")
         set_threads(self.threads)
         from ali.figures import grids

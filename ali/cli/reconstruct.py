@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ali.arguments import Group
 from ali.cli.checkpoints import ImageOptions, load_image_networks, validation_images
-from ali.cli.common import check_at_least, check_suffix, set_threads, write_png
+from ali.cli.common import check_at_least, check_seed, check_suffix, set_threads, write_png
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Reconstruct(ImageOptions):
 
     def run(self) -> None:
         check_at_least(1, count=self.count)
+        check_seed(self.seed)
         check_suffix(self.output, ".png")
         set_threads(self.threads)
         from ali.figures import grids

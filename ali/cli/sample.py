@@ -7,7 +7,15 @@ from typing import ClassVar
 
 from ali.arguments import Group
 from ali.cli.checkpoints import NetworkOptions, load_image_networks
-from ali.cli.common import check_at_least, check_suffix, set_threads, write_png
+from ali.cli.common import (
+    MAX_TILES,
+    check_at_least,
+    check_at_most,
+    check_seed,
+    check_suffix,
+    set_threads,
+    write_png,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,8 @@ class Sample(NetworkOptions):
 
     def run(self) -> None:
         check_at_least(1, count=self.count)
+        check_at_most(MAX_TILES, count=self.count)
+        check_seed(self.seed)
         check_suffix(self.output, ".png")
         set_threads(self.threads)
         from ali.figures import grids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -96,6 +97,11 @@ class Train:
         """
         if self.resume and not (self.output_dir / CONFIG).exists():
             raise UserError(f"there is no run in {self.output_dir} to resume: leave --resume out")
+        if self.resume and self.config:
+            raise UserError(
+                "--resume goes on with the settings of its run: leave --config out, and give what "
+                "changes, such as --epochs, as options"
+            )
         source = self.output_dir / CONFIG if self.resume else self.config
         if source is None:
             default = Config.of_model(self.experiment.model)
@@ -107,7 +113,9 @@ class Train:
         settings.check(Config)
         model = settings.values.get("model", self.experiment.model)
         values = Config.of_model(model).to_dict() | settings.values
-        return parse(replace(self, experiment=Config.from_dict(values)))
+        with settings.naming_lines():
+            experiment = Config.from_dict(values)
+        return parse(replace(self, experiment=experiment))
 
     @lossy_output()
     def run(self) -> None:
@@ -178,9 +186,9 @@ def _train_epochs(
                 state.save(checkpoint)
                 show(metrics)
         except NonFiniteError as error:
+            kept = f". {checkpoint} is from the epoch before" if checkpoint.exists() else ""
             raise SystemExit(
-                f"stopped: training diverged ({error}); try a smaller --lr-d and --lr-g. "
-                f"{checkpoint} is from the epoch before"
+                f"stopped: training diverged ({error}); try a smaller --lr-d and --lr-g{kept}"
             ) from error
 
 
@@ -189,6 +197,8 @@ def _refuse_other_data(path: Path, fingerprint: str, epoch: int) -> None:
     before = fingerprint
     if path.exists() and epoch:
         before = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not re.fullmatch(r"\S+", before):
+        raise UserError(f"{path} is damaged: delete it, if the data is still that of the run")
     if before != fingerprint:
         raise UserError(
             f"the data is not that of the run so far ({path}: {before}, now {fingerprint}): put "

@@ -13,6 +13,8 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 
+import numpy as np
+
 from ali.catalog import KINDS
 from ali.config import Config, DataName
 from ali.data import celeba, cifar10, files, folder, house_numbers, mixture, svhn, tiny_imagenet
@@ -61,7 +63,9 @@ def load(config: Config, check_labels: bool = True) -> Dataset:
     total = len(train.images)
     held_out = 0 if valid else validation_size(total, splits.large_valid)
     if (len(valid.images) if valid else held_out) < FEWEST:
-        raise UserError(f"{config.data}: {total} images are too few for a validation set")
+        raise UserError(
+            f"{config.data}: {total} training images are too few for a validation set of {FEWEST}"
+        )
     labelled = train.images[: total - held_out]
     unlabelled = extra.images if extra else labelled
     size = config.train_size or len(unlabelled)
@@ -70,7 +74,10 @@ def load(config: Config, check_labels: bool = True) -> Dataset:
             f"--train-size {size}: {config.data} has {len(unlabelled)} training images here"
         )
     if size < config.batch_size:
-        raise UserError(f"--batch-size {config.batch_size} is more than the {size} training images")
+        raise UserError(
+            f"--batch-size {config.batch_size} is more than the {size} training images: give a "
+            "smaller one"
+        )
     if labelled.y is None and check_labels and KINDS[config.model].classifies:
         raise UserError(
             f"--model {config.model} is trained with labels, and {config.data} has none here: "
@@ -95,6 +102,16 @@ def load(config: Config, check_labels: bool = True) -> Dataset:
         notes=splits.notes,
         class_names=splits.class_names,
     )
+
+
+def check_distinct(dataset: Dataset) -> None:
+    """Raises UserError if all validation images are the same: no distance between samples and them
+    says anything."""
+    x = dataset.valid.x
+    if all(np.array_equal(image, x[0]) for image in x[1:]):
+        raise UserError(
+            f"{dataset.name}: all {len(x)} images to validate with are the same: choose other data"
+        )
 
 
 def load_test(config: Config) -> Images:

@@ -193,7 +193,8 @@ def read_images(path: Path, size: int) -> tuple[np.ndarray, list[str] | None]:
 def _check_array(path: Path, shape: tuple[int, ...], dtype: str, size: int) -> None:
     """Raises UserError if an array with this header does not hold images of `size`."""
     if dtype != "uint8" or len(shape) != 4 or shape[0] == 0:
-        raise UserError(f"{path} holds {dtype} {shape}: images must be uint8, one at least")
+        wanted = f"uint8 (N, {size}, {size}, 3), or in a .mat ({size}, {size}, 3, N), N from 1"
+        raise UserError(f"{path} holds {dtype} {shape}: images must be {wanted}")
     if shape[1:] not in ((3, size, size), (size, size, 3)):
         wanted = f"{size}×{size} RGB"
         raise UserError(f"images in {path} are {shape[1:]}: they must be {wanted}, resize them")
@@ -219,7 +220,12 @@ def _read_npz(path: Path, size: int) -> np.ndarray:
 def _read_mat(path: Path, size: int) -> np.ndarray:
     import scipy.io
 
-    shape, dtype = {name: header for name, *header in scipy.io.whosmat(path)}["X"]
+    found = {name: header for name, *header in scipy.io.whosmat(path)}
+    if "X" not in found:
+        raise UserError(
+            f"{path} holds {files.listed(sorted(found))}: name the images X, as SVHN does"
+        )
+    shape, dtype = found["X"]
     _check_array(path, shape[3:] + shape[:3], dtype, size)
     return scipy.io.loadmat(path, variable_names=["X"])["X"].transpose(3, 0, 1, 2)
 

@@ -217,7 +217,7 @@ def _read(path: Path) -> dict[str, Any]:
             return found
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     raise UserError(f"{path} is damaged: delete it, and its rows are measured again")
 

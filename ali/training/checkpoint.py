@@ -152,7 +152,7 @@ def read_manifest(folder: Path | str) -> Manifest:
         raise UserError(f"no checkpoint in {folder}: there is no {MANIFEST}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(folder, f"{MANIFEST} is not JSON") from error
     if not isinstance(plain, dict) or not plain.keys() >= _KEYS:
         raise UserError(f"{path} is not a checkpoint of this program")
@@ -166,7 +166,21 @@ def read_manifest(folder: Path | str) -> Manifest:
         if _digest(content.replace(checksum.encode(), b"")) != checksum or plain["format"] == 1:
             raise _damaged(folder, f"{MANIFEST} differs from its checksum")
     values = {key: plain[key] for key in ("epoch", "step", "generator", "files")}
-    return Manifest(Config.from_dict(plain["config"]), **values)
+    if not _is_whole(**values):
+        raise _damaged(folder, f"{MANIFEST} has values of a wrong type")
+    try:
+        return Manifest(Config.from_dict(plain["config"]), **values)
+    except UserError as error:
+        raise UserError(f"checkpoint {path}: {error}; update this program") from error
+
+
+def _is_whole(epoch: Any, step: Any, generator: Any, files: Any) -> bool:
+    """Whether the values of a manifest have their types; those of format 1 have no checksum."""
+    counts = all(type(count) is int and count >= 0 for count in (epoch, step))
+    texts = [generator, *(files.values() if isinstance(files, dict) else [None])]
+    named = all(isinstance(t, dict) and all(isinstance(v, str) for v in t.values()) for t in texts)
+    keys = ({"device", "state"}, *({"name", CHECKSUM} for _ in texts[1:]))
+    return counts and named and all(t.keys() >= k for t, k in zip(texts, keys, strict=True))
 
 
 def _read_tensors(folder: Path | str, manifest: Manifest, group: str) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from optuna.distributions import (
 from ali.catalog import KINDS
 from ali.config import Common, Config
 from ali.errors import UserError
+from ali.settings import is_float
 
 Dimension = tuple[float, float] | BaseDistribution
 
@@ -211,7 +212,8 @@ def expanded(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and is_float(value) and math.isfinite(value)
 
 
 def _is_bools(value: Any) -> bool:

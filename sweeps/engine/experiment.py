@@ -133,7 +133,9 @@ class AliExperiment(Experiment):
     def load_data(self, config: Config) -> Dataset:
         from ali import data
 
-        return data.load(config)
+        dataset = data.load(config)
+        data.check_distinct(dataset)
+        return dataset
 
     def check_test_data(self, config: Config) -> None:
         from ali import data

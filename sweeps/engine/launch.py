@@ -34,7 +34,13 @@ from sweeps.engine.traces import (
     refuse_other_options,
 )
 from sweeps.engine.tracking import runs
-from sweeps.engine.tracking.client import MLFLOW_ENVIRONMENT, connect, experiment_id, prepare
+from sweeps.engine.tracking.client import (
+    MLFLOW_ENVIRONMENT,
+    check_database,
+    connect,
+    experiment_id,
+    prepare,
+)
 from sweeps.engine.tracking.moved import follow_move
 from sweeps.engine.tracking.schema import KIND_TRIAL
 from sweeps.engine.tracking.search import restore_sweep
@@ -68,6 +74,7 @@ def launch(sweep: Sweep, options: Options) -> int:
             refuse_other_options(options)
             mirror = held.enter_context(acquire_sweep(options, storage))
         uri = options.uri
+        check_database(uri)
         if not uri.startswith("sqlite:"):
             connect(uri)  # before minutes are spent on data
         base = options.config()

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Literal
 
 from ali.errors import UserError
@@ -21,6 +22,7 @@ Direction = Literal["minimize", "maximize"]
 
 _FUNCTIONS: dict[str, Any] = {"min": min, "max": max, "abs": abs}
 _FUNCTIONS |= {"log": math.log, "exp": math.exp, "sqrt": math.sqrt}
+_ARGUMENTS = {"min": (2, 99), "max": (2, 99), "log": (1, 2)}  # of the others one
 _ARITHMETIC = (
     *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.Constant, ast.Name, ast.Load, ast.Call),
     *(ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.USub, ast.UAdd),
@@ -94,6 +96,11 @@ class Objective:
             number = not isinstance(node, ast.Constant) or type(node.value) in (int, float)
             if not isinstance(node, _ARITHMETIC) or not number:
                 raise UserError(f"{wrong}: it has {ast.unparse(node) or type(node).__name__}")
+        for call in (n for n in nodes if isinstance(n, ast.Call)):
+            least, most = _ARGUMENTS.get(called[id(call.func)], (1, 1))
+            if not least <= len(call.args) <= most:
+                wanted = f"{least} arguments or more" if least < most else "one argument"
+                raise UserError(f"{wrong}: {ast.unparse(call)} needs {wanted}")
         names = {n.id for n in nodes if isinstance(n, ast.Name) and id(n) not in called}
         if not names:
             raise UserError(f"{wrong}: it names none")
@@ -129,13 +136,26 @@ class Objective:
                 ) from None
         except (ArithmeticError, ValueError):  # as log(0)
             metrics[self.name] = math.nan
+        except TypeError:  # of a formula: the root of something negative is a complex number
+            if self.function:
+                raise
+            metrics[self.name] = math.nan
 
     def _value(self, metrics: Mapping[str, float]) -> Any:
         if self.function:
             return self.function(metrics)
-        values = {name: metrics[name] for name in self.metrics}
+        values = {name: float(metrics[name]) for name in self.metrics}
         # Only arithmetic: `metrics` above has looked at every part of it.
-        return eval(self.formula or "", {"__builtins__": {}, **_FUNCTIONS}, values)
+        return eval(self._code, {"__builtins__": {}, **_FUNCTIONS}, values)
+
+    @cached_property
+    def _code(self) -> CodeType:
+        """The formula, its numbers as floats: powers of whole ones might take for ever."""
+        tree = ast.parse(self.formula or "", mode="eval")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, int):
+                node.value = float(node.value)
+        return compile(tree, "--objective", "eval")
 
 
 def sign(trials: Iterable[FrozenTrial]) -> float:

@@ -311,14 +311,10 @@ def _read(kind: type[Location], file: Path, name: str | None = None) -> dict[str
     plain: dict[str, Any] = found.values
     if name is not None and plain.get("name") != name:
         found.refuse("name", f"is {plain.get('name')!r}, and that of the folder is another")
-    try:
+    with found.naming_lines():
         made = kind(**{"name": "any", **_with_paths(plain)})
         if isinstance(made, Options):
             made.config()
-    except UserError as error:
-        option = re.match(r"--([\w-]+) (.*)", str(error))
-        key, problem = option.groups() if option else ("", str(error))
-        found.refuse(key.replace("-", "_"), problem)
     return plain
 
 

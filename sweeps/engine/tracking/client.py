@@ -37,6 +37,7 @@ MLFLOW_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its own 7 take minutes, and Retry tries again itself
 }
+SQLITE = b"SQLite format 3\0"  # the first bytes of every database
 OUTAGE_SECONDS = 600.0  # how long a trial keeps trying to deliver its log records
 
 
@@ -87,6 +88,7 @@ def connect(uri: str, existing: bool = False) -> MlflowClient:
             f"there is no MLflow database {file}: run a sweep, or give --output-dir or "
             "--tracking-uri"
         )
+    check_database(uri)
     try:
         with _database_lock(uri):
             client = open_client(uri)
@@ -109,6 +111,19 @@ def connect(uri: str, existing: bool = False) -> MlflowClient:
             + (f"; {way_on}" if uri.startswith("sqlite:") else "")
         ) from None
     return client
+
+
+def check_database(uri: str) -> None:
+    """Raises UserError if an address is that of a local file which is no SQLite database."""
+    file = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or not file.exists():
+        return
+    other = not file.is_file()
+    if not other and file.stat().st_size:
+        with file.open("rb") as opened:
+            other = opened.read(len(SQLITE)) != SQLITE
+    if other:
+        raise UserError(f"{file} is no database of SQLite: give another --tracking-uri")
 
 
 @contextlib.contextmanager

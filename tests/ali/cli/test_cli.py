@@ -52,6 +52,16 @@ def test_disk_that_cannot_be_written(capsys, number):
     assert err.startswith("error: cannot write runs/x") and len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("8 TiB"), RuntimeError("[enforce fail] can't allocate memory: 8 TiB\nat C")],
+)
+def test_too_little_memory_is_one_line(capsys, error):
+    assert code_of(raiser(error)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: not enough memory") and len(err.splitlines()) == 1
+
+
 def test_no_home_is_said_with_what_to_set(capsys):
     assert code_of(lambda: Path("~no-such-user").expanduser() and None) == 2  # what pathlib raises
     assert "set HOME to a folder" in capsys.readouterr().err

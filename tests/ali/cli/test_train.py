@@ -79,6 +79,31 @@ def test_a_damaged_line_of_the_log_costs_that_line_alone(trained, tmp_path):
     assert epochs(part) == [1, 2] and "metrics.jsonl, line 1: damaged" in out
 
 
+def test_a_resume_takes_no_other_settings(trained, tmp_path):
+    mistake(
+        *(tmp_path, "train", "--resume", "--output-dir", trained[0], "--config", "own.yaml"),
+        says="leave --config out",
+    )
+
+
+def test_a_value_in_a_file_is_refused_with_its_line(tmp_path):
+    (tmp_path / "own.yaml").write_text("epochs: 3\nwidth: 0\n")
+    with pytest.raises(UserError, match=r"own\.yaml, line 2: width must be in \(0, 8\]"):
+        here("train", "--output-dir", tmp_path / "run", "--config", tmp_path / "own.yaml")
+
+
+def test_a_folder_name_that_is_too_long(tmp_path):
+    mistake(tmp_path, "train", "--output-dir", tmp_path / ("x" * 300), says="a shorter name")
+
+
+def test_a_fingerprint_that_is_damaged_is_not_other_data(trained, tmp_path):
+    part = tmp_path / "part"
+    shutil.copytree(trained[0], part)
+    (part / "data_fingerprint.txt").write_text("")
+    with pytest.raises(UserError, match=r"data_fingerprint\.txt is damaged: delete it"):
+        here("train", "--output-dir", part, "--resume", "--epochs", 3)
+
+
 def test_settings_from_a_file_and_options_on_top(trained, tmp_path):
     folder, _ = trained
     out = tmp_path / "again"
@@ -181,6 +206,11 @@ def test_a_reader_that_goes_away_is_no_reason_to_end(trained, tmp_path):
         (["--threads", "0"], "--threads"),
         (["--config", "nowhere.json"], "nowhere.json"),
         (["--resume"], "no run"),
+        (["--seed", 2**64], "--seed must be from 0 to"),
+        (["--levels", 1000], "--levels must be from 1 to 16"),
+        (["--threads", 10**12], "--threads must be at most"),
+        (["--data", "mixture", "--train-size", 10**12], "--train-size must be at most"),
+        (["--model", "vae-m1m2", "--epochs", 1, "--m1-epochs", 5], "--m1-epochs must be below"),
     ],
 )
 def test_mistaken_options(tmp_path, options, says):

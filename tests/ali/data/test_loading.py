@@ -6,11 +6,13 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ali import data
 from ali.config import Config, DataName
 from ali.data import house_numbers, splits
 from ali.errors import UserError
+from ali.experiment import new_state
 from tests.ali.data.conftest import svhn_config, write_mat
 
 
@@ -42,6 +44,16 @@ def test_test_split_is_never_read_by_load(few, cache, tmp_path):
     data.load(svhn_config(path.parent))
     with pytest.raises(UserError, match="test_32x32"):
         data.load_test(svhn_config(path.parent))
+
+
+def test_images_that_are_all_the_same_are_no_validation_set(tmp_path):
+    """Between them there is no distance, which looked like divergence."""
+    for number in range(40):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{number}.png")
+    config = Config(data="folder", data_dir=tmp_path, batch_size=8)
+    dataset = data.load(config)
+    with pytest.raises(UserError, match=r"all \d+ images to validate with are the same"):
+        new_state(config, dataset)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,33 @@ def test_a_broken_manifest_is_refused(folder, text, said):
             read()
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epoch": "x"}, {"epoch": -1}, {"step": None}, {"files": []}, {"generator": {}},
+        {"files": {"weights": {"name": 3, "sha256": ""}}}, {"files": {"weights": {}}},
+    ],
+)  # fmt: skip
+def test_values_of_a_wrong_type_are_damage(folder, wrong):
+    """Format 1 has no checksum of its own."""
+    path = folder / "state.json"
+    plain = {**json.loads(path.read_text()), "format": 1, **wrong}
+    path.write_text(json.dumps({k: v for k, v in plain.items() if k != "sha256"}))
+    with pytest.raises(UserError, match="has values of a wrong type"):
+        State.load(folder, "cpu")
+
+
+def test_a_setting_of_a_newer_version_is_refused_with_the_way_on(folder):
+    path = folder / "state.json"
+    plain = json.loads(path.read_text())
+    plain = {**plain, "format": 1, "config": {**plain["config"], "new_thing": 1}}
+    path.write_text(json.dumps({k: v for k, v in plain.items() if k != "sha256"}))
+    with pytest.raises(
+        UserError, match=r"state\.json: .*new_thing is unknown.*update this program"
+    ):
+        State.load(folder, "cpu")
+
+
 def test_another_format_is_refused(folder):
     path = folder / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))

@@ -48,6 +48,9 @@ def test_an_objective_is_a_metric_or_arithmetic(text, name, maximize, metrics):
         ("x = 'a' * val_error", "no arithmetic"),
         ("x = [val_error for val_error in 'ab']", "no arithmetic"),
         ("3 + 4", "names none"),
+        ("min(val_error)", "needs 2 arguments or more"),
+        ("abs(val_error, 2)", "needs one argument"),
+        ("log() * val_error", "needs 1 arguments or more"),
     ],
 )
 def test_anything_else_is_refused(text, says):
@@ -57,6 +60,16 @@ def test_anything_else_is_refused(text, says):
         return
     with pytest.raises(UserError, match=says):
         Objective.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["(val_error - 1) ** 0.5", "val_error ** 9 ** 9 ** 9", "1 / 0 * val_error"]
+)
+def test_what_has_no_value_has_none(text):
+    """Not complex numbers, nor whole ones that take for ever."""
+    metrics = {"val_error": 3 if "9" in text else 0.5}
+    Objective.parse(f"score = {text}").add_to(metrics)
+    assert math.isnan(metrics["score"])
 
 
 def test_its_value_is_added_to_the_metrics():

@@ -247,7 +247,7 @@ def test_places_in_an_output_folder_move_with_it(tmp_path):
         ('"seed"', '"from_the_future"', "from_the_future is unknown"),
         ('"name": "s"', '"name": "t"', "name is 't'"),
         ('"name": "s"', '"name": 3', "name cannot be 3"),
-        ('"s"', '"s", "name": []', "name cannot be"),
+        ('"s"', '"s", "name": []', "name is there twice"),
         ("{", "[]", "line 2: not JSON"),
         ("{", "\udcff", "can't decode byte"),
         ("{", "[" * 9999, "recursion"),

@@ -19,6 +19,15 @@ def test_a_planted_lock_truncates_nothing(tmp_path):
     assert victim.read_text() == "precious"
 
 
+def test_what_is_no_database_is_refused_and_nothing_is_left_beside_it(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "0.png").write_bytes(b"\x89PNG")
+    for name in ("folder", "0.png"):
+        with pytest.raises(UserError, match="is no database of SQLite"):
+            connect(f"sqlite:///{tmp_path}/{name}", existing=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.png", "folder"]
+
+
 def test_a_database_that_another_user_has_linked_is_refused(tmp_path, foreign_link):
     foreign_link(tmp_path / "mlflow.db", tmp_path / "victim")
     with pytest.raises(UserError, match=r"mlflow\.db is a link that another user made"):
