@@ -38,10 +38,12 @@ def check_seed(seed: int) -> None:
     check_at_most(MAX_SEED, seed=seed)
 
 
-def check_suffix(path: Path | None, suffix: str) -> None:
-    """Raises UserError if the file to write has another ending."""
+def check_output(path: Path | None, suffix: str) -> None:
+    """Raises UserError if the file to write has another ending, or no folder to be in."""
     if path is not None and path.suffix != suffix:
         raise UserError(f"--output must end in {suffix}, not {path.name!r}")
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"--output {path}: there is no folder {path.parent}: create it")
 
 
 def set_threads(threads: int | None) -> None:

@@ -10,7 +10,7 @@ import tyro
 
 from ali.arguments import Group
 from ali.cli.checkpoints import NetworkOptions, load_image_networks
-from ali.cli.common import check_suffix, set_threads
+from ali.cli.common import check_output, set_threads
 from ali.files import atomic_write
 
 
@@ -34,7 +34,7 @@ class Encode(NetworkOptions):
     networks, 5184 for CIFAR-10's, 48128 for CelebA's and 4608 for Tiny ImageNet's."""
 
     def run(self) -> None:
-        check_suffix(self.output, ".npz")
+        check_output(self.output, ".npz")
         set_threads(self.threads)
         import numpy as np
 

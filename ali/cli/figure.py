@@ -10,7 +10,7 @@ import tyro
 
 from ali.arguments import Group
 from ali.cli.checkpoints import ImageOptions, load_networks, validation_images
-from ali.cli.common import check_seed, check_suffix, set_threads, write_png
+from ali.cli.common import check_output, check_seed, set_threads, write_png
 from ali.config import Config
 from ali.errors import UserError
 
@@ -36,7 +36,7 @@ class Figure(ImageOptions):
     panel is left out."""
 
     def run(self) -> None:
-        check_suffix(self.output, ".png")
+        check_output(self.output, ".png")
         check_seed(self.seed)
         set_threads(self.threads)
         from ali.figures import paper

@@ -10,8 +10,8 @@ from ali.cli.checkpoints import ImageOptions, load_image_networks, validation_im
 from ali.cli.common import (
     check_at_least,
     check_at_most,
+    check_output,
     check_seed,
-    check_suffix,
     set_threads,
     write_png,
 )
@@ -34,7 +34,7 @@ class Interpolate(ImageOptions):
         check_at_least(1, rows=self.rows, steps=self.steps)
         check_at_most(1000, rows=self.rows, steps=self.steps)
         check_seed(self.seed)
-        check_suffix(self.output, ".png")
+        check_output(self.output, ".png")
         set_threads(self.threads)
         from ali.figures import grids
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ali.arguments import Group
 from ali.cli.checkpoints import ImageOptions, load_image_networks, validation_images
-from ali.cli.common import check_at_least, check_seed, check_suffix, set_threads, write_png
+from ali.cli.common import check_at_least, check_output, check_seed, set_threads, write_png
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Reconstruct(ImageOptions):
     def run(self) -> None:
         check_at_least(1, count=self.count)
         check_seed(self.seed)
-        check_suffix(self.output, ".png")
+        check_output(self.output, ".png")
         set_threads(self.threads)
         from ali.figures import grids
 

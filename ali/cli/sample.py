@@ -11,8 +11,8 @@ from ali.cli.common import (
     MAX_TILES,
     check_at_least,
     check_at_most,
+    check_output,
     check_seed,
-    check_suffix,
     set_threads,
     write_png,
 )
@@ -35,7 +35,7 @@ class Sample(NetworkOptions):
         check_at_least(1, count=self.count)
         check_at_most(MAX_TILES, count=self.count)
         check_seed(self.seed)
-        check_suffix(self.output, ".png")
+        check_output(self.output, ".png")
         set_threads(self.threads)
         from ali.figures import grids
 

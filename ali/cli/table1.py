@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from ali.arguments import Group
 from ali.catalog import KINDS, Model
 from ali.cli import terminable
-from ali.cli.common import check_at_least, check_suffix, set_threads
+from ali.cli.common import check_at_least, check_output, set_threads
 from ali.config import Config, Precision
 from ali.errors import NonFiniteError, UserError
 from ali.evaluation.table1 import (
@@ -113,7 +113,7 @@ class Table1:
         """Measures what is asked for, prints the table, writes --output. Ctrl-C loses nothing."""
         check_at_least(1, draws=self.draws, labels=self.labels, seeds=self.seeds)
         check_at_least(0, epochs=self.epochs, unlabelled=self.unlabelled)
-        check_suffix(self.output, ".json")
+        check_output(self.output, ".json")
         set_threads(self.threads)
         with terminable():
             try:

@@ -162,6 +162,7 @@ def test_diverged_training_is_told(command, capsys, monkeypatch):
         (["--ali", "nowhere"], "nowhere"),
         (["--data-dir", "nowhere"], "nowhere"),
         (["--output", "table.txt"], ".json"),
+        (["--output", "nowhere/table.json"], "there is no folder nowhere"),
         (["--width", "-1"], "--width"),
     ],
 )
