@@ -82,13 +82,14 @@ def append_line(path: Path, line: str) -> None:
             raise _cannot_write(path, error, "free space, or choose another place") from error
 
 
-def make_folder(path: Path, shared: bool = False) -> Path:
+def make_folder(path: Path, shared: bool = False, option: str = "--output-dir") -> Path:
     """Creates an output folder and its parents, and checks that files can be written there.
 
     Raises UserError if they cannot, or if another user has put a link in it, whose name we may be
-    about to use, or in its place. `shared`: others keep files of their own there.
+    about to use, or in its place. `shared`: others keep files of their own there. `option`: the one
+    that names the folder.
     """
-    refuse_address(path, "--output-dir", "choose a local folder")
+    refuse_address(path, option, "choose a local folder")
     try:
         refuse_foreign_links(path)
         path.mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,7 @@ def make_folder(path: Path, shared: bool = False) -> Path:
             probe.write(b"x")
         refuse_foreign_links(*(() if shared else path.iterdir()))
     except OSError as error:
-        raise _cannot_write(path, error, "choose another --output-dir", "write to") from error
+        raise _cannot_write(path, error, f"choose another {option}", "write to") from error
     return path
 
 

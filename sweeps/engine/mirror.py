@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from ali.beside import beside
 from ali.errors import UserError
 from ali.lock import end_taken_over, holder_of, refuse_if_alive, this_process
 from sweeps.engine.retry import AwayError, Retry
@@ -28,6 +30,7 @@ class Lease:
     def __init__(self, storage: Storage, what: str) -> None:
         self._storage, self._what = storage, what
         self._token, self._renewals = secrets.token_hex(8), 0
+        self._renewing = threading.Lock()
 
     def take(self) -> None:
         """Raises UserError if another driver has it, or if it cannot be written."""
@@ -43,9 +46,10 @@ class Lease:
 
     def renew(self) -> None:
         """Ends the process, like a kill, if another driver took it for dead."""
-        if (other := self._others()) is not None:
-            self.taken_over(self._what, holder_of(_text(other)))
-        self._write()
+        with self._renewing:
+            if (other := self._others()) is not None:
+                self.taken_over(self._what, holder_of(_text(other)))
+            self._write()
 
     def taken_over(self, what: str, holder: str) -> None:
         end_taken_over(what, holder)
@@ -95,6 +99,7 @@ class JournalMirror:
         self._elsewhere = storage.remote and not storage.is_at(journal.parent)
         self._copied: dict[Path, tuple[int, ...]] = {}  # the files' `_version`
         self._thread: threading.Thread | None = None
+        self._renewed = contextlib.ExitStack()
         self._retry = Retry(f"the storage {storage.folder}", outage_seconds)
 
     def __enter__(self) -> JournalMirror:
@@ -104,6 +109,7 @@ class JournalMirror:
             self.storage.catch_up(self._journal)
             for log_file in self._logs:
                 self.storage.join_lines(log_file)
+            self._renewed.enter_context(beside(self._keep_lease))
             self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
             self._thread.start()
         return self
@@ -114,10 +120,11 @@ class JournalMirror:
             self._wake.set()
             self._thread.join()
             try:
-                if isinstance(error, AwayError):  # it was waited for
-                    self._renew_and_copy()
-                else:
-                    self._retry(self._renew_and_copy)
+                with self._renewed:
+                    if isinstance(error, AwayError):  # it was waited for
+                        self._renew_and_copy()
+                    else:
+                        self._retry(self._renew_and_copy)
                 self._lease.drop()
             except (OSError, UserError) as problem:
                 log.warning("the storage lacks the end of the journal: %s", one_line(problem))
@@ -130,6 +137,12 @@ class JournalMirror:
         """Returns once the bucket has all. Raises OSError or UserError if it is away."""
         if self._elsewhere:
             self._renew_and_copy()
+
+    def _keep_lease(self, ended: threading.Event) -> None:
+        """Renews it while a copy takes long, too."""
+        while not ended.wait(MIRROR_SECONDS):
+            with contextlib.suppress(OSError, UserError):  # `_follow` says so
+                self._lease.renew()
 
     def _follow(self) -> None:
         away = False

@@ -99,7 +99,7 @@ class Storage:
     def check(self) -> None:
         """Raises UserError if nothing can be written there."""
         if not self.remote:
-            make_folder(existing_part(Path(self.root)))
+            make_folder(existing_part(Path(self.root)), option="--storage-path")
             return
         probe = f"{self.root}/.probe-{self.name}"
         with self._asked(f"cannot write to --storage-path {self.root}"):

@@ -34,12 +34,14 @@ def warm_points(
         return []
     if options.warm_start == options.name:
         raise UserError(f"--warm-start {options.name!r} is this sweep's own name: name another")
-    earlier = Location(
-        name=options.warm_start, output_dir=options.output_dir, storage_path=options.storage_path
-    )
-    if earlier.storage.remote and not (earlier.folder / JOURNAL).exists():
-        earlier.storage.fetch(earlier.folder / JOURNAL)
     try:
+        earlier = Location(
+            name=options.warm_start,
+            output_dir=options.output_dir,
+            storage_path=options.storage_path,
+        )
+        if earlier.storage.remote and not (earlier.folder / JOURNAL).exists():
+            earlier.storage.fetch(earlier.folder / JOURNAL)
         best = best_trials(load_study(earlier).get_trials(deepcopy=False))
     except UserError as error:
         raise UserError(f"--warm-start {options.warm_start}: {error}") from None

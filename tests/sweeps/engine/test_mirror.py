@@ -1,6 +1,7 @@
 """The copy of the journal in a bucket that is away for a while."""
 
 import logging
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -96,6 +97,28 @@ def test_a_file_that_is_replaced_by_one_of_the_same_length_is_copied(tmp_path, m
         assert bucket.read("options.yaml") == b"num_trials: 50"
         replace_file(here / "options.yaml", b"num_trials: 90")
     assert bucket.read("options.yaml") == b"num_trials: 90"
+
+
+def test_a_copy_that_takes_long_does_not_let_the_lease_run_out(tmp_path, monkeypatch):
+    """A large journal on a slow line: another driver took this one for dead."""
+    monkeypatch.setattr(mirror, "MIRROR_SECONDS", 0.05)
+    bucket, journal = Storage.at(f"file://{tmp_path}/bucket", "s"), tmp_path / "journal"
+    (tmp_path / "bucket" / "s").mkdir(parents=True)
+    journal.write_text("1\n")
+    seen, write = set(), Storage.write
+
+    def slow(self, name, content):
+        for _ in range(100 if name == "journal" else 0):
+            time.sleep(0.02)
+            seen.add(self.read(LEASE))
+            if len(seen) > 3:
+                break
+        write(self, name, content)
+
+    monkeypatch.setattr(Storage, "write", slow)
+    with JournalMirror(bucket, "it", journal):
+        pass
+    assert len(seen) > 3 and bucket.read(LEASE) is None and bucket.read("journal") == b"1\n"
 
 
 def test_a_storage_that_is_the_output_folder_is_not_copied_onto_itself(tmp_path):
