@@ -25,9 +25,7 @@ from sweeps.engine.storage import Storage
 
 SETTLE_SECONDS = 3.0  # of two machines that take it in the same moment, the later has it by then
 STOP_SECONDS = 60.0  # for a server to write what it holds
-SAFE = (
-    2 / 3
-)  # of the lease's time without a renewal, after which the server must not write any more
+SAFE = 2 / 3  # of the lease's time without a renewal, after which the server must write no more
 
 
 class FolderLease(mirror.Lease):
