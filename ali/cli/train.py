@@ -151,13 +151,16 @@ def _train(options: Train, folder: Path, config: Config) -> None:
     for note in dataset.notes:
         print(note, flush=True)
     checkpoint = folder / "checkpoint"
-    begun = options.resume and (checkpoint / MANIFEST).exists()
-    # Otherwise a new run, or one that was stopped in its first epoch.
-    state = None if begun else experiment.new_state(config, dataset)
+
+    def has_checkpoint() -> bool:  # a run that was stopped in its first epoch has none
+        return options.resume and (checkpoint / MANIFEST).exists()
+
+    state = None if has_checkpoint() else experiment.new_state(config, dataset)
     with folder_lock(make_folder(folder), f"the training in {folder}"):
         if not options.resume:
             _refuse_used(folder)
-        state = state or State.load(checkpoint, device(), config)
+        if state is None or has_checkpoint():
+            state = State.load(checkpoint, device(), config)
         _refuse_other_data(folder / DATA, dataset.fingerprint, state.epoch)
         places = {"data_dir": config.data_dir and config.data_dir.resolve()}  # from any folder
         with atomic_write(folder / CONFIG) as path:
