@@ -1,1 +1,1 @@
-"""Adversarially Learned Inference (arXiv 1606.00704): a library that knows no sweep."""
+"""Adversarially Learned Inference (arXiv 1606.00704) as a library, independent of sweeps."""

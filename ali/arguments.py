@@ -1,4 +1,4 @@
-"""A dataclass as a command line: its options in groups, each with its text and its default."""
+"""Turns a dataclass into a command line: options in groups, each with its help and default."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Group:
     Attributes:
         title: the word before "options".
         example: arguments to show, as they stand after the program's name.
-        names: of the fields, separated by spaces; those of a nested dataclass are among them.
-            Empty: all that no other group names.
+        names: the fields' names, separated by spaces, those of nested dataclasses included.
+            Empty: all fields that no other group names.
     """
 
     title: str
@@ -40,7 +40,7 @@ class Option:
     default: Any = tyro.MISSING
 
     def annotated(self, value: Any) -> Any:
-        """Its type, with what --help shows of it where its default is `value`."""
+        """Its type, annotated with what --help shows if the default is `value`."""
 
         def default(shown: str) -> str:
             told = value is None or value is False
@@ -61,15 +61,15 @@ class Option:
 
 
 class Arguments:
-    """What tyro makes a command line of in the place of a dataclass: a dataclass a group.
+    """The dataclass that tyro parses in place of the original: it nests one dataclass per group.
 
-    tyro shows the fields of a nested dataclass in a box of their own. `build` puts what is parsed
-    together again, so that groups exist for --help alone.
+    tyro shows the fields of a nested dataclass in a box of their own. `build` puts the parsed
+    values back together, so that groups exist only for --help.
 
     Args:
         kind: the dataclass. The text below a field is its help.
-        program: what its examples begin with.
-        values: of fields, where they are not the defaults.
+        program: the command that its examples begin with.
+        values: by field, where they differ from the defaults.
         more: further options of the command line.
     """
 
@@ -100,7 +100,7 @@ class Arguments:
         self.type.__doc__ = kind.__doc__
 
     def build(self, parsed: Any) -> Any:
-        """The dataclass that was asked for, of an instance of `type`."""
+        """The original dataclass, from a parsed instance of `type`."""
         found: dict[str, Any] = {}
         for name, value in vars(parsed).items():
             found |= vars(value) if name in self._titles else {name: value}
@@ -123,7 +123,7 @@ def options_of(kind: type) -> Iterator[tuple[str, Option]]:
 
 
 def values_of(instance: Any) -> dict[str, Any]:
-    """The values of the same fields."""
+    """The values of the fields that `options_of` lists."""
     found: dict[str, Any] = {}
     for name, value in vars(instance).items():
         found |= values_of(value) if dataclasses.is_dataclass(value) else {name: value}
@@ -151,7 +151,7 @@ def _dataclass(name: str, rows: list[Any]) -> Any:
 
 
 def _docs(kind: type) -> dict[str, str]:
-    """The text below each field, in a line."""
+    """The docstring below each field, as one line."""
     docs = {}
     for base in filter(dataclasses.is_dataclass, reversed(kind.__mro__)):
         (made,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """In the block, `work` runs in a thread. At the end its event is set, and it is waited for."""
+    """In the block, `work` runs in a thread; at the end its event is set and the thread joined."""
     ended = threading.Event()
     thread = threading.Thread(target=work, args=(ended,), daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Which models there are: what each consists of, and the settings that it alone has.
+"""The models: what each consists of, and the settings that only it has.
 
 A new model is an entry here, its networks in ali/models and a line in ali/models/registry.py. All
 else follows from the entry: what is trained and how it is judged, which commands apply to it, and
@@ -30,8 +30,8 @@ class Setting(NamedTuple):
     """A hyperparameter that only some models have: a field of Config whose default is None.
 
     Attributes:
-        value: what None means: its authors' value where `ours` is false.
-        search: the dimension of a sweep, as in docs/space.md; None: not searched.
+        value: used for None: its authors' value unless `ours`.
+        search: its dimension in a sweep's space (docs/space.md); None: not searched.
         ours: whether its authors give no value, so that this one is our choice.
     """
 
@@ -45,14 +45,14 @@ class Kind:
     """What a model consists of.
 
     Attributes:
-        adam: whose Adam settings it has: d and g, or the one of the two that trains all of it.
-        parts: of the paper's discriminator that it has: x, z and xz.
+        adam: its Adam settings: d and g, or the one of the two that trains the whole model.
+        parts: which parts of the paper's discriminator it has: x, z, xz.
         leaky: which of the paper's networks it has, whose leaky slopes are searched.
         encodes: whether it has q(z | x): it encodes and reconstructs.
         generates: whether it has a prior over codes: it draws samples.
         classifies: whether it is trained with labels and classifies itself; otherwise SVMs do, on
             its features (§4.4).
-        defaults: fields of Config whose value its authors, or we, choose otherwise.
+        defaults: fields of Config whose default its authors, or we, set differently.
         settings: its own hyperparameters, by field of Config.
     """
 

@@ -15,7 +15,7 @@ from ali.settings import problems
 Precision = Literal["auto", "fp32", "bf16"]
 MAX_SEED = 2**62  # torch's seeds, and those of a sweep's trials, which count up from it
 MAX_POINTS = 10**8  # of the mixture, in memory
-MAX_LEVELS, MAX_SIZE = 16, 2**16  # far more than trains
+MAX_LEVELS, MAX_SIZE = 16, 2**16  # far beyond what can be trained
 DataName = Literal[
     "house-numbers", "svhn", "cifar10", "celeba", "tiny-imagenet", "mixture", "folder"
 ]
@@ -103,7 +103,7 @@ class Config(Common):
     """Standard deviation σ of the initial weights, N(0, σ²); default: the table's. The paper's 0.01
     makes narrow networks start with much smaller activations than wide ones."""
 
-    # Other models' own; None: what its authors, or else we, choose (ali/catalog.py)
+    # Settings of other models; None: their authors' choice, or else ours (ali/catalog.py)
     label_weight: float | None = None
     """Weight of the classification loss in a model trained with labels; default: 1 in ali-labels
     and gan-labels, α = 0.1 in vae-m2 and vae-m1m2, β = 0.1 in sdgm and adgm."""
@@ -147,7 +147,7 @@ class Config(Common):
 
     @classmethod
     def of_model(cls, model: Model) -> Config:
-        """The defaults of a model: its authors' settings where they are not ALI's."""
+        """The defaults of a model: its authors' settings where they differ from ALI's."""
         return cls(model=model, **KINDS[model].defaults)
 
     def replace(self, **changes: Any) -> Config:
@@ -230,7 +230,7 @@ def _check(config: Config) -> None:
 
 
 def _check_model(config: Config, need: Callable[[bool, str, str], None]) -> None:
-    """The settings that only some models have, and those that only some lack."""
+    """Checks the settings that only some models have, and those that only some lack."""
     kind = KINDS[config.model]
     for name in sorted(SETTINGS - kind.settings.keys()):
         need(getattr(config, name) is None, name, f"left out with --model {config.model}")

@@ -1,4 +1,4 @@
-"""One training over several workers (processes of torch.distributed), which equals that of one.
+"""Training with several workers (processes of torch.distributed), equal to that with one.
 
 Each worker holds the whole State and 1/N of every batch. Except for rounding, nothing differs from
 one worker with the whole batch:
@@ -70,14 +70,14 @@ RandomSource = torch.Generator | ShardedGenerator
 
 
 def random_source(generator: torch.Generator, rows: int) -> RandomSource:
-    """What a step with `rows` rows a worker draws from."""
+    """The random source of a step with `rows` rows per worker."""
     return generator if world_size() == 1 else ShardedGenerator(generator, rows)
 
 
 def draw_rows(
     source: RandomSource, rows: int, draw: Callable[[int, torch.Generator], Tensor]
 ) -> Tensor:
-    """draw(rows, generator) → (rows, …): of several workers, this one's rows of the whole batch."""
+    """draw(rows, generator) → (rows, …): this worker's rows of the whole batch."""
     if isinstance(source, torch.Generator):
         return draw(rows, source)
     whole = draw(rows * world_size(), source.generator)
@@ -150,8 +150,8 @@ class _BatchNorm(torch.autograd.Function):
         g_wide, dims = g.float(), _all_but_maps(h)
         x_hat = (h.float() - _per_map(mean, h)) * _per_map(inverse_std, h)
         g_beta, g_gamma = g_wide.sum(dims), (g_wide * x_hat).sum(dims)
-        # A worker's loss depends on all rows through mean and variance: the gradient is of the
-        # workers' sum, and all_reduce_mean of the weights' gradients divides it.
+        # A worker's loss depends on all rows through mean and variance: this is the gradient of
+        # the summed losses, which all_reduce_mean of the weights' gradients divides.
         n = h.numel() // h.shape[1]
         m_beta, m_gamma = all_reduce_mean([g_beta / n, g_gamma / n])
         g_h = g_wide - _per_map(m_beta, h) - x_hat * _per_map(m_gamma, h)

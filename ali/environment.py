@@ -38,11 +38,11 @@ def tracking_uri() -> str | None:
     http://user:password@host becomes http://host, since addresses are shown; the login goes to the
     variables in which MLflow's client looks for it.
     """
-    # A file that a secret was read from mostly ends with a new line.
+    # A secret that was read from a file often ends with a newline.
     uri = (os.environ.get("MLFLOW_TRACKING_URI") or "").strip() or None
     try:
         parts = urlsplit(uri or "")
-    except ValueError:  # who connects to it is told
+    except ValueError:  # reported on connecting
         return uri
     if parts.scheme in ("http", "https") and "@" in parts.netloc:
         login, _, host = parts.netloc.rpartition("@")
@@ -64,13 +64,13 @@ def tracking_variables() -> dict[str, str]:
 
 
 def adopt_tracking_variables(variables: Mapping[str, str]) -> None:
-    """Sets another process's `tracking_variables`, where this one has none of its own."""
+    """Sets another process's `tracking_variables`, except those that are set in this one."""
     bypass_proxies(variables.get(NO_PROXY, "").split(","))
     set_defaults(**{name: value for name, value in variables.items() if name != NO_PROXY})
 
 
 def bypass_proxies(hosts: Iterable[str]) -> None:
-    """Has these hosts asked directly, where variables such as $http_proxy name a proxy."""
+    """Exempts these hosts from the proxy that variables such as $http_proxy name."""
     from urllib.request import getproxies_environment
 
     if getproxies_environment().keys() - {"no"}:
@@ -90,7 +90,7 @@ def artifact_endpoint() -> str | None:
 
 
 def c_compiler() -> str:
-    """$ALI_CC: what compiles the layers of narrow networks; empty: nothing; default: cc."""
+    """$ALI_CC: the compiler for the layers of narrow networks; empty: none; default: cc."""
     return os.environ.get("ALI_CC", "cc")
 
 

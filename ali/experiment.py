@@ -79,7 +79,7 @@ def new_state(config: Config, dataset: Dataset, device: torch.device | None = No
 
 
 def _give_labels(state: State, config: Config, dataset: Dataset) -> None:
-    """Gives a model that classifies the labelled images that it is trained with (§4.4)."""
+    """Gives the labelled images to train with (§4.4) to a model that classifies."""
     if not KINDS[config.model].classifies:
         return
     x, y = labelled_draw(dataset, config, config.draw)
@@ -89,7 +89,7 @@ def _give_labels(state: State, config: Config, dataset: Dataset) -> None:
 
 
 def facts(config: Config) -> dict[str, str]:
-    """What the numbers of a run depend on, to rounding, beside versions and the number of threads.
+    """What a run's numbers depend on, up to rounding, besides versions and the number of threads.
 
     By name: DEVICE ("cpu", or what the GPU is called), ACTIVATIONS ("bf16" or "fp32", which
     --precision auto leaves open), COMPILED_LAYERS (whether ali.models.narrow is used: "yes", "no").

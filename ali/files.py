@@ -1,4 +1,4 @@
-"""Writing files and folders: whole or not at all, and only where their names say."""
+"""Writing files and folders: whole or not at all, and never where another user's link leads."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises OSError if the file cannot be written; nothing is left behind then.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    # Only a new file: in a folder that others may write, a known name may be their link.
+    # Only a new file: in a folder that others can write to, an existing name may be their link.
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        yield Path(f"/proc/self/fd/{descriptor}")  # this file, whatever has its name by now
-        os.fsync(descriptor)  # network file systems tell only here that the disk is full
+        yield Path(f"/proc/self/fd/{descriptor}")  # this file, even if another now has its name
+        os.fsync(descriptor)  # network file systems report a full disk only here
         os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -54,7 +54,7 @@ def open_regular(path: Path, mode: str, buffering: int = -1) -> IO[Any]:
     """
 
     def opener(name: str, flags: int) -> int:
-        # O_NONBLOCK: a named pipe would keep us waiting for its reader.
+        # O_NONBLOCK: opening a named pipe would wait for its reader.
         descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
@@ -85,15 +85,15 @@ def append_line(path: Path, line: str) -> None:
 def make_folder(path: Path, shared: bool = False, option: str = "--output-dir") -> Path:
     """Creates an output folder and its parents, and checks that files can be written there.
 
-    Raises UserError if they cannot, or if another user has put a link in it, whose name we may be
-    about to use, or in its place. `shared`: others keep files of their own there. `option`: the one
-    that names the folder.
+    Raises UserError if they cannot, or if another user has put a link in place of the folder, or
+    in it, where a file of ours may get the same name. `shared`: others keep files of their own
+    there. `option`: the one that names the folder.
     """
     refuse_address(path, option, "choose a local folder")
     try:
         refuse_foreign_links(path)
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as probe:  # a full disk takes the name, not the bytes
+        with tempfile.TemporaryFile(dir=path) as probe:  # a full disk accepts a name, but no bytes
             probe.write(b"x")
         refuse_foreign_links(*(() if shared else path.iterdir()))
     except OSError as error:
@@ -116,7 +116,7 @@ def refuse_address(path: Path | str, option: str, otherwise: str) -> None:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether space, or a user's share of it, is what was lacking."""
+    """Whether the disk is full or the user's quota is exceeded."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

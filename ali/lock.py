@@ -21,7 +21,7 @@ from ali.output import write_now
 LOCK = "driver.lock"
 TOUCH_SECONDS = 10.0  # how often its holder touches the file
 DEAD_SECONDS = 3 * TOUCH_SECONDS  # untouched for so long, its holder counts as dead
-SETTLE_SECONDS = 2.0  # for another process that has just found the file free, to write to it
+SETTLE_SECONDS = 2.0  # in which another process that has just found the file free writes to it
 UNLOCKED = "unlocked"  # ends the file where its holder could not lock it
 
 
@@ -33,9 +33,9 @@ class LockedError(UserError):
 def folder_lock(folder: Path, what: str) -> Iterator[None]:
     """Holds a folder's lock; the kernel releases it with the process, however that ends.
 
-    On a file system without locks (Lustre without `flock`, NFS without its lock service) the file,
-    which has its holder's name and is touched while that lives, stands for the lock. Raises
-    LockedError, naming the process that holds it, if another one does.
+    On a file system without locks (Lustre without `flock`, NFS without its lock service) the file
+    itself is the lock: it names its holder, which touches it while alive. Raises LockedError,
+    naming the process that holds it, if another one does.
     """
     path, lacking = folder / LOCK, ""
     with open_regular(path, "ab+", buffering=0) as file:
@@ -88,12 +88,12 @@ def folder_lock(folder: Path, what: str) -> Iterator[None]:
 
 
 def this_process() -> str:
-    """What a lock or a lease says of its holder."""
+    """How a lock or a lease names this process as its holder."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def end_taken_over(what: str, holder: str) -> NoReturn:
-    """Ends this process, like a kill: another one took it for dead."""
+    """Ends this process as a kill does: another one took it for dead."""
     write_now(2, f"error: {what} was taken over by {holder}\n")
     os._exit(1)  # the kernel ends what Ray has started here
 

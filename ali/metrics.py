@@ -9,7 +9,7 @@ VAL_ERROR = "val_error"  # fraction in [0, 1], validation split: the objective w
 SAMPLE_DISTANCE = "sample_distance"  # of samples from the data: the objective without labels
 SAMPLE_DIVERSITY = "sample_diversity"  # 0: all samples the same; 1: as different as the data
 CODE_USE = "code_use"  # how much reconstructions depend on ẑ: 0 not at all, 1 exact
-PRIOR_GAP = "prior_gap"  # nats a dimension between the encodings of the data and the prior
+PRIOR_GAP = "prior_gap"  # nats per dimension between the encodings of the data and the prior
 MODES_MISSED = "modes_missed"  # of the mixture: the objective there
 NEAR_MODES = "near_modes"  # share of the mixture's samples within 3σ of a mode
 RECONSTRUCTION_DISTANCE = "reconstruction_distance"  # mean ‖x − G_x(ẑ)‖ on the mixture
@@ -21,7 +21,7 @@ UNTRAINED_BN_ERROR = "untrained_bn_error"  # the same with batch norm's statisti
 D_LOSS = "d_loss"  # nats, mean of an epoch
 G_LOSS = "g_loss"
 LOSS = "loss"  # of a model with one: nats, unless the model says otherwise
-LOSSES = {D_LOSS: "d", G_LOSS: "g", LOSS: "loss"}  # as a line of progress calls them
+LOSSES = {D_LOSS: "d", G_LOSS: "g", LOSS: "loss"}  # their names in a progress line
 IMAGES_PER_SECOND = "images_per_second"  # training images a second, evaluation left out
 EPOCH = "epoch"  # epochs done
 TRAIN_SECONDS = "train_seconds"  # wall time of the epoch's training
@@ -32,7 +32,7 @@ HIGHER_IS_BETTER = frozenset({SAMPLE_DIVERSITY, CODE_USE, NEAR_MODES, IMAGES_PER
 # Pictures
 SAMPLES = "samples"  # x̃ = G_x(z)
 RECONSTRUCTIONS = "reconstructions"  # odd columns source, even columns result
-INTERPOLATIONS = "interpolations"  # between encodings of two images, one pair a row
+INTERPOLATIONS = "interpolations"  # between encodings of two images, one pair per row
 
 # Facts of a run: tags in MLflow
 DEVICE = "device"
@@ -43,5 +43,5 @@ COLLAPSED = 0.2  # SAMPLE_DIVERSITY below which samples are nearly identical
 
 
 def format_losses(metrics: Mapping[str, float]) -> str:
-    """The losses of an epoch, as a line of progress has them."""
+    """The losses of an epoch, as a progress line shows them."""
     return " ".join(f"{LOSSES[name]} {metrics[name]:.3f}" for name in LOSSES if name in metrics)

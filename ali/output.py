@@ -1,4 +1,4 @@
-"""Text for people: what cannot be printed stops no work, and no text of a user's is markup."""
+"""Text for people: failing output stops no work, and users' text is not read as markup."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0  # seconds that work waits for a reader that takes nothing (Ctrl-S, less)
 
-# What ASCII and other narrow encodings lack, of the characters that this project prints.
+# Characters that this project prints and that ASCII or another narrow encoding may lack.
 _SIMILAR = {"–": "-", "—": "-", "−": "-", "…": "...", "±": "+-", "×": "x", "·": ".", "█": "#"}
 _SIMILAR |= {"β": "b", "σ": "s", "§": "section ", "→": "->"}
 
@@ -27,7 +27,7 @@ _SECRET = re.compile(r"([?&;](?:password|passwd|pwd|token|secret)=)[^&;\s]*", re
 
 
 def without_password(text: str) -> str:
-    """An address, or a text with addresses in it, as it may be shown."""
+    """An address, or a text with addresses in it, without passwords and the like."""
     return _SECRET.sub(r"\1…", re.sub(r"://(?!/)\S*@", "://…@", text))
 
 
@@ -38,7 +38,7 @@ def first_line(error: object) -> str:
 
 
 def prepare_output() -> None:
-    """Gives the process streams that take any text, in whatever encoding, closed ones included."""
+    """Makes the process's streams take any text in any encoding, even if they were closed."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -50,7 +50,7 @@ def prepare_output() -> None:
     codecs.register_error("similar", _similar)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            with contextlib.suppress(OSError):  # from what it holds already
+            with contextlib.suppress(OSError):  # from text that it holds already
                 stream.reconfigure(errors="similar")
 
 
@@ -68,7 +68,7 @@ def lossy_output() -> Iterator[None]:
 
 
 def finish_output() -> None:
-    """Before the process exits: Python fails there if a stream holds what it cannot write."""
+    """To call before the process exits: Python fails there if a stream cannot write its text."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -84,7 +84,7 @@ def write_now(number: int, text: str) -> None:
 
 
 def console(**arguments: Any) -> Console:
-    """rich's, for text and tables as they are: it takes `[red]` and `:smile:` for its own."""
+    """rich's, for text and tables as they are: rich reads `[red]` and `:smile:` as markup."""
     from rich.console import Console
 
     # In a notebook rich would show what is meant for a file.
@@ -118,7 +118,7 @@ class _Lossy:
                 self._stream.flush()
 
     def end(self) -> None:
-        """What is left to write must not stop the process at its exit, either."""
+        """Discards what cannot be written, so that it does not stop the process at its exit."""
         self.flush()
         if not self._patience:
             _discard(self._stream)
@@ -128,12 +128,12 @@ class _Lossy:
             ready = _takes_text(self._stream.fileno(), self._patience)
         except io.UnsupportedOperation:  # a StringIO, say
             return True
-        self._patience = PATIENCE if ready else 0.0  # one wait for a reader that has stopped
+        self._patience = PATIENCE if ready else 0.0  # wait only once for a stopped reader
         return ready
 
 
 def _takes_text(number: int, seconds: float) -> bool:
-    """Whether a write would not wait; it may fail."""
+    """Whether a write would return without waiting; it may fail."""
     poll = select.poll()
     poll.register(number, select.POLLOUT)
     return bool(poll.poll(1000 * seconds))
@@ -146,7 +146,7 @@ def _discard(stream: IO[str]) -> None:
 
 
 def _similar(error: UnicodeError) -> tuple[str, int]:
-    """The error handler of a codec: characters it lacks as similar ones."""
+    """A codec's error handler: replaces characters it lacks by similar ones."""
     assert isinstance(error, UnicodeEncodeError)
     lacking = error.object[error.start : error.end]
     return "".join(map(_similar_character, lacking)), error.end

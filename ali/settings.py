@@ -37,7 +37,7 @@ class Settings:
     values: Any
 
     def check(self, kind: type) -> None:
-        """Raises UserError if they are not fields of a dataclass."""
+        """Raises UserError if the values are not fields of a dataclass."""
         for name, problem in problems(kind, self.values):
             self.refuse(name, problem)
 
@@ -103,7 +103,7 @@ def read_settings(file: Path) -> Settings:
 
 
 def missing_file(file: Path) -> UserError:
-    """To raise where there is no file of settings to read, on the machine that was to read it."""
+    """The error for a missing settings file, which names the machine that was to read it."""
     where = socket.gethostname()
     return UserError(f"cannot read {file}: there is no such file on {where}, where this runs")
 
@@ -113,7 +113,7 @@ def _unreadable(file: Path, line: int, why: str) -> UserError:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (1e-4 is one), and no setting twice."""
+    """Reads numbers as in YAML 1.2 (1e-4 is one); refuses a name given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         found: dict = {}
@@ -146,7 +146,7 @@ def _yaml(text: str) -> Any:
 
 
 class _TwiceError(ValueError):
-    """A name that is there twice."""
+    """A name that is given twice."""
 
 
 def _json(text: str) -> Any:
@@ -163,7 +163,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {".json": _json, ".toml": tomllib.lo
 
 
 def problems(kind: type, plain: Any) -> Iterator[tuple[str, str]]:
-    """What keeps plain JSON from being the fields of a dataclass: names, and what is wrong."""
+    """Errors in plain JSON as the fields of a dataclass: names, and what is wrong."""
     if not isinstance(plain, dict):
         yield (
             "",
@@ -183,7 +183,7 @@ def problems(kind: type, plain: Any) -> Iterator[tuple[str, str]]:
 
 
 def _shown(value: Any) -> str:
-    """A value in short: YAML's aliases make a few lines into gigabytes."""
+    """A value, abbreviated: YAML aliases can expand a few lines to gigabytes."""
     short = reprlib.Repr()
     short.maxlevel, short.maxlong = 1, 20
     return short.repr(value)
@@ -205,7 +205,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def is_float(value: Any) -> bool:
-    """Whether a number is one that a float can be near to: a whole number may be too large."""
+    """Whether a number converts to a float: a whole number may be too large."""
     try:
         return isinstance(float(value), float)
     except OverflowError:

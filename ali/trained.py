@@ -27,7 +27,7 @@ class TrainedNetworks:
     Attributes:
         networks: the modules, to do more with.
         config: the experiment.
-        epoch: after which they were saved.
+        epoch: the epoch after which they were saved.
     """
 
     networks: Networks
@@ -36,7 +36,7 @@ class TrainedNetworks:
 
     @classmethod
     def load(cls, path: Path | str, device: torch.device | str | None = None) -> TrainedNetworks:
-        """From what `find_checkpoint` finds in `path`; `device`: default a GPU where there is one.
+        """Loads what `find_checkpoint` finds in `path`; `device`: default a GPU where there is one.
 
         Raises UserError if there is no checkpoint, or it is damaged.
         """

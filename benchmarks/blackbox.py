@@ -4,7 +4,7 @@ A folder holds `hyperparameters.parquet` (one row per configuration), `objective
 (fp32: tasks, configurations, seeds, fidelities, objectives; NaN: not there),
 `fidelities_values.npy` and, as JSON, `configspace`, `fidelityspace` and `metadata`. pandas and
 NumPy read them; so does syne_tune.blackbox_repository.blackbox_tabular.deserialize. Here there is
-one task a folder, and the fidelity is the epoch, 1 to the full budget.
+one task per folder, and the fidelity is the epoch, 1 to the full budget.
 """
 
 from __future__ import annotations

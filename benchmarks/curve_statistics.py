@@ -1,4 +1,4 @@
-"""What a table of learning curves says: what is noise, what early epochs tell, where it fails."""
+"""Statistics of a table of learning curves: noise, what early epochs predict, where runs fail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.blackbox import Blackbox
 from sweeps.engine.confirmation import LAST_PART
 
 WIDTH = 120  # characters of a printed table
-PARTS = (1 / 9, 2 / 9, 1 / 3, 1 / 2, 2 / 3, 1)  # of the budget, after which measures are looked at
+PARTS = (1 / 9, 2 / 9, 1 / 3, 1 / 2, 2 / 3, 1)  # of the budget, after which measures are shown
 # Objectives of a table that say nothing of the networks
 NOT_MEASURED = {"diverged", "cpu_seconds", EVAL_SECONDS, TRAIN_SECONDS, IMAGES_PER_SECOND}
 
@@ -59,9 +59,9 @@ def variance(values: np.ndarray) -> tuple[float, float]:
 
 
 def noise(values: np.ndarray, objective: str) -> Table:
-    """By epoch: spread between seeds and between configurations, and what it tells of the end.
+    """By epoch: spread between seeds and between configurations, and how well it predicts the end.
 
-    The last row is of what a sweep counts a run with: the mean over the last fifth.
+    The last row is for a run's score in a sweep: the mean over the last fifth.
     """
     table = Table(title=f"{objective} by epoch", title_justify="left")
     for column in (
@@ -87,8 +87,8 @@ def noise(values: np.ndarray, objective: str) -> Table:
 
 
 def predictors(table: Blackbox, values: np.ndarray) -> Table:
-    """How well each measure, mean of three epochs, tells where another seed of the same
-    configuration ends (mean of the last fifth): rank correlation by epoch."""
+    """How well each measure, mean of three epochs, predicts the end of another seed of the same
+    configuration (mean of the last fifth): rank correlation by epoch."""
     shown = Table(
         title="rank correlation with another seed's end, by measure", title_justify="left"
     )
@@ -103,12 +103,12 @@ def predictors(table: Blackbox, values: np.ndarray) -> Table:
 
 
 def _last(values: np.ndarray) -> np.ndarray:
-    """The last fifth of the epochs, one at least: what a sweep counts a run with the mean of."""
+    """The last fifth of the epochs, at least one, whose mean is a run's score in a sweep."""
     return values[..., -max(1, values.shape[2] // LAST_PART) :]
 
 
 def _across(here: np.ndarray, ends: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each two of the first three seeds: what one shows, and where the other ends."""
+    """For each ordered pair of the first three seeds: values of the one, ends of the other."""
     return [(here[:, a], ends[:, b]) for a, b in permutations(range(min(3, here.shape[1])), 2)]
 
 

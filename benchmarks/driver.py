@@ -3,10 +3,10 @@
     python benchmarks/driver.py [--trials 100] [--results 20] [--parts 5]
 
 Each side runs in a process of its own with a Ray of its own: the same space, sampler, concurrency
-and checkpoints (one a result, as resuming needs), no trial stopped early. Ours adds the journal,
-the scheduler, MLflow and the line an event; the bare side keeps its study in memory and logs
-nothing. The curve is the wall time per result in each part of the trials, in their order: what
-grows with the number of trials finished shows there. "asking" is the part of it that Optuna takes
+and checkpoints (one per result, as resuming needs), no trial stopped early. Ours adds the journal,
+the scheduler, MLflow and the line per event; the bare side keeps its study in memory and logs
+nothing. The curve is the wall time per result in each part of the trials, in order, which
+shows what grows with the number of finished trials. "asking" is the part of it that Optuna takes
 to draw a point.
 """
 
@@ -38,7 +38,7 @@ CONCURRENT = 2
 
 
 class Clock(tune.Callback):
-    """When each result came, and how many seconds the search had been asked for until then."""
+    """When each result came, and how many seconds of asking the search had taken until then."""
 
     def __init__(self) -> None:
         self.times: list[tuple[float, float]] = []

@@ -127,7 +127,7 @@ def main() -> None:
 def in_a_sweep(config: Config, dataset: data.Dataset) -> None:
     state, dataset = encoder(config, dataset), replace(dataset, valid=dataset.valid[:VALID])
     images = torch.from_numpy(np.array(dataset.train.x[: STEPS * BATCH]))
-    step.train_epoch(state, images)  # what the first steps set up
+    step.train_epoch(state, images)  # warm up
     steps, _ = seconds(lambda: step.train_epoch(state, images))
     epoch = steps / STEPS * TRAIN / BATCH
     print(f"\nan epoch of {TRAIN:,} images trains for {epoch:.0f} s in {config.precision}; of that")

@@ -95,7 +95,7 @@ def run(options: Options) -> int:
 
 
 def _sections(options: Options, report: Report) -> Iterator[tuple[str, SectionResult]]:
-    """Runs one after the other; each may take its part of the time that is left."""
+    """Runs the sections one after the other; each may take its part of the time left."""
     wanted = [name for name in SECTIONS if name in (PEAK, *(options.only or SECTIONS))]
     deadline = time.monotonic() + 60 * options.minutes
     peers = tuple(folder.resolve() for folder in options.peers)
@@ -109,7 +109,7 @@ def _sections(options: Options, report: Report) -> Iterator[tuple[str, SectionRe
 
 
 def _where(options: Options) -> tuple[str, bool]:
-    """Device, and whether all is small."""
+    """The device, and whether to run small."""
     import torch
 
     there = torch.cuda.is_available()
@@ -148,7 +148,7 @@ def run_section(name: str, run: Run, log: Path) -> SectionResult:
 
 @contextlib.contextmanager
 def _group(arguments: list[str], **others: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends with the block at the latest, and all that it has started with it.
+    """A process that is ended with the block, together with all that it has started.
 
     They get SIGTERM first, on which a sweep shuts Ray down, and SIGKILL after some seconds.
     """
@@ -157,7 +157,7 @@ def _group(arguments: list[str], **others: Any) -> Iterator[subprocess.Popen[byt
         yield process
     finally:
         deadline = time.monotonic() + PAST
-        with contextlib.suppress(ProcessLookupError):  # of a group without processes
+        with contextlib.suppress(ProcessLookupError):  # the group has no process left
             os.killpg(process.pid, signal.SIGTERM)
             while time.monotonic() < deadline:
                 process.poll()
@@ -168,7 +168,7 @@ def _group(arguments: list[str], **others: Any) -> Iterator[subprocess.Popen[byt
 
 
 def _rows(name: str, run: Run, code: int | None, log: Path) -> Iterator[Row]:
-    """What the section wrote, and a row if it ended before its end. `code`: None at its limit."""
+    """The section's rows, and one more if it failed or reached its limit (`code` is None)."""
     file = run.work / f"{name}.rows"
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
         with contextlib.suppress(ValueError):  # half a line of a process that was killed

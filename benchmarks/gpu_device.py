@@ -1,4 +1,4 @@
-"""Sections `peak`, `waits`, `memory` and `evaluation`: asked of the device in one process."""
+"""Sections `peak`, `waits`, `memory` and `evaluation`: measured on the device in one process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from benchmarks.step import gflop_an_image, peak_gflops, train_state
 
 T = TypeVar("T")
 WARM_UP, TURNS = 20, 7  # matrix products: the clock rises with the first ones
-STEPS = 8  # of an epoch; one of twice as many has the same end
+STEPS = 8  # of an epoch; one of twice as many ends in the same way
 SYNCHRONISES = (
     "cudaStreamSynchronize",
     "cudaDeviceSynchronize",
@@ -62,7 +62,7 @@ def seconds(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
 
 
 def peak(run: Run) -> Iterator[Row]:
-    """The first row's details say what machine this is; TFLOP/s of bf16 are what shares are of."""
+    """A row's details describe the machine; shares of the peak are of its bf16 TFLOP/s."""
     device, name = torch.device(run.device), _processor()
     about = {"torch": torch.__version__, "python": platform.python_version()}
     cores = len(os.sched_getaffinity(0))
@@ -83,7 +83,7 @@ def peak(run: Run) -> Iterator[Row]:
 
 
 def _processor() -> str:
-    """Its name, where Linux tells it."""
+    """The CPU's name, if Linux reports it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -112,7 +112,7 @@ def _copy(device: torch.device, size: int = 2**31) -> Row:
 
 
 def waits(run: Run) -> Iterator[Row]:
-    """Epochs of so many steps and of twice as many: what both have is of an epoch's end."""
+    """Epochs of n and of 2n steps: the difference is due to steps, the rest to an epoch's end."""
     for data_name in TABLES:
         config = settings(data_name, run)
         what = f"Table {TABLES[data_name]}: waits of a step"
@@ -267,7 +267,7 @@ def evaluation(run: Run) -> Iterator[Row]:
     for name, measure in measures.items():
 
         def row(name: str = name, measure: Callable = measure) -> Row:  # type: ignore[type-arg]
-            measure(state.networks, dataset, config)  # what the first one imports and sets up
+            measure(state.networks, dataset, config)  # imports and set-up
             took, found = seconds(lambda: measure(state.networks, dataset, config), device)
             details = {"values": found if isinstance(found, dict) else {name: found}}
             of_epoch = f"{took / epoch:.1%} of an epoch of {EPOCH:,} images"
@@ -277,7 +277,7 @@ def evaluation(run: Run) -> Iterator[Row]:
 
 
 def _features(state: State, x: np.ndarray) -> Row:
-    """Encoder features on the device, without their way to the host."""
+    """Encoder features on the device, without the copy to the host."""
     networks = state.networks
 
     def encode() -> None:

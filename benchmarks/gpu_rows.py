@@ -87,7 +87,7 @@ def goal(what: str, met: bool, value: float | None = None, unit: str = "", note:
 
 
 def attempt(what: str, measure: Callable[[], Row | Iterable[Row]]) -> Iterator[Row]:
-    """The rows of a measurement; one that says why, where it fails: the others are still made."""
+    """The rows of a measurement; if it fails, one that says why, so that the others still run."""
     try:
         made = measure()
         yield from (made,) if isinstance(made, Row) else made
@@ -105,13 +105,13 @@ def attempt(what: str, measure: Callable[[], Row | Iterable[Row]]) -> Iterator[R
 
 @dataclass(frozen=True)
 class Run:
-    """What a section is told.
+    """What a section is given.
 
     Attributes:
-        seconds: that it may take, its process's start included.
+        seconds: its time limit, its process's start included.
         work: folder for its files, deleted at the end of the whole run.
         output: folder of the results, for pictures.
-        peak: TFLOP/s of bf16 matrix products, measured in this run; None: not yet, or in vain.
+        peak: TFLOP/s of bf16 matrix products, measured in this run; None: not yet, or it failed.
         peers: folders of public codes (benchmarks/peers.py).
     """
 
@@ -128,7 +128,7 @@ class Run:
         return self.device == "cuda"
 
     def share(self, images_per_second: float, gflop_an_image: float) -> float | None:
-        """Of the peak."""
+        """The share of the peak."""
         return self.peak and images_per_second * gflop_an_image / 1e3 / self.peak
 
     def to_json(self) -> str:

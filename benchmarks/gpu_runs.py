@@ -45,7 +45,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def logged(arguments: list[str]) -> None:
-    """Runs a command; what it says goes to the log as it comes. Raises RuntimeError if it fails."""
+    """Runs a command; its output goes to the log as it comes. Raises RuntimeError if it fails."""
     last = "no output"
     with _started(arguments) as process:
         for line in process.stdout or ():
@@ -99,7 +99,7 @@ def _apart(one: Path, other: Path) -> float:
 
 
 def _wait_for_epoch(training: subprocess.Popen[str], epoch: int) -> None:
-    """Until it says that the epoch's checkpoint is written."""
+    """Waits until the training reports the epoch's checkpoint."""
     assert training.stdout is not None
     said = []
     for line in training.stdout:
@@ -166,7 +166,7 @@ def _sweep(run: Run) -> Iterator[Row]:
 
 
 def tests(run: Run) -> Iterator[Row]:
-    """Those marked `cuda`, which skip elsewhere."""
+    """The tests marked `cuda`, which are skipped elsewhere."""
     yield from attempt("tests", lambda: _tests(run))
 
 
@@ -257,7 +257,7 @@ def _summary(
 def _write_pictures(
     run: Run, pictures: dict[str, np.ndarray], curve: list[dict[str, float]], untrained: float
 ) -> None:
-    """They replace those of the evaluation before."""
+    """Writes pictures over those of the evaluation before."""
     tile = 32
     for name, picture in pictures.items():
         write_png(run.output / f"{name}.png", marked(name, picture, tile))

@@ -20,11 +20,11 @@ from benchmarks.gpu_rows import Row, Run, attempt
 
 @dataclass(frozen=True)
 class Section:
-    """A question to the GPU.
+    """A part of the measurements.
 
     Attributes:
         about: what is measured, in a line.
-        module: where its function is, which has the section's name; imported in its own process.
+        module: contains its function, named as the section; imported only in its own process.
         weight: its part of the time; later sections get what it leaves.
         needs_cuda: all of it; otherwise some of it runs on a CPU, too.
     """

@@ -1,6 +1,6 @@
 """Sections `step` and `compile`: a step of Tables 2 to 5 in several ways, beside others' code.
 
-A way makes of a State and a batch a function that takes one step of `ali.training.step.train_step`:
+A way turns a State and a batch into a function for one step of `ali.training.step.train_step`:
 
 - `eager` calls it, as `train_epoch` does.
 - `compiled` gives all its arithmetic, from the networks to both gradients, to torch.compile as one
@@ -50,7 +50,7 @@ def eager(state: State, x: Tensor) -> TakeStep:
 
 
 def captured(state: State, take_step: TakeStep) -> TakeStep:
-    """`take_step` as a CUDA graph, after a few steps on the way there."""
+    """`take_step` as a CUDA graph, after a few steps to warm up."""
     side = torch.cuda.Stream()  # PyTorch asks for steps on a stream that is not the default one
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -76,7 +76,7 @@ def captured(state: State, take_step: TakeStep) -> TakeStep:
 
 
 def compiled(state: State, x: Tensor) -> TakeStep:
-    """`train_step` with torch.compile, after one step on the way there."""
+    """`train_step` with torch.compile, after one step that records its draws."""
     drawn: list[tuple[int, Callable[[int, torch.Generator], Tensor]]] = []
     draw_rows = distributed.draw_rows
 
@@ -114,7 +114,7 @@ def compiled(state: State, x: Tensor) -> TakeStep:
 
 
 def _traced(state: State, function: Any, x: Tensor, draws: Callable[[], list[Tensor]]) -> Any:
-    """The operations of `function`, which runs once; the state is afterwards what it was before."""
+    """The operations of `function`, recorded in one run, after which the state is restored."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     statistics = {name: one.clone() for name, one in state.networks.named_buffers()}
@@ -148,7 +148,7 @@ def batch(config: Config, device: torch.device) -> Tensor:
 
 
 def settings(data: Any, run: Run) -> Config:
-    """The paper's width and batch of a data set's table; small: what a CPU does in no time."""
+    """The paper's width and batch of a data set's table; small: what a CPU does quickly."""
     config = Config(data=data)
     return config.replace(width=0.0625, batch_size=8) if run.small else config
 
@@ -173,7 +173,7 @@ def step(run: Run) -> Iterator[Row]:
 
 
 def compile(run: Run) -> Iterator[Row]:
-    """torch.compile takes its time for each table: the last ones may be left out."""
+    """torch.compile is slow for each table: the last ones may be skipped."""
     end = time.monotonic() + run.seconds
     for data, number in TABLES.items():
         what = f"Table {number}: ours, torch.compile"
@@ -253,7 +253,7 @@ def _timed(
 
 
 def same_numbers(run: Run, steps: int = 5) -> Iterator[Row]:
-    """Whether a CUDA graph trains as calls do: the largest difference of a weight after steps."""
+    """Whether a CUDA graph trains like eager steps: the largest weight difference after `steps`."""
     what = "Table 3: weights by CUDA graph less eager's"
 
     def measure() -> Row:

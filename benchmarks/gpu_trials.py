@@ -31,7 +31,7 @@ TURN, SMALL_TURN = 1.5, 0.2  # seconds of training
 def serve(device_name: str, pipe: Connection) -> None:
     """Answers numbered requests: builds a step, or takes steps for so many seconds.
 
-    The answers are 10⁹ operations an image, images a second, or what went wrong, a text.
+    The answers are 10⁹ operations an image, images a second, or a text that says what went wrong.
     """
     device = torch.device(device_name)
     torch.set_num_threads(1)
@@ -73,7 +73,7 @@ class Trial:
             self._pipe.send((self._asked, request))
 
     def answer(self) -> float | str:
-        """Of the last request; a text says what went wrong."""
+        """The answer to the last request; a text if something went wrong."""
         try:
             while self._pipe.poll(ANSWER):
                 number, answer = self._pipe.recv()
@@ -89,13 +89,13 @@ class Trial:
 
 
 def _rate(take_step: Any, seconds: float, device: torch.device) -> float:
-    """Steps a second, all of them done."""
+    """Steps per second, counted when the device has done them."""
     start, steps = time.perf_counter(), 0
     with training.repeatable():
         while time.perf_counter() - start < seconds:
             take_step()
             steps += 1
-            if device.type == "cuda" and steps % 8 == 0:  # not ahead of the device for seconds
+            if device.type == "cuda" and steps % 8 == 0:  # to stay near the device
                 torch.cuda.synchronize()
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -140,7 +140,7 @@ def _side_by_side(
 
 
 def _ask(trials: list[Trial], request: float | tuple[Config, str]) -> list[float | str]:
-    """All of them at once."""
+    """Sends all of them the request, then collects the answers."""
     for trial in trials:
         trial.ask(request)
     return [trial.answer() for trial in trials]

@@ -1,15 +1,15 @@
 """Tables of learning curves: many configurations, several seeds, to the full budget, none stopped.
 
-    python -m benchmarks.learning_curves run mixture          trains; the same command goes on
+    python -m benchmarks.learning_curves run mixture          trains; run it again to resume
     python -m benchmarks.learning_curves export mixture       writes benchmarks/tables/mixture
     python -m benchmarks.learning_curves describe mixture     what the table says of noise
 
-`run` may be started any number of times, on machines that share --output-dir too: each process
-takes a run that nobody has, and one that was killed goes on from its last epoch. It runs at low
-priority. Block by block of configurations, so that a table that is not finished is a smaller one;
-at the end the best configurations and the paper's get more seeds. Raise a table's epochs, and its
-runs go on from where they ended. Tables that are kept go into benchmarks/tables; the runs in them
-are not trained again.
+`run` may be started any number of times, also on several machines that share --output-dir: each
+process takes a run that no other has, and a killed run resumes after its last epoch. Processes have
+low priority. They go through blocks of configurations, so that an unfinished table is a smaller
+one; at the end the best configurations and the paper's get more seeds. If a table's epochs are
+raised, its runs resume where they ended. Tables that are kept go into benchmarks/tables; the runs
+in them are not trained again.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Table:
         return self.configured(self.trial(number)[0], seed)
 
     def configured(self, drawn: dict[str, Any], seed: int) -> Config:
-        """A run of what `trial` has drawn."""
+        """The Config of a run with what `trial` has drawn."""
         return Config.from_dict({**self.base.to_dict(), **drawn, "seed": seed})
 
     def ended(self, folder: Path) -> dict[str, Any] | None:
@@ -191,7 +191,7 @@ def run(options: Run) -> None:
 
 
 def work(name: str, folder: Path, parent: int) -> None:
-    """Trains one run after the other until none is left that no other process has."""
+    """Trains one run after the other until all are done or taken by other processes."""
     import torch
 
     torch.set_num_threads(1)
@@ -231,9 +231,9 @@ def missing(table: Table, folder: Path) -> Iterator[tuple[int, int]]:
 
 
 def unpack(name: str, folder: Path, tables: Path) -> None:
-    """Puts the runs of a kept table, those that ended, where `run` would have.
+    """Copies the ended runs of a kept table to where `run` would have written them.
 
-    Raises UserError if it is another table: its runs' settings or its points are not these.
+    Raises UserError if the kept table's settings or points differ from this one's.
     """
     if not (tables / name).is_dir():
         return
@@ -269,7 +269,7 @@ def write_curve(
 
 
 def train(config: Config, folder: Path, parent: int) -> None:
-    """One run to its end, from the epoch it had come to."""
+    """Trains one run to its end, from its last epoch on."""
     from ali import experiment
     from ali.training.state import State
 
@@ -284,7 +284,7 @@ def train(config: Config, folder: Path, parent: int) -> None:
         for trained, metrics in experiment.run(config, state=state):
             curve.append({**metrics, CPU_SECONDS: time.process_time() - spent})
             write_curve(folder, config, curve, diverged=None)
-            if os.getppid() != parent:  # it was killed
+            if os.getppid() != parent:  # the parent was killed
                 raise SystemExit(1)
             trained.save(folder / STATE)
             spent = time.process_time()
@@ -340,7 +340,7 @@ def export(options: Export) -> None:
 
 
 def effective(params: dict[str, Any], names: Any) -> dict[str, Any]:
-    """A point with a value for each of `names`: what those that were not drawn amount to.
+    """A point with a value for each of `names`; those that were not drawn get the effective one.
 
     Adam of encoder and decoder is the discriminator's unless `adam_apart`; no layer of D(x) has
     batch norm unless `bn`.

@@ -3,7 +3,7 @@
     python benchmarks/logging_cost.py [--epochs 3] [--width 0.25] [--train-size 8000]
 
 A trial as `make sweep` trains it, logging to a sqlite database: each epoch its metrics, every third
-epoch and the last its pictures. Counted are the seconds that the training thread spends in logging
+epoch and the last its pictures. It counts the seconds that the training thread spends in logging
 calls (the pictures' rendering and the wait at the trial's end included) and the processor seconds
 of the thread that talks to MLflow.
 """

@@ -7,7 +7,7 @@ layers (§2.6); a GAN of the same networks, but for z₁ (a GAN has one z), at t
 the GAN at its own, OF_GAN. The settings were searched for on seeds of 100 and above
 (benchmarks/README.md); the seeds reported are 0, 1, … Means over seeds ± their standard deviation.
 
-A mode is covered when of 10,000 samples a tenth of its fair share is within 3σ of its centre;
+A mode is covered if a tenth of its fair share of 10,000 samples is within 3σ of its centre;
 "by one" is the authors' rule, by which one sample there is enough; "near" is the share of samples
 within 3σ of any. An option for a setting replaces it in all three rows. The paper's own settings:
 --width 1 --batch-size 100 --lr-d 1e-5 --lr-g 1e-5 --beta1 0.5 --beta2 0.999 --dropout table
@@ -155,7 +155,7 @@ def main() -> None:
 
 
 def _line(config: Config, at_once: tuple[dict[str, float], ...]) -> str:
-    """Of one evaluation of every seed: steps, and each measure's mean ± standard deviation."""
+    """Line for one evaluation of every seed: steps, each measure's mean ± standard deviation."""
     show = partial(_spread, at_once)
     cells = [
         show(lambda seen: config.modes - seen[MODES_MISSED]),

@@ -1,11 +1,11 @@
 """Public PyTorch codes of ALI, run from a folder of the user's, to be timed beside ours.
 
-Their text is read, not copied. Two are known by their files:
+Their source is read, not copied. Two are recognised by their files:
 
 - `ali.py` of MaximeVandegar/Papers-in-100-Lines-of-Code, `Adversarially_Learned_Inference/`: its
   data loading is given random images; nothing else is touched.
 - `main.py` and `model.py` of 9310gaurav/ali-pytorch: two places that current torch refuses are
-  changed (`loss.data[0]`; D's update between the two backward passes through it, which goes behind
+  changed (`loss.data[0]`; D's update between the two backward passes through it, which moves after
   them), and its loader gets random images. Its printing and picture files are left out.
 """
 
@@ -54,7 +54,7 @@ def _papers_in_100_lines(path: Path, batch_size: int, device: torch.device) -> C
 
 
 def _ali_pytorch(folder: Path, batch_size: int, device: torch.device) -> Callable[[], None]:
-    """Its script is one loop: it runs in a generator's place, and stops after every batch."""
+    """Its script is one loop: it is turned into a generator that stops after every batch."""
     text = (folder / "main.py").read_text(encoding="utf-8").replace(".data[0]", ".item()")
     early = "            optimizerD.step()\n"
     late = "        optimizerG.step()\n"

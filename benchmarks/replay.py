@@ -1,7 +1,7 @@
 """Replays searches on a table of learning curves: Tune's loop on a simulated clock.
 
-A search sees what it would see live: a value an epoch, from several trials at a time, each with a
-seed of its own. What its choice is worth is judged by the seeds that it has not seen.
+A search sees what it would see live: a value per epoch, from several trials at a time, each with a
+seed of its own. Its choice is judged by the seeds that it has not seen.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Method(ABC):
 
     @abstractmethod
     def next(self) -> tuple[str, int] | None:
-        """(trial, row) to start, or to go on with after a pause; None: none at the moment."""
+        """(trial, row) to start, or to resume after a pause; None: none at the moment."""
 
     @abstractmethod
     def report(self, trial: str, epoch: int, value: float) -> Decision:

@@ -9,9 +9,9 @@ Each method runs as it would live, on a simulated clock (replay.py), confined to
 what it would be if each trial showed its configuration's true mean; the best of 64 random points
 after some epochs, trained to the end (top-k); Ray's own ASHA on random points; Ray Tune with
 OptunaSearch (TPE) and ASHA; this project as it was at commit c5b0496 (TPE, fixed rungs, a diverged
-trial told as failed, no repetitions). What a method has chosen after so many epochs is judged by
-the mean of its configuration's runs with other seeds than it has seen. The target is what random
-search has chosen after 64 whole trials.
+trial reported as failed, no repetitions). A method's choice after so many epochs is judged by the
+mean of its configuration's runs with seeds that the method has not seen. The target is random
+search's choice after 64 whole trials.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def summary(
     traces: dict[str, list[Trace]], regrets: dict[str, np.ndarray], target: float,
     grid: np.ndarray, curves: Curves,
 ) -> Shown:  # fmt: skip
-    """A row a method: regrets (interquartile means), epochs to the target, honesty, mistakes."""
+    """One row per method: regrets (interquartile mean), epochs to the target, honesty, mistakes."""
     shown = Shown()
     for column in (
         *("method", "regret at 1/8", "at 1/4", "at 1/2", "at the end", "epochs to target"),

@@ -115,7 +115,7 @@ class RandomSearch(Method):
 
 
 class _Search(StudySearch):
-    """With trials that no worker runs."""
+    """StudySearch with trials that no worker runs."""
 
     def make_trial(self, frozen: FrozenTrial) -> Any:
         name = trial_id(frozen.number)
@@ -194,7 +194,7 @@ class Shipped(Method):
 class FixedRungs(EarlyStopping):
     """The cut of this project up to commit c5b0496: at a tenth of the budget, times 3, times 9.
 
-    A trial goes on if it is among the best third of those that were there before.
+    A trial continues if it is in the best third of those that reached this epoch before it.
     """
 
     def __init__(self, objective: str, epochs: int, grace_epochs: int) -> None:

@@ -5,7 +5,7 @@
 Start: `sweeps/svhn.py` on a few house numbers (their cache is warm) until its first training step,
 beside a bare process that imports torch, ray.tune and mlflow and starts Ray; they take turns. The
 first step's time is that of the first epoch's record in MLflow, less the seconds of the epoch, so
-the record's own way is counted too.
+the record's own delay is counted too.
 
 Slots: a sweep of trials that sleep --trial-seconds in six epochs, two at a time, with all the rest
 of a real one (actors, journal, checkpoints, MLflow); what it prints at its end.
@@ -64,7 +64,7 @@ def our_start() -> float:
 
 
 class Sleeping(Toy):
-    """Trials that sleep so many seconds in their epochs together."""
+    """Trials whose epochs together sleep `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds

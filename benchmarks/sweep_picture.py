@@ -32,7 +32,7 @@ from sweeps.engine.tracking import (
     require_sweep,
 )
 
-ENLARGED = 2  # screen pixels a pixel
+ENLARGED = 2  # screen pixels per image pixel
 TITLE = 50  # screen pixels above the images
 STYLE = {  # of a curve, by how its trial ended: colour, marker of its last point
     EndState.COMPLETED: ("tab:blue", "o"),

@@ -23,7 +23,7 @@ from ali.training import step as training
 
 
 def serve(config: Config, threads: int, pipe: Connection) -> None:
-    """Steps for as many seconds as the pipe asks for, and says how many images a second it was."""
+    """Trains for as many seconds as the pipe asks for, and answers with images per second."""
     torch.set_num_threads(threads)
     training.keep_freed_memory()
     step = our_step(config, torch.rand(config.batch_size, *paper_table(config).image))

@@ -86,7 +86,7 @@ def parse_args(
         if stop.code in (0, None):
             print(_wrapped(text.getvalue()), end="")
             raise
-    # tyro has printed its error in a box. Again, so wide that no line is wrapped, to extract it.
+    # tyro has printed its error in a box. Print it again, too wide to wrap, to extract the text.
     box = io.StringIO()
     wide, quiet = environment.temporarily(COLUMNS="10000"), contextlib.redirect_stderr(box)
     with wide, quiet, contextlib.suppress(SystemExit):
@@ -97,12 +97,12 @@ def parse_args(
 
 
 def _config_file(argv: Sequence[str]) -> Path | None:
-    """The file that --config names: its values are there before the other options are parsed."""
+    """The file that --config names, which is read before the other options are parsed."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     try:
         return parser.parse_known_args(argv)[0].config
-    except argparse.ArgumentError:  # tyro says it
+    except argparse.ArgumentError:  # tyro reports it
         return None
 
 
@@ -123,7 +123,7 @@ def main(function: Callable[[], int | None]) -> NoReturn:
     except RuntimeError as error:
         if re.search("allocate memory|out of memory", str(error)):  # torch's
             code = _fail(f"not enough memory ({first_line(error)}): ask for less", 2)
-        elif "home directory" in str(error):  # pathlib's: what is kept there has no place
+        elif "home directory" in str(error):  # pathlib's: it finds no home
             code = _fail(
                 f"HOME is not set, and user ID {os.getuid()} has no home folder: set HOME to a "
                 "folder of yours",
@@ -200,13 +200,13 @@ def terminable() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> int:
-    with contextlib.suppress(OSError):  # nobody may read it
+    with contextlib.suppress(OSError):  # the reader may have closed it
         print("error:" if code == 2 else "stopped:", " ".join(message.split()), file=sys.stderr)
     return code
 
 
 class _Text(io.StringIO):
-    """Takes what is for a stream, whose encoding and colours are asked for."""
+    """Collects text meant for a stream; has the stream's encoding and isatty."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ class _Text(io.StringIO):
 
 
 def _wrapped(text: str) -> str:
-    """tyro's help: only its boxes fit into the terminal, not the lines above them."""
+    """tyro's help with the lines above its boxes wrapped: tyro fits only the boxes."""
     width, lines = shutil.get_terminal_size().columns, []
     for line in text.split("\n"):
         if len(_plain(line)) > width:

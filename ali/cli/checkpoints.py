@@ -58,7 +58,7 @@ def load_networks(checkpoint: Path, precision: Precision | None) -> tuple[Networ
 
 
 def load_image_networks(options: NetworkOptions) -> tuple[Networks, Config]:
-    """The same. Raises UserError for networks of the mixture."""
+    """As `load_networks`. Raises UserError for networks of the mixture."""
     networks, config = load_networks(options.checkpoint, options.precision)
     if config.data == "mixture":
         figure = ("figure", 7, "--checkpoint", options.checkpoint, "--output", "figure7.png")

@@ -1,4 +1,4 @@
-"""What several commands do alike: checks of their options, threads, PNG files."""
+"""Helpers that several commands share: checks of options, threads, PNG files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_TILES = 10_000  # of a picture
 
 
 def check_at_least(least: int, **options: int | None) -> None:
-    """Raises UserError for the first option below `least`; None is no value."""
+    """Raises UserError for the first option below `least`; None is skipped."""
     for name, value in options.items():
         if value is not None and value < least:
             domain = "0 or more" if least == 0 else f"at least {least}"
@@ -26,7 +26,7 @@ def check_at_least(least: int, **options: int | None) -> None:
 
 
 def check_at_most(most: int, **options: int | None) -> None:
-    """Raises UserError for the first option above `most`; None is no value."""
+    """Raises UserError for the first option above `most`; None is skipped."""
     for name, value in options.items():
         if value is not None and value > most:
             raise UserError(f"--{name.replace('_', '-')} must be at most {most}, not {value}")
@@ -39,7 +39,7 @@ def check_seed(seed: int) -> None:
 
 
 def check_output(path: Path | None, suffix: str) -> None:
-    """Raises UserError if the file to write has another ending, or no folder to be in."""
+    """Raises UserError if the file to write has another suffix, or its folder does not exist."""
     if path is not None and path.suffix != suffix:
         raise UserError(f"--output must end in {suffix}, not {path.name!r}")
     if path is not None and not path.parent.is_dir():

@@ -180,7 +180,7 @@ class _Table:
         make_folder(options.output_dir)
 
     def _given(self) -> dict[str, list[Path]]:
-        """The checkpoints that are given, by row."""
+        """The checkpoints given in the options, by row."""
         from ali.training.checkpoint import find_checkpoint, read_manifest
 
         found: dict[str, list[Path]] = defaultdict(list)
@@ -223,7 +223,7 @@ class _Table:
         return [_Line(name, published, results[name]) for name, published in (*TABLE_1, *MORE_ROWS)]
 
     def _of_model(self, model: Model, row: str) -> Measured | str:
-        """The error of a row that is a model's, or why there is none."""
+        """The error in a model's row, or why there is none."""
         if row == M1_TSVM_ROW and not self.options.unlabelled:
             return "--unlabelled 0"
         try:
@@ -353,7 +353,7 @@ def _budget(row: str, result: Measured) -> str:
     parts = []
     if result.epochs is not None:
         own = any(row in names and KINDS[model].classifies for model, names in ROWS.items())
-        trainings = f"{result.draws} × " if own else ""  # else draws are those of SVMs
+        trainings = f"{result.draws} × " if own else ""  # otherwise draws count SVMs
         parts = [f"{trainings}{result.epochs} epochs", f"{result.images:,} images"]
     if result.seconds is not None:
         parts.append(f"{result.seconds:,.0f} s")

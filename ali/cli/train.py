@@ -162,7 +162,7 @@ def _train(options: Train, folder: Path, config: Config) -> None:
         if state is None or has_checkpoint():
             state = State.load(checkpoint, device(), config)
         _refuse_other_data(folder / DATA, dataset.fingerprint, state.epoch)
-        places = {"data_dir": config.data_dir and config.data_dir.resolve()}  # from any folder
+        places = {"data_dir": config.data_dir and config.data_dir.resolve()}  # for any folder
         with atomic_write(folder / CONFIG) as path:
             content = json.dumps(config.replace(**places).to_dict(), indent=1)
             path.write_text(content + "\n", encoding="utf-8")
@@ -196,7 +196,7 @@ def _train_epochs(
 
 
 def _refuse_other_data(path: Path, fingerprint: str, epoch: int) -> None:
-    """Raises UserError if the epochs so far were trained on other data; else keeps what it is."""
+    """Raises UserError if the epochs so far had other data; else saves the fingerprint."""
     before = fingerprint
     if path.exists() and epoch:
         before = path.read_text(encoding="utf-8", errors="replace").strip()
@@ -229,7 +229,7 @@ def _cut_log(path: Path, epoch: int) -> None:
 
 
 def format_result(metrics: dict[str, float], epochs: int) -> str:
-    """The line of an epoch."""
+    """The line printed for an epoch."""
     line = f"epoch {metrics[EPOCH]}/{epochs}"
     for name, spec in PROGRESS_METRICS.items():
         if name in metrics:

@@ -48,14 +48,14 @@ DATASETS: dict[DataName, Callable[[Config, tuple[str, ...]], Splits]] = {
     "folder": folder.load_splits,
 }
 
-FEWEST = 2  # images to validate with or to test with, between which there is a distance
+FEWEST = 2  # images to validate or test with: fewer have no distance between them
 
 
 def load(config: Config, check_labels: bool = True) -> Dataset:
     """The data set that `config` names: training images, labelled pool, validation set.
 
     Raises UserError if files are missing or damaged, or if there are fewer images than `config`
-    asks for. `check_labels`: whether labelled draws are to be taken from it.
+    asks for. `check_labels`: whether labelled draws will be taken from it.
     """
     splits = load_splits(config, ("train", "valid", "extra"))
     train = splits.by_name["train"]
@@ -105,8 +105,8 @@ def load(config: Config, check_labels: bool = True) -> Dataset:
 
 
 def check_distinct(dataset: Dataset) -> None:
-    """Raises UserError if all validation images are the same: no distance between samples and them
-    says anything."""
+    """Raises UserError if all validation images are the same, which makes the samples' distance
+    from them meaningless."""
     x = dataset.valid.x
     if all(np.array_equal(image, x[0]) for image in x[1:]):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Images in batches, in [0, 1] (§4): an epoch of a data set, labelled ones; owns pixel scaling."""
+"""Batches of images in [0, 1] (§4): an epoch of a data set, labelled batches, pixel scaling."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def batches(x: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[
 
 
 class LabelledBatches:
-    """Batches of labelled images in a random order, which begins anew when all have been drawn.
+    """Batches of labelled images in a random order, which is drawn anew when all have been used.
 
     Args:
         x: uint8 (N, H, W, C), or points of the plane, on any device.
-        y: int64 (N,), on the same.
+        y: int64 (N,), on the same device.
     """
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
@@ -41,7 +41,7 @@ class LabelledBatches:
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
-        """Has the next batch begin a new order: a run resumes exactly between two epochs."""
+        """Makes the next batch begin a new order, so that a run resumes exactly between epochs."""
         self._rest = torch.empty(0, dtype=torch.int64)
 
     def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ def cached(name: str, build: Build) -> Split:
             root.mkdir(parents=True, exist_ok=True)
             _remove_abandoned(root, name)
             partial = root / f".{name}-{secrets.token_hex(4)}"
-            partial.mkdir()  # by the umask: other users may share the cache
+            partial.mkdir()  # mode by the umask: other users may share the cache
             try:
                 _write_split(partial, build)
                 try:
@@ -76,7 +76,7 @@ def _open(folder: Path) -> Split:
     x = np.load(folder / "x.npy", mmap_mode="r")
     y = np.load(folder / "y.npy") if (folder / "y.npy").exists() else None
     contents = hashlib.blake2b(digest_size=16)
-    with open(folder / "x.npy", "rb") as file:  # read: a map's pages count as this process's memory
+    with open(folder / "x.npy", "rb") as file:  # no map: its pages count as this process's memory
         size = os.fstat(file.fileno()).st_size - file.seek(x.offset)
         hashlib.file_digest(file, lambda: contents)
     if y is not None:

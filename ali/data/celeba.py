@@ -62,9 +62,9 @@ def crop_face(image: Image.Image) -> Image.Image:
 
 
 def _table(folder: Path, stem: str) -> Path:
-    """A table about the faces in `folder`; where the .txt belongs if there is none.
+    """Path of a table about the faces in `folder`; where its .txt should be if there is none.
 
-    The folder may be doubled, as Kaggle's is, or in the authors' folder Img, beside Anno and Eval.
+    The folder may be nested in itself, as Kaggle's, or in the authors' Img, beside Anno and Eval.
     """
     beside = folder.absolute().parent
     places = [beside]

@@ -87,7 +87,7 @@ def read_batch(path: Path, sink: Sink) -> np.ndarray:
         raise UserError(f"{path}: data must be uint8 (N, 3072), not {x.shape}")
     if len(y) != len(x):
         raise UserError(f"{path} has {len(x)} images but {len(y)} labels")
-    # Before it is an array: a list that holds another one many times would become a huge one.
+    # Check before conversion: a list that holds another many times would become a huge array.
     if not all(isinstance(label, int) and 0 <= label < 10 for label in y):
         raise UserError(f"{path}: labels must be 0 to 9")
     pixels = x.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)

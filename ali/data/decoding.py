@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-# What Pillow identifies but does not decode, or (EPS) has another program decode.
+# Formats that Pillow identifies but does not decode, or (EPS) leaves to another program.
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
-# Pixels of one image file, and of all that are decoded at the same time: 4 to 16 bytes each. From
-# here on Pillow warns of a decompression bomb.
+# Most pixels of one image file, and of all that are decoded at once: 4 to 16 bytes each. Above
+# this, Pillow warns of a decompression bomb.
 MAX_PIXELS = 89_478_485
 LARGE = 1_000_000  # pixels
 
@@ -42,7 +42,7 @@ def suffixes() -> frozenset[str]:
 
 
 def try_to_decode(path: Path, prepare: Prepare) -> np.ndarray | str:
-    """As image_files.decode, or in words why that is impossible."""
+    """As image_files.decode, or a text that says why it cannot be decoded."""
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its writer
@@ -105,9 +105,9 @@ _TURNS = {
 
 
 def _turn(file: Image.Image) -> Image.Image:
-    """The picture upright, as a camera's EXIF says.
+    """Turns the picture upright by its EXIF orientation.
 
-    PIL's exif_transpose writes the other EXIF data anew, and fails where these are broken.
+    PIL's exif_transpose rewrites the other EXIF data, and fails if they are broken.
     """
     file.load()  # a TIFF file is turned here
     try:
@@ -118,7 +118,7 @@ def _turn(file: Image.Image) -> Image.Image:
 
 
 def _strip_png(path: Path) -> io.BytesIO | None:
-    """A PNG file without its texts and the like, the breaks of which PIL holds against the picture.
+    """A PNG file without its text chunks and the like, whose damage makes PIL reject the picture.
 
     None if it is no PNG file.
     """
@@ -141,13 +141,13 @@ def _strip_png(path: Path) -> io.BytesIO | None:
 
 
 def _return_freed_memory() -> None:
-    """Has glibc return what is free, of which it keeps some images' worth for each thread."""
+    """Makes glibc return freed memory, of which it keeps some images' worth per thread."""
     with suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Budget:
-    """An amount that threads share: who asks for more than is left waits."""
+    """An amount that threads share: a thread that asks for more than is left waits."""
 
     def __init__(self, amount: int) -> None:
         self.left, self.changed = amount, threading.Condition()

@@ -34,7 +34,7 @@ def data_folder(config: Config, *inner: str) -> Path:
 
 
 def undouble(folder: Path) -> Path:
-    """The folder of the same name that is all that `folder` holds, as archives of Kaggle's have it.
+    """The folder of the same name in `folder` if it holds nothing else, as in Kaggle's archives.
 
     `folder` itself if there is none.
     """

@@ -274,7 +274,7 @@ def _chunk(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def contact_sheet(columns: int = 20, scale: int = 2) -> Image.Image:
-    """The first `columns` training images of each class, a row each, enlarged `scale` times."""
+    """The first `columns` training images of each class, one row each, enlarged `scale` times."""
     blocks = list(generate("train", 1000))
     x, y = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     rows = [np.concatenate(x[y == d][:columns], axis=1) for d in range(CLASSES)]

@@ -98,7 +98,7 @@ def cached_split(
     for path in paths:
         try:
             found = os.stat(root / path)
-        except OSError:  # as for any that cannot be read, `build` raises; nothing is cached
+        except OSError:  # unreadable: `build` raises, and nothing is cached
             continue
         identity.update(os.fsencode(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0"))
 
@@ -134,7 +134,7 @@ def decode_all(root: Path, paths: Sequence[str], prepare: Prepare) -> Iterator[n
 def decode(path: Path, prepare: Prepare) -> np.ndarray:
     """One image file as uint8 (H, W, 3): EXIF orientation applied, transparency on white.
 
-    Of an animation the first picture. Metadata may be broken. Raises UserError if the picture is
+    An animation gives its first picture. Metadata may be broken. Raises UserError if the picture is
     damaged, of unknown format, has more than 8 bits a channel or more than MAX_PIXELS, or if
     `prepare` raises ValueError.
     """

@@ -14,7 +14,7 @@ from ali.errors import UserError
 # Labelled draw number i is the same in every trial, whatever the trial's seed: all trials are
 # compared on the same labels, so the choice of labels adds nothing to the difference of two errors.
 DRAWS_SEED = 160600704
-TEST_DRAWS = 100  # behind a test error (§4.4)
+TEST_DRAWS = 100  # per test error (§4.4)
 
 
 def labelled_draw(dataset: Dataset, config: Config, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,10 +73,10 @@ def check_draw(
 
 
 def check_draws(y: np.ndarray, config: Config, classes: int, names: Sequence[str] = ()) -> None:
-    """Raises UserError if a labelled draw from the pool's labels `y` (N,) serves no classifier."""
+    """Raises UserError if a draw from the pool's labels `y` (N,) cannot train a classifier."""
     check_draw(y, config.labels, config.balanced, classes, names)
     balanced = config.balanced and min(config.labels, classes) > 1
-    if balanced or config.labels > np.bincount(y).max():  # two classes at least
+    if balanced or config.labels > np.bincount(y).max():  # every draw has at least two classes
         return
     for number in range(max(config.draws, TEST_DRAWS)):
         rng = np.random.default_rng([DRAWS_SEED, number])

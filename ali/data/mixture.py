@@ -13,7 +13,7 @@ from ali.data.splits import Images, Split, Splits
 SIZES = {"train": 100_000, "valid": 10_000, "test": 10_000}  # points; train: at least
 SIGMA = 0.05  # standard deviation of every mode, along both axes
 NEAR = 3 * SIGMA  # points within it of a centre count as that mode's: 98.9 % of the mixture
-COVERED = 0.1  # fraction of n / modes samples from which on a mode counts as covered
+COVERED = 0.1  # a mode counts as covered from this fraction of n / modes samples
 _GRID = {9: (-2, 0, 2), 25: (-4, -2, 0, 2, 4)}  # a centre at every pair of these
 
 

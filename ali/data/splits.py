@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-LARGE_TRAIN = 40_000  # from so many train images on, validation is a fixed number of them
+LARGE_TRAIN = 40_000  # with this many train images or more, validation is a fixed number
 VALID_FRACTION = 1 / 5  # validation, of a smaller train split
 TEST_FRACTION = 1 / 10  # test, of data that comes without a test split
 
@@ -39,7 +39,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Split:
-    """One split, with what the user should know about it, one note a line."""
+    """One split, with notes on what the user should know, one per line."""
 
     images: Images
     fingerprint: str  # of the contents

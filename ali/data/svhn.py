@@ -179,7 +179,7 @@ class _Inflated:
         return bytes(data)
 
     def finish(self) -> None:
-        """Reads the rest, at whose end zlib checks its checksum."""
+        """Reads the rest, so that zlib verifies its checksum."""
         while not self.stream.eof:
             self._some(1 << 16)
 

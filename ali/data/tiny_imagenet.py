@@ -74,7 +74,7 @@ def _find_val(root: Path, wnids: list[str]) -> dict[str, str]:
     The usual scripts move, or copy, val/images to val/<wnid>/images, val/<wnid> or
     val/images/<wnid>; some leave the annotations and an empty val/images behind.
     """
-    found: dict[tuple[str, str], str] = {}  # class and name → path: of copies the last
+    found: dict[tuple[str, str], str] = {}  # class and name → path, the last copy's
     images, annotations = root / "val" / "images", root / "val" / ANNOTATIONS
     if names := image_files.list_folder(images).images if images.is_dir() else []:
         label = files.read_pairs(annotations)

@@ -34,7 +34,7 @@ from ali.evaluation import svm
 NEIGHBOURS = (1, 2, 4, 8, 16, 32, 64)  # candidates of k
 COMPONENTS = 256  # principal components, the features of the transductive SVM
 RISE = (1 / 64, 1 / 16, 1 / 4, 1.0)  # weight of all unlabelled images relative to all labelled
-TURNS = 10  # at most, of minimising over w and over y' at one weight
+TURNS = 10  # most alternations between w and y' at one weight
 NEAR = range(-6, 7, 2)  # candidates of C: steps in svm.GRID from the plain SVM's C
 
 CHUNK = 5000  # images classified at once

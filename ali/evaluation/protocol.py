@@ -37,7 +37,7 @@ def discriminator_features(networks: Networks, x: np.ndarray) -> np.ndarray:
 def val_error(networks: Networks, dataset: Dataset, config: Config) -> float:
     """Validation error, a fraction: the objective of a sweep.
 
-    Of a model that classifies it is its own error; else that of SVMs on its features. Their C is
+    A model that classifies has its own error; others have that of SVMs on their features. C is
     chosen once, on the first labelled draw, as the one of the grid with the lowest error on the
     validation set; the result is the mean at that C over config.draws draws of config.labels
     images. The first draw's error is a little optimistic, as C was chosen on the same images. The
@@ -60,7 +60,7 @@ def classifier_error(networks: Networks, images: Images) -> float:
 def update_bn_stats(networks: Networks, x: np.ndarray, batches: int = 50) -> None:
     """Sets the running statistics that `features` uses to those of x, uint8 (N, H, W, 3).
 
-    They are the running mean over batches of 100 images, without the part of the old values.
+    They are the running mean over batches of 100 images, with the old values' share removed.
     """
     before = {name: buffer.clone() for name, buffer in networks.named_buffers()}
     was = networks.training
@@ -91,7 +91,7 @@ def test_errors(
 ) -> np.ndarray:
     """Test errors (draws,), fractions, of one SVM per labelled draw; report mean ± std.
 
-    Of a model that classifies: its own error, (1,). `encode`: features in place of `features`.
+    A model that classifies has its own error, (1,). `encode` is used in place of `features`.
 
     As in §4.4, C is chosen on the validation set, once and as `val_error` does, and then 100 SVMs
     are fitted to 100 draws. Nothing is chosen on the test images.

@@ -105,7 +105,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     samples of one distribution have a distance above 0, which decreases with n (house numbers on
     RandomFeatures: 0.06 at n = 300, 0.02 at 1000, 0.004 at 4000): compare values at equal n only.
     """
-    # As torchmetrics computes it, whose import would cost every trial seconds.
+    # As in torchmetrics, whose import would cost every trial seconds.
     x, y = torch.from_numpy(a).double(), torch.from_numpy(b).double()
     c_a, c_b = torch.cov(x.T), torch.cov(y.T)
     apart = (x.mean(0) - y.mean(0)).square().sum()
@@ -185,7 +185,7 @@ class RandomFeatures(nn.Module):
     """
 
     MAPS, CELLS, GAIN = (16, 32, 64), (2, 2, 1), 2.0
-    AT_ONCE = 50  # images: what is computed of them stays in the processor's cache
+    AT_ONCE = 50  # images per pass, whose activations fit the processor's cache
     COLOUR_CELLS = 4
 
     def __init__(self) -> None:
@@ -228,7 +228,7 @@ def _of_samples(samples: np.ndarray, real: np.ndarray, spread: float) -> dict[st
 
 
 class _Same:
-    """An array as a key, by which it is and not by what it holds."""
+    """An array as a dictionary key, compared by identity, not by content."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array

@@ -13,9 +13,9 @@ repeat until the set stays (Keerthi & DeCoste 2005, Chapelle 2007). What makes t
   (K_AA + I/2C) a_A = y_A, a = 0 elsewhere. That is the same problem, rotated to the span of the
   rows;
 - K's eigenvectors solve it for every C while nearly all rows are in A;
-- a Cholesky factor outlives its system: a few rows that enter or leave A border it, and a smaller
-  1/2C costs a step or two of iterative refinement once that is far under K's eigenvalues, and two
-  of conjugate gradients before, to see which rows enter and leave (ali.evaluation.systems);
+- a Cholesky factor is reused: a few rows that enter or leave A border it; a smaller 1/2C costs a
+  step or two of iterative refinement once it is far below K's eigenvalues, and before that two of
+  conjugate gradients, to see which rows enter and leave (ali.evaluation.systems);
 - with many more rows than features the system stays in w, and rows that enter or leave A are added
   to X_AᵀX_A or taken from it.
 """
@@ -114,7 +114,7 @@ def fit(x: np.ndarray, y: np.ndarray, cs: Sequence[float] | np.ndarray = GRID) -
 
 @dataclass
 class _Start:
-    """Where a class's path stands: the minimum at the last C, and what may be used again."""
+    """A class's state on its path: the minimum at the last C, and what can be reused."""
 
     coefficients: np.ndarray  # a (N,) of _Kernel or w (D+1,) of _Primal
     violation: np.ndarray  # (N,) 1 − y f, f = w·x_i: positive inside the margin
@@ -124,11 +124,11 @@ class _Start:
 
 
 def _minimum(problem: _Kernel | _Primal, y: np.ndarray, ridge: float, start: _Start) -> _Start:
-    """The minimum of ½ ridge ‖w‖² + ½ Σ max(0, 1 − y f)², ridge = 1/2C, on the way from start.
+    """The minimum of ½ ridge ‖w‖² + ½ Σ max(0, 1 − y f)², ridge = 1/2C, continuing from start.
 
-    From w = 0 a small ridge can take Newton's method thousands of steps where the classes overlap,
-    but a handful from a neighbour: it is then reached by way of larger ones. With equal rows and
-    the least ridge, rounding may keep even those from the tolerance: the last step then stands.
+    For a small ridge and overlapping classes, Newton's method can need thousands of steps from
+    w = 0, but a handful from a similar ridge: then it goes through larger ridges. With equal rows
+    and the least ridge, even that may miss the tolerance by rounding: the last step is kept.
     """
     if not _newton(problem, y, ridge, start):
         start = problem.start()
@@ -141,9 +141,9 @@ def _minimum(problem: _Kernel | _Primal, y: np.ndarray, ridge: float, start: _St
 def _newton(problem: _Kernel | _Primal, y: np.ndarray, ridge: float, start: _Start) -> bool:
     """Moves start to the minimum; False where that is not reached.
 
-    That the objective falls no further says nothing: with a large C a row just outside the margin
-    ends a step after 1e-13 of its length, and the next step, with that row in A, goes far. At the
-    minimum w = v := Σ max(0, 1 − y f) y x / ridge, and it is nowhere farther away than ‖w − v‖.
+    A stalled objective does not show convergence: with a large C a row just outside the margin can
+    end a step after 1e-13 of its length, and the next step, with that row in A, goes far. At the
+    minimum w = v := Σ max(0, 1 − y f) y x / ridge, and any w is at most ‖w − v‖ away from it.
     """
     for step in range(MAX_STEPS):
         active = start.violation > 0
@@ -198,7 +198,7 @@ def _violations(
 ) -> np.ndarray:
     """1 − y f (N,) of w = Σ_A a_i x_i with (K_AA + ridge) a_A = y_A; scale is K's largest element.
 
-    On A that is ridge y a, which does not cancel; elsewhere it counts beyond the rounding of f.
+    On A it is ridge y a, which does not cancel; elsewhere the rounding of f is deducted.
     """
     return np.where(active, ridge * y * a, 1 - 4 * EPS * scale * np.linalg.norm(a) - y * f)
 
@@ -239,8 +239,8 @@ class _Kernel:
     ) -> tuple[np.ndarray, np.ndarray, bool]:
         """(K_AA + ridge) a_A = y_A: a (N,); 1 − y f, f = K a; whether that is the solution.
 
-        It may be near one where the rows inside the margin are others than A, and where `first`, at
-        a new ridge, a factor of a set that is about to change would be made.
+        It may be approximate if the rows inside the margin differ from A, or if `first` (the first
+        step at a new ridge), to save the factor of a set that is about to change.
         """
         found = self.spectrum and self.spectrum.solve(y, active, ridge)
         if not found and start.factor:
@@ -297,13 +297,13 @@ class _Primal:
             a[active] = solve(_product(x, x.T), y[active], ridge)
             w = x.T @ a[active]
             return w, _violations(y, active, a, self.rows @ w, ridge, self.scale), True
-        # From where start is: so each step mends the rounding of the one before.
+        # Relative to start, so that each step corrects the rounding of the one before.
         pull = -ridge * self.excess(y, start, ridge)
         w = start.coefficients + solve(self._gram(active, start), pull, ridge)
         return w, 1 - y * (self.rows @ w), True
 
     def _gram(self, active: np.ndarray, start: _Start) -> np.ndarray:
-        """X_AᵀX_A, from the one that start keeps where few rows have changed sides."""
+        """X_AᵀX_A, updated from start's if few rows have entered or left A."""
         changed = active if start.summed is None else active ^ start.summed
         if 2 * changed.sum() > active.sum():
             changed, start.gram = active, None

@@ -1,7 +1,7 @@
 """Linear systems of the SVM's path: (K_AA + ridge) a_A = y_A for many sets A of K's rows.
 
-Two ways to them, each for other sets: `Spectrum` for nearly all rows at any ridge, `Factor` for
-sets near the one it was made for. What either gives is refined to the rounding of K a.
+Two solvers for different sets: `Spectrum` for nearly all rows at any ridge, `Factor` for sets
+near the one it was made for. The solutions of both are refined to the rounding of K a.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def least_eigenvalue(k: np.ndarray) -> float:
 
 
 class Spectrum:
-    """K = QΛQᵀ in fp32, that of K + ridge for every ridge; solves for all rows but a few."""
+    """K = QΛQᵀ in fp32, which serves K + ridge for every ridge; solves for all rows but a few."""
 
     def __init__(self, k: np.ndarray) -> None:
         self.k = k
@@ -70,9 +70,9 @@ class Spectrum:
 
 def _cholesky(m: np.ndarray, at: np.ndarray, ridge: float) -> np.ndarray:
     """Lower factor of m[at, at] + ridge, m symmetric."""
-    block = m[at].take(at, axis=1, mode="clip")  # half as long again with np.ix_
+    block = m[at].take(at, axis=1, mode="clip")  # np.ix_ takes half as long again
     block[np.diag_indices_from(block)] += ridge
-    # In Fortran's order, as LAPACK wants it, a symmetric matrix is itself: no copy is made.
+    # A symmetric matrix is the same in Fortran's order, which LAPACK needs: no copy is made.
     lower, info = lapack.dpotrf(block.T, lower=1, overwrite_a=1)
     if info != 0:
         raise np.linalg.LinAlgError("Gram matrix of the features is not positive semidefinite")
@@ -88,7 +88,7 @@ class Factor:
         self.lower = _cholesky(k, self.at, ridge)
         self.smallest = (
             float(self.lower.diagonal().min(initial=np.inf)) ** 2
-        )  # bounds K's least from above
+        )  # bounds the least eigenvalue from above
 
     def solve(
         self,
@@ -100,7 +100,7 @@ class Factor:
     ) -> Solution | None:
         """a (N,) with (K_AA + ridge) a_A = y_A, 0 elsewhere, and K a (N,).
 
-        None where a new factor is cheaper or more exact. `near`: another ridge's, for the same A.
+        None where a new factor is cheaper or more exact. `near`: another ridge's solution, same A.
         """
         if ridge != self.ridge and self.ridge > 0.05 * self.smallest:
             return None
@@ -114,9 +114,9 @@ class Factor:
     def nearly(
         self, k: np.ndarray, y: np.ndarray, active: np.ndarray, ridge: float, near: Near
     ) -> Solution | None:
-        """As `solve`, to two digits or so, from where another ridge's solution is for the same A.
+        """As `solve`, to about two digits, starting from another ridge's solution for the same A.
 
-        Conjugate gradients with this factor as preconditioner. None where A is another by too much.
+        Conjugate gradients with this factor as preconditioner. None where A differs too much.
         """
         if (apply := self._without(k, active)) is None:
             return None
@@ -180,7 +180,7 @@ def _refined(
     apply: Apply,
     near: Near | None = None,
 ) -> Solution | None:
-    """The solution by a nearly exact inverse, to the rounding of K a; None where that fails.
+    """Refines a nearly exact inverse's solution to the rounding of K a; None where that fails.
 
     Borders of near-singular systems cancel, and a factor's ridge may differ from this one by little
     beside K's eigenvalues.

@@ -1,6 +1,6 @@
 """Table 1: the published errors, and measuring the same on one's own data (§4.4).
 
-With sweeps/best.py the only place that reads the test split, and as there it chooses nothing.
+Only this module and sweeps/best.py read the test split; neither chooses anything by it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ MORE_ROWS = (
     (ALI_D_ROW, "–"),
     (PIXELS_ROW, "–"),
 )
-# What the published models were trained on, beside 1000 labels of train, as far as it is known.
+# What the published models were trained on besides 1000 labels of train, as far as known.
 TRAINED_ON = {
     M1M2_ROW: "train, extra",  # M1; M2 on train
     M1_KNN_ROW: "train, extra",
@@ -84,7 +84,7 @@ ROWS: dict[Model, tuple[str, ...]] = {
     "adgm": (ADGM_ROW,),
     "swwae": (SWWAE_ROW, SWWAE_DROPOUT_ROW),
 }
-METHOD = 1  # increase it when a row is measured otherwise: older results are then measured again
+METHOD = 1  # increase it when a row's measurement changes, so that older results are redone
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Measurements:
     def of_features(
         self, row: str, errors: Callable[..., np.ndarray], budget: dict[str, Any], **settings: Any
     ) -> Measured:
-        """The error of what classifies some networks' features, whose settings have `weights`."""
+        """The error of a classifier on networks' features; its settings have `weights`."""
 
         def measure() -> Measured:
             return _summary(errors(self.dataset, self.test, self.config, self.draws), **budget)
@@ -156,7 +156,7 @@ class Measurements:
     def _once(
         self, row: str, settings: dict[str, Any], measure: Callable[[], Measured], by: str = ""
     ) -> Measured:
-        """What was measured with these settings before, or is now."""
+        """The earlier result with these settings; measured now if there is none."""
         key = hash_settings({"row": row, **self._settings, **settings})
         if (known := _read(self.file).get(key)) is not None:
             return Measured(**known)
@@ -192,7 +192,7 @@ def over_trainings(each: Sequence[Measured]) -> Measured:
 
 
 def hash_settings(settings: dict[str, Any]) -> str:
-    """12 hex digits that tell settings apart."""
+    """12 hex digits, a hash of the settings."""
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
@@ -203,7 +203,7 @@ def training_seconds(log: Path, epochs: int) -> float | None:
     for line in text.splitlines():
         try:
             metrics = json.loads(line)
-            seconds[metrics[EPOCH]] = metrics[TRAIN_SECONDS]  # of an epoch done twice, the last
+            seconds[metrics[EPOCH]] = metrics[TRAIN_SECONDS]  # the last, if an epoch was done twice
         except (ValueError, KeyError, TypeError):  # a line that a kill cut short
             continue
     wanted = range(1, epochs + 1)

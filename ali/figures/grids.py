@@ -63,7 +63,7 @@ def reconstructions(networks: Networks, x: np.ndarray, seed: int = 0) -> np.ndar
 def interpolations(
     networks: Networks, x: np.ndarray, rows: int = 8, steps: int = 10, seed: int = 0
 ) -> np.ndarray:
-    """Decoded lines between ẑ₁ and ẑ₂ of pairs of images (§4.2), one pair a row.
+    """Decoded lines between ẑ₁ and ẑ₂ of pairs of images (§4.2), one pair per row.
 
     A row shows image i of x, uint8 (N ≥ 2, H, W, 3), `steps` equally spaced points from ẑ₁ to ẑ₂,
     both included, and image i + rows. Raises UserError for fewer than two images, and for a model
@@ -95,7 +95,7 @@ def _z_hat(networks: Networks, x: Tensor, seed: int) -> tuple[Tensor, ...]:
 def _grid(images: Tensor, columns: int) -> np.ndarray:
     """(N, 3, H, W) in [0, 1] → uint8 (H', W', 3), images row by row, white lines between them.
 
-    As torchvision's make_grid, whose import takes seconds that every trial's process would wait.
+    As torchvision's make_grid, whose import would cost every trial's process seconds.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)

@@ -84,7 +84,7 @@ def _samples(
 
 
 def _titles(what: str, z: Sequence[Tensor]) -> list[str]:
-    """A title a stochastic layer, numbered where there are several."""
+    """One title per stochastic layer, numbered if there are several."""
     if len(z) == 1:
         return [what]
     return [what + str(level).translate(_SUBSCRIPTS) for level in range(1, len(z) + 1)]

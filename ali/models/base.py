@@ -1,4 +1,4 @@
-"""What the networks of every model have in common: what is asked of them, and their losses."""
+"""The interface that the networks of every model implement, their losses included."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Labelled = tuple[Tensor, Tensor]  # x (B, C, H, W) in [0, 1]; y int64 (B,)
 
 
 def wide(h: Tensor) -> Tensor:
-    """h in fp32; in fp64 if it is so already, as where gradients are checked."""
+    """h in fp32; unchanged if it is fp64, as in gradient checks."""
     return h if h.dtype == torch.float64 else h.float()
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The random numbers of a training step; of several workers, each has those of its rows.
+    """The random numbers of a training step; with several workers, those of the worker's rows.
 
     Attributes:
         source: what they are drawn from, dropout masks included.
@@ -59,10 +59,10 @@ class Networks(nn.Module):
             q(z | x); `sample(x, normal)` draws the codes that `decoder` takes.
         decoder: `decoder(*codes)` is x̃ in [0, 1]; `sample_prior(n, normal)` draws n codes. None for
             a model that has none.
-        discriminator: of those that have one.
+        discriminator: of models that have one.
     """
 
-    LOSSES: ClassVar[tuple[str, ...]]  # metrics: the mean of an epoch of each of its losses
+    LOSSES: ClassVar[tuple[str, ...]]  # metrics: each loss's mean over an epoch
     levels: int = 1
     encoder: Any
     decoder: Any
@@ -84,10 +84,10 @@ class Networks(nn.Module):
         raise NotImplementedError
 
     def losses(self, x: Tensor, labelled: Labelled | None, noise: Noise) -> tuple[Tensor, ...]:
-        """One scalar for each of `weights`, which it trains; fp32, in training mode.
+        """One loss for each group of `weights`, which it trains: fp32 scalars, in training mode.
 
         Args:
-            x: (B, C, H, W) in [0, 1], of which no label is known.
+            x: (B, C, H, W) in [0, 1], unlabelled.
             labelled: as many labelled images, for a model that classifies.
 
         ALI and the GAN have none: their step is Algorithm 1 (ali/training/step.py).
@@ -99,11 +99,11 @@ class Networks(nn.Module):
         return [list(self.parameters())]
 
     def limited(self, gradients: list[Tensor]) -> list[Tensor]:
-        """The gradients of one optimiser as it takes them. Default: unchanged."""
+        """The gradients that one optimiser steps with. Default: unchanged."""
         return gradients
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Told before an epoch, from 0, of so many in all. Default: nothing changes."""
+        """Called before each epoch, counted from 0, of `epochs` in all. Default: does nothing."""
         return None
 
     def features(self, x: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class Networks(nn.Module):
 
     @property
     def name(self) -> str:
-        """The model as a sentence names it."""
+        """The model's name in a sentence."""
         return {"ali": "ALI", "gan": "GAN"}.get(self.model, self.model)
 
     def compute_in(self, dtype: torch.dtype) -> None:
@@ -179,7 +179,7 @@ class LatentModel(Networks):
 
 
 class _EncoderOf:
-    """A latent model, as `Networks.encoder` is used. No module: its weights are the model's."""
+    """A latent model used as `Networks.encoder`. Not a module: its weights are the model's."""
 
     noise = 0
 
@@ -194,7 +194,7 @@ class _EncoderOf:
 
 
 class _DecoderOf:
-    """The same as `Networks.decoder`."""
+    """A latent model used as `Networks.decoder`."""
 
     def __init__(self, model: LatentModel) -> None:
         self.model = model

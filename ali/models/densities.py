@@ -59,9 +59,9 @@ def over_labels(log_q: Tensor, bounds: Tensor) -> Tensor:
 
 
 class DenseNetwork(nn.Module):
-    """Hidden layers on several inputs, then a linear head each.
+    """Hidden layers on several inputs, then linear heads.
 
-    The first layer is a sum of one linear map an input, which equals one of their concatenation; so
+    The first layer sums one linear map per input, which equals one map of their concatenation, so
     what depends on x alone is computed once for all classes y. Inputs broadcast.
 
     Args:

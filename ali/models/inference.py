@@ -23,7 +23,7 @@ def mu(networks: Networks, x: np.ndarray) -> np.ndarray:
 
 
 def encode(networks: Networks, x: np.ndarray, seed: int = 0) -> np.ndarray:
-    """As `mu`; ẑ ~ q(z | x) of the mixture's networks, whose q(z | x) has no closed form."""
+    """As `mu`; for the mixture's networks ẑ ~ q(z | x), since q has no closed form there."""
     encoder, draw = networks.require_encoder(), normal(seed, networks)
     if not encoder.noise:
         return mu(networks, x)

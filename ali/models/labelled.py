@@ -9,7 +9,7 @@ judges pairs, without feature matching. It prints neither losses nor architectur
 Salimans' code for D, and ALI's own for G_x and G_z, with s in place of the logit; the networks are
 the data set's table. The labelled pairs train D alone.
 
-The GAN's generator is trained by feature matching: the mean of D's last hidden layer shall be the
+The GAN's generator is trained by feature matching: the mean of D's last hidden layer should be the
 same for images and samples. Networks are the table's here too, not its authors' (which have weight
 norm), and both players take their step at the same time on the same images, as in Algorithm 1.
 """
@@ -62,7 +62,7 @@ class LabelledALI(ALI):
         return loss_d, feature_distance(h, h_tilde)
 
     def codes(self, x: Tensor, normal: Normal) -> tuple[Tensor, ...]:
-        """What D sees beside x: ẑ₁ … ẑ_L ~ q(z | x), concatenated; nothing for a GAN."""
+        """What D sees besides x: ẑ₁ … ẑ_L ~ q(z | x), concatenated; nothing for a GAN."""
         if self.encoder is None:
             return ()
         return (torch.cat(self.encoder.sample(x, normal), dim=1),)
@@ -99,7 +99,7 @@ class ConvolutionalClassifier(Networks):
         draw_weights(self, self.weight_std, generator)
 
     def losses(self, x: Tensor, labelled: Labelled | None, noise: Noise) -> tuple[Tensor]:
-        """The cross entropy of the labelled images; x is not looked at."""
+        """The cross entropy of the labelled images; x is ignored."""
         assert labelled is not None
         x_l, y = labelled
         _, logits = self.discriminator.with_penultimate((x_l,), (), noise.source)

@@ -45,14 +45,14 @@ INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 def dropout_multiplier(like: Tensor, p: float, generator: distributed.RandomSource) -> Tensor:
     """0 with probability p, else 1/(1−p), elementwise; shape and type of `like`, channels-last.
 
-    p is met to 1/65536, and 1/(1−p) to the rounding of the type.
+    p is rounded to 1/65536, and 1/(1−p) to the precision of the type.
     """
     integer = INTEGER[like.dtype]
 
     def uniform(rows: int, rng: torch.Generator) -> Tensor:
         n = rows * like[0].numel()
         words = torch.empty((n + 3) // 4, dtype=torch.int64, device=like.device)
-        # "None": all 64 bits; the default range leaves the sign bit, so one word in four, biased
+        # None: all 64 bits; the default range lacks the sign bit, which biases one word in four
         words.random_(-(2**63), None, generator=rng)
         return words.view(torch.int16)[:n].view(rows, -1)  # uniform over −2¹⁵ … 2¹⁵ − 1
 

@@ -1,11 +1,11 @@
 """Layers of narrow networks on one CPU thread, compiled from narrow_*.c: several times as fast.
 
-Of a map with 4 or 8 channels PyTorch's kernels fill a part of a vector register, and what they do
-not share between operations is read and written again. Here a convolution and each of its gradients
+With 4 or 8 channels, PyTorch's kernels fill only part of a vector register, and each operation
+reads and writes its maps again. Here a convolution and each of its gradients
 is one call, and so are batch norm, leaky ReLU and dropout together.
 
-A C compiler (cc, or $ALI_CC) compiles the files for this processor where it is first needed, within
-two seconds, and the result is kept in the cache. Without one, and for wide layers or several
+A C compiler (cc, or $ALI_CC) compiles the files for this processor when first needed, within two
+seconds, and the result is kept in the cache. Without one, and for wide layers or several
 threads, ali.models.layers does the same with PyTorch's operations; results then differ by rounding.
 """
 
@@ -39,7 +39,7 @@ SOURCES = FOLDER / "narrow_convolutions.c", FOLDER / "narrow_elementwise.c"
 HEADER = FOLDER / "narrow.h"
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared")
 DEFINES = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
-WIDEST = 2048  # channels that narrow_elementwise.c takes batch norm of
+WIDEST = 2048  # most channels for batch norm in narrow_elementwise.c
 COMPILE_SECONDS = 60
 
 POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
@@ -53,7 +53,7 @@ _switch = _Switch()
 
 
 class Shape(ctypes.Structure):
-    """Of a convolution: batch, input, output and kernel, as `shape` in narrow_convolutions.c."""
+    """Convolution sizes: batch, input, output and kernel, as `shape` in narrow_convolutions.c."""
 
     _fields_ = [(name, INT) for name in ("batch", "height", "width", "maps", "out", "k", "stride")]
 
@@ -70,13 +70,13 @@ ARGUMENTS = {  # of the functions in C
 
 
 def serves(h: Tensor, *maps: int) -> bool:
-    """Whether a layer with so many maps, on an input like h, is one for this module."""
+    """Whether this module handles a layer with these numbers of maps on an input like h."""
     return max(maps) <= MAPS and h.dim() == 4 and fuses(h)
 
 
 @contextlib.contextmanager
 def left_out() -> Iterator[None]:
-    """In the block, PyTorch's own operations, as on a machine without a compiler."""
+    """In the block, PyTorch's own operations are used, as without a compiler."""
     before, _switch.on = _switch.on, False
     try:
         yield
@@ -85,17 +85,17 @@ def left_out() -> Iterator[None]:
 
 
 def fuses(h: Tensor) -> bool:
-    """Whether what follows an operation, with the output h, is for this module."""
+    """Whether this module handles what follows an operation with the output h."""
     return h.shape[1] <= WIDEST and _runs(h)
 
 
 def updates(optimizer: torch.optim.Adam, weights: Sequence[Tensor]) -> bool:
-    """Whether `adam` can take a step: from the second on, when they have their moments."""
+    """Whether `adam` can take a step: from the second on, when the weights have moments."""
     return _runs(weights[0]) and all(weight in optimizer.state for weight in weights)
 
 
 def is_used(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether activations of a type are for this module; compiles it where it has not been yet."""
+    """Whether this module handles activations of this type; compiles it on first use."""
     cpu = device.type == "cpu" and torch.get_num_threads() == 1
     return _switch.on and cpu and _library(dtype) is not None
 
@@ -142,7 +142,7 @@ def tconv(h: Tensor, weight: Tensor, stride: int) -> Tensor:
 def adam(
     optimizer: torch.optim.Adam, weights: Sequence[Tensor], gradients: Sequence[Tensor]
 ) -> None:
-    """A step of the optimizer, which has taken one before; gradients lie in memory as weights."""
+    """A step of the optimizer after its first; gradients have the weights' memory layout."""
     (group,) = optimizer.param_groups
     states = [optimizer.state[weight] for weight in weights]
     how = (group["lr"], *group["betas"], group["eps"])
@@ -152,8 +152,8 @@ def adam(
 
 
 def _with_gradients(out: Tensor, of_weight: Tensor, of_input: Tensor | None) -> Tensor:
-    """The output, whose gradient goes to two nodes, each of which autograd leaves out where its
-    gradient is not asked for: L_d needs none of x̃, and L_g none of D's weights."""
+    """The output, whose gradient goes to two nodes; autograd skips a node whose gradient is not
+    needed: L_d needs none of x̃, and L_g none of D's weights."""
     return of_weight if of_input is None else _Both.apply(of_weight, of_input)
 
 
@@ -177,7 +177,7 @@ def leaky_relu(h: Tensor, slope: float, multiplier: Tensor | None) -> Tensor:
 
 
 class _Both(torch.autograd.Function):
-    """Of two tensors with the same values, either."""
+    """Merges two tensors with the same values; both get the gradient."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class _InputGradient(torch.autograd.Function):
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Saves its input; what leaky ReLU saw is computed again on the way back."""
+    """Saves its input; leaky ReLU's input is recomputed in the backward pass."""
 
     @staticmethod
     def forward(
@@ -334,8 +334,8 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 
 def _load(command: list[str]) -> ctypes.CDLL:
-    """The library that a compiler's command makes of SOURCES, kept in a folder of this user's own:
-    what others can write to is not run."""
+    """The library compiled from SOURCES by this command, kept in a folder that only this user can
+    write to: code that others could change is not run."""
     name = f"narrow-{_fingerprint(command)}.so"
     folder = environment.cache_dir() / f"compiled-{os.getuid()}"
     with contextlib.suppress(OSError):
@@ -359,7 +359,7 @@ def _compile(command: list[str], to: Path) -> None:
 
 
 def _fingerprint(command: list[str]) -> str:
-    """Of all that the compiled file depends on: source, compiler and processor."""
+    """Hash of all that the compiled file depends on: source, compiler and processor."""
     version = subprocess.run(
         [command[0], "--version"], check=True, capture_output=True, timeout=COMPILE_SECONDS
     )

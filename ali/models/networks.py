@@ -319,7 +319,7 @@ class ALI(Networks):
         )
 
     def weights(self) -> list[list[nn.Parameter]]:
-        """Of the discriminator; of encoder and decoder."""
+        """The discriminator's weights; those of encoder and decoder."""
         encoder = [] if self.encoder is None else [*self.encoder.parameters()]
         return [[*self.discriminator.parameters()], [*encoder, *self.decoder.parameters()]]
 
@@ -339,7 +339,7 @@ def _level_rows(table: Table) -> Rows:
 
 
 def _gaussian(out: Tensor, normal: Normal, sigma: str) -> Tensor:
-    """What a network gives of μ and σ (B, 2·z) → μ + σ ⊙ ε (B, z) fp32."""
+    """A network's output for μ and σ (B, 2·z) → μ + σ ⊙ ε (B, z) fp32."""
     mu, log_sigma = _mu_log_sigma(wide(out), sigma)
     return mu + log_sigma.exp() * normal(tuple(mu.shape))
 
@@ -388,7 +388,7 @@ def pixel_mean(x: np.ndarray, seed: int) -> Tensor:
 
 
 def start_at_mean(decoder: Decoder, pixel_mean: Tensor) -> None:
-    """Has the decoder's untied last bias start at the log-odds of the mean (C, H, W) in [0, 1]."""
+    """Sets the decoder's untied last bias to the log-odds of the mean (C, H, W) in [0, 1]."""
     last = decoder.layers.rows[-1]
     if last.row.bias == PIXEL:
         with torch.no_grad():

@@ -18,7 +18,7 @@ from ali.models.swwae import WhatWhere
 from ali.models.tables import apply_config, paper_table
 from ali.models.vae import M1, M1M2, M2
 
-Build = Callable[[Config, torch.dtype, int], Networks]  # of so many classes
+Build = Callable[[Config, torch.dtype, int], Networks]  # the int: number of classes
 
 
 def create(
@@ -28,7 +28,7 @@ def create(
 
     Args:
         x: training images, uint8 (N, H, W, C), or points of the plane.
-        classes: that labels have; 0 without labels.
+        classes: number of classes; 0 without labels.
         dtype: of the activations; weights are always fp32.
     """
     if config.model not in _BUILD:

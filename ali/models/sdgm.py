@@ -11,7 +11,7 @@ Minimised: mean_labelled [L − α log q(y | a, x)] + mean_unlabelled U − log 
 with α = β N / N_l. All densities are those of samples; y is summed exactly.
 
 As their code has it: pixels 0 to 255 with uniform noise, divided by each colour's standard
-deviation, no mean taken off; two ReLU layers a network; the norm of the gradient is at most 5, then
+deviation, mean not subtracted; two ReLU layers a network; the gradient's norm is at most 5, then
 each of its elements at most 1. Ours, where they say nothing of SVHN: layers of 1000, a and z of
 300, one sample of a and z in training and 100 samples of a to classify; noise drawn anew each step;
 no schedule of the rate; the variance of p(x | ·) bounded below.
@@ -93,11 +93,11 @@ class AuxiliaryModel(LatentModel):
 
     @property
     def pixel_range(self) -> int:
-        """What 1 was before images were scaled to [0, 1]; points of the plane were not."""
+        """The pixel value that is scaled to 1 in images; points of the plane are not scaled."""
         return 1 if self.image[1] == 1 else PIXEL_RANGE
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        # Here, so that no step waits for the device.
+        # Read here, so that no step waits for the device.
         self.n = max(float(self.images), float(self.labels))
 
     def vectors(self, x: Tensor, uniform: Tensor | float = 0.5) -> Tensor:
@@ -125,7 +125,7 @@ class AuxiliaryModel(LatentModel):
         return bound, self.log_q(v, a)
 
     def unlabelled_bound(self, v: Tensor, normal: Normal) -> Tensor:
-        """−U (B,) at one sample of a, and one of z a class."""
+        """−U (B,) at one sample of a, and one of z per class."""
         a, log_q_a = self.draw_a(v, normal)
         every = torch.eye(self.k, device=v.device, dtype=v.dtype)[None]
         bounds = self.bound(v[:, None], a[:, None], every, normal)  # (B, K)
@@ -155,7 +155,7 @@ class AuxiliaryModel(LatentModel):
         )
 
     def log_prior(self) -> Tensor:
-        """log N(W; 0, 1) of the weights, but for a constant."""
+        """log N(W; 0, 1) of the weights, up to a constant."""
         networks = (self.q_a, self.q_y, self.q_z, self.p_a, self.p_x)
         layers = [layer for network in networks for layer in network.linears()]
         return -0.5 * torch.stack([layer.weight.square().sum() for layer in layers]).sum()
@@ -173,7 +173,7 @@ class AuxiliaryModel(LatentModel):
         return torch.stack(found).logsumexp(dim=0) - math.log(SAMPLES)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of z, at the mean of a and the most likely y."""
+        """Mean and log σ of z, at the mean of a and the most likely y."""
         v = self.vectors(x)
         a = self.q_a(v)[0]
         mu, log_var = self.q_z(v, a, self._likely(v, a))

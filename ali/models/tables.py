@@ -267,7 +267,7 @@ def paper_table(config: Config) -> Table:
 def apply_config(config: Config) -> Table:
     """The paper's table with the configuration's width, dropout, batch norm and initial weights.
 
-    Not its slopes.
+    Its slopes are not applied here.
 
     Width multiplies the hidden rows' maps. The outputs (μ and log σ, pixels, logit) keep the
     paper's size, and so does z: every width has the same prior, and the SVM's μ the same length. A

@@ -12,8 +12,8 @@ As their code has it: pixels less their mean, whitened by PCA; softplus units; G
 learned variance; a N(0, 1) prior on M2's weights. Ours, since they say nothing or it does not suit
 short budgets: the initial weights of M2 with two hidden layers, since with theirs, N(0, 0.001²),
 the loss stayed level for 1500 steps on two moons; for M2 on M1's codes the sizes of their MNIST
-experiment (one layer of 500, z of 50); as many labelled images a step as others, weighted by what
-share of the data they are; Adam with its bias correction; the variance of p bounded below
+experiment (one layer of 500, z of 50); as many labelled as other images per step, weighted by
+their share of the data; Adam with its bias correction; the variance of p bounded below
 (densities.MIN_LOG_VAR).
 """
 
@@ -66,7 +66,7 @@ class Whitening(nn.Module):
     def fit(self, x: np.ndarray, generator: torch.Generator) -> None:
         """Takes the components of 10,000 images x, uint8 (N, H, W, C), drawn at random.
 
-        Components without variance, which fewer images have, are 0 throughout.
+        Components without variance, as with fewer images than components, are always 0.
         """
         from sklearn.decomposition import PCA
 
@@ -117,7 +117,7 @@ class M1(LatentModel):
         return (-self.bound(self.whitening(x), noise.normal).mean(),)
 
     def bound(self, v: Tensor, normal: Normal) -> Tensor:
-        """log p(v) at least, (B,), from one sample of z."""
+        """A lower bound on log p(v), (B,), from one sample of z."""
         mu, log_var = self.q(v)
         z = draw_normal(normal, mu, log_var)
         mean, log_var_v = self.p(z)
@@ -157,7 +157,7 @@ class LabelledVAE(nn.Module):
         for network in (self.classifier, self.q, self.p):
             for layer in network.linears():
                 if network.others:
-                    # Of three small factors none has a gradient that noise does not drown.
+                    # With three small factors, noise drowns the gradient of each.
                     nn.init.xavier_uniform_(layer.weight, generator=generator)
                 else:
                     nn.init.normal_(layer.weight, 0, M2_STD, generator=generator)
@@ -192,7 +192,7 @@ class LabelledVAE(nn.Module):
         labels: int,
         images: float,
     ) -> Tensor:
-        """The objective an image, of a batch with labels and one without.
+        """The objective per image, from a batch with labels and one without.
 
         Args:
             label_weight: α.
@@ -206,7 +206,7 @@ class LabelledVAE(nn.Module):
         return label_weight * error - bound
 
     def log_prior(self) -> Tensor:
-        """log N(θ; 0, 1) of the weights and the classifier's biases, but for a constant."""
+        """log N(θ; 0, 1) of the weights and the classifier's biases, up to a constant."""
         layers = self.classifier.linears() + self.q.linears() + self.p.linears()
         penalised = [layer.weight for layer in layers]
         penalised += [layer.bias for layer in self.classifier.linears()]
@@ -237,7 +237,7 @@ class M2(LatentModel):
     def build_below(
         self, image: tuple[int, int, int], config: Config, dtype: torch.dtype
     ) -> tuple[int, list[int]]:
-        """What turns images into vectors v; their dimensions, and M2's hidden units."""
+        """Builds what turns images into vectors v; returns v's dimensions and M2's hidden units."""
         self.whitening = Whitening(image, config.setting("components"))
         return self.whitening.basis.shape[1], [_units(config)] * 2
 
@@ -250,7 +250,7 @@ class M2(LatentModel):
         self.m2.initialise(generator)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        # Here, so that no step waits for the device.
+        # Read here, so that no step waits for the device.
         self.n = max(float(self.images), float(self.labels))
 
     def losses(self, x: Tensor, labelled: Labelled | None, noise: Noise) -> tuple[Tensor, ...]:
@@ -261,11 +261,11 @@ class M2(LatentModel):
         return (self.m2.loss(v_l, y, v, noise.normal, weight, labels, self.n),)
 
     def draw_vectors(self, x: Tensor, normal: Normal) -> Tensor:
-        """v of x, as M2 is trained on them."""
+        """The vectors v of x that M2 is trained on."""
         return self.whitening(x)
 
     def vectors(self, x: Tensor) -> Tensor:
-        """v of x, as they are classified."""
+        """The vectors v of x that are classified."""
         return self.whitening(x)
 
     def class_scores(self, x: Tensor, normal: Normal) -> Tensor:
@@ -303,7 +303,7 @@ class M1M2(M2):
     ) -> tuple[int, list[int]]:
         self.m1 = M1(image, config, dtype, M1_CODE)
         self.m1_epochs: int | None = config.setting("m1_epochs")
-        # Kept with the weights: more epochs later do not go back to M1.
+        # Saved with the weights: a resume with more epochs does not go back to M1.
         self.register_buffer("m2_began", torch.tensor(False))
         return M1_CODE, [_units(config)]
 

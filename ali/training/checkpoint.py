@@ -28,7 +28,7 @@ MANIFEST = "state.json"
 WEIGHTS, OPTIMIZER = "weights", "optimizer"  # groups of tensors, a file each
 CHECKSUM = "sha256"
 _NAMES = rf"(({WEIGHTS}|{OPTIMIZER})-\w+\.safetensors|{re.escape(MANIFEST)})"
-# The last: what a kill left of one being written, by this version or an earlier one.
+# Last, partly written files that a kill left, of this version or an earlier one.
 _OURS = re.compile(rf"{_NAMES}|\.{_NAMES}\.\w+\.partial|{_NAMES}\.partial")
 _KEYS = {"format", "config", "epoch", "step", "generator", "files"}
 
@@ -130,7 +130,7 @@ def write(folder: Path, manifest: Manifest, groups: dict[str, dict[str, Tensor]]
 def read(folder: Path | str, *groups: str) -> tuple[Manifest, list[dict[str, Tensor]]]:
     """The manifest and the groups of tensors that are named, all of one checkpoint.
 
-    A training that goes on may replace it meanwhile: then the new one is read. Raises UserError if
+    If a running training replaces it meanwhile, the new one is read. Raises UserError if
     there is no checkpoint in `folder` or it is damaged.
     """
     while True:
@@ -215,7 +215,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # of files alone
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # it syncs only files
             raise
     finally:
         os.close(descriptor)

@@ -51,12 +51,12 @@ class State:
 
     @property
     def optimizer_d(self) -> torch.optim.Adam:
-        """Of the discriminator."""
+        """The discriminator's optimiser."""
         return self.optimizers[self.networks.kind.adam.index("d")]
 
     @property
     def optimizer_g(self) -> torch.optim.Adam:
-        """Of encoder and decoder."""
+        """The optimiser of encoder and decoder."""
         return self.optimizers[self.networks.kind.adam.index("g")]
 
     @property
@@ -69,7 +69,7 @@ class State:
     ) -> State:
         """An untrained run, determined by `config` (its seed), the training images and the device.
 
-        `classes`: of the labels, for a model that classifies. Images whose size is not the table's
+        `classes`: their number, for a model that classifies. Images whose size is not the table's
         raise UserError.
         """
         maps, height, width = paper_table(config).image
@@ -132,7 +132,7 @@ class State:
 def load_networks(
     folder: Path | str, device: torch.device | str = "cpu"
 ) -> tuple[Networks, Manifest]:
-    """The networks saved in `folder`, in evaluation mode, and what is known of them.
+    """The networks saved in `folder`, in evaluation mode, and their manifest.
 
     Raises UserError if there is no checkpoint or it is damaged.
     """
@@ -142,7 +142,7 @@ def load_networks(
 
 
 class Adam(torch.optim.Adam):
-    """torch's, its methods without what they are wrapped in to leave them out of torch.compile.
+    """torch's Adam without the wrappers that exclude its methods from torch.compile.
 
     The wrappers import torch.compile's machinery when they are first called: three seconds of
     processor time at the start of every trial.

@@ -1,4 +1,4 @@
-"""Algorithm 1 and other models' step: one, and an epoch of them. Writes no files, logs nothing."""
+"""Training steps, Algorithm 1's and other models', and epochs. Writes no files, logs nothing."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from typing import IO
 
 from mlflow import MlflowClient
 
+from ali.beside import beside
 from sweeps.engine.storage import Storage
 from tests.faults.sweep import Fault, SweepUnderTest
 from tests.integration.harness import Server, free_port
@@ -138,7 +139,7 @@ class Relay:
 
     def __init__(self, to: str) -> None:
         self._to, self.port = to, free_port()
-        self._open: list[socket.socket] = []
+        self._open: set[socket.socket] = set()
         self.open()
 
     def open(self) -> None:
@@ -149,17 +150,27 @@ class Relay:
         for one in (self._listening, *self._open):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-            one.close()
-        self._open.clear()
+        self._listening.close()
 
     def _accept(self, listening: socket.socket) -> None:
-        host, port = self._to.split(":")
         with contextlib.suppress(OSError):
             while True:
-                here, there = listening.accept()[0], socket.create_connection((host, int(port)))
-                self._open += [here, there]
-                for pair in ((here, there), (there, here)):
-                    threading.Thread(target=self._copy, args=pair, daemon=True).start()
+                threading.Thread(
+                    target=self._relay, args=listening.accept()[:1], daemon=True
+                ).start()
+
+    def _relay(self, here: socket.socket) -> None:
+        """One connection, to its end."""
+        host, port = self._to.split(":")
+        with (
+            here,
+            contextlib.suppress(OSError),
+            socket.create_connection((host, int(port))) as there,
+        ):
+            self._open |= {here, there}
+            with beside(lambda _: self._copy(there, here)):
+                self._copy(here, there)
+            self._open -= {here, there}
 
     @staticmethod
     def _copy(source: socket.socket, destination: socket.socket) -> None:
