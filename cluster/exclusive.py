@@ -1,9 +1,9 @@
-"""Runs a server on a folder that several machines can reach, as the only one of them.
+"""Runs a server on a folder that several machines can reach, on only one of them at a time.
 
     python cluster/exclusive.py FOLDER COMMAND…
 
-Databases see other servers on their own machine alone: two heads on one folder destroy it. So the
-folder has a lease, like a sweep in a bucket, and a server whose lease was taken over is ended.
+Databases notice other servers only on their own machine: two heads on one folder destroy it. So
+the folder has a lease, like a sweep in a bucket; a server that loses its lease is ended.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ali.errors import UserError
 from sweeps.engine import mirror
 from sweeps.engine.storage import Storage
 
-SETTLE_SECONDS = 3.0  # of two machines that take it in the same moment, the later has it by then
+SETTLE_SECONDS = 3.0  # if two machines take it at the same moment, the later has it by then
 STOP_SECONDS = 60.0  # for a server to write what it holds
-SAFE = 2 / 3  # of the lease's time without a renewal, after which the server must write no more
+SAFE = 2 / 3  # share of the lease's time without renewal after which the server is ended
 
 
 class FolderLease(mirror.Lease):
     """The lease of a folder, kept while a server runs on it."""
 
     server: subprocess.Popen | None = None
-    lost = False  # the folder was away for so long that the server had to end
+    lost = False  # the folder was unavailable too long, so the server was ended
 
     def taken_over(self, what: str, holder: str) -> None:
         self.end_server()
@@ -44,7 +44,7 @@ class FolderLease(mirror.Lease):
                 os.killpg(self.server.pid, signal.SIGKILL)
 
     def keep(self, ended: threading.Event) -> None:
-        """Renews it until `ended`; ends the server before another machine may take it for dead."""
+        """Renews it until `ended`; ends the server before another machine may take over."""
         renewed = time.monotonic()
 
         def watch(ended: threading.Event) -> None:  # a renewal may hang with its file system
@@ -56,7 +56,7 @@ class FolderLease(mirror.Lease):
         with beside(watch):
             while not ended.wait(mirror.MIRROR_SECONDS):
                 begun = time.monotonic()
-                with contextlib.suppress(OSError, UserError):  # storage that is away comes back
+                with contextlib.suppress(OSError, UserError):  # the storage may come back
                     self.renew()
                     renewed = begun
 
@@ -64,7 +64,7 @@ class FolderLease(mirror.Lease):
 def exclusive(folder: Path, command: list[str]) -> int:
     """Runs the command to its end; returns its exit code.
 
-    Raises UserError if another machine has the folder, or if it was away for too long.
+    Raises UserError if another machine has the folder, or it was unavailable for too long.
     """
     lease = FolderLease(Storage.at(folder.parent, folder.name), f"the database in {folder}")
     lease.take()
@@ -76,7 +76,7 @@ def exclusive(folder: Path, command: list[str]) -> int:
             with beside(lease.keep):
                 _wait(server)
         finally:
-            with contextlib.suppress(OSError, UserError):  # it runs out
+            with contextlib.suppress(OSError, UserError):  # it expires
                 lease.drop()
     if lease.lost:
         raise UserError(

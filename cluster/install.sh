@@ -3,9 +3,9 @@
 #
 #     install.sh VENV PROJECT         for example: bash cluster/install.sh .venv '.[test]'
 #
-# PYTHON: the interpreter of a new environment. uv says what it fetches, and is several times as fast
-# as pip. What an interrupted install leaves, uv would take for installed: then the environment is
-# made anew. Two at a time wait for one another.
+# PYTHON: the interpreter of a new environment. uv prints what it fetches, and is several times as
+# fast as pip. It would take the rest of an interrupted install for installed, so the environment
+# is then recreated. Concurrent installs wait for one another.
 set -euo pipefail
 venv=$1 project=$2 bin=$1/bin
 mkdir -p "$(dirname "$venv")"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts MLflow on the head, over PostgreSQL; does nothing where it runs.
+# Starts MLflow on the head, on PostgreSQL; does nothing if it runs.
 #
 #     mlflow.sh SHARED [BUCKET]
 #     MLFLOW_BACKEND_STORE_URI=postgresql://ali@HOST/mlflow mlflow.sh SHARED [BUCKET]
@@ -8,7 +8,7 @@
 # head. One head at a time has that folder (exclusive.py). The second form uses a database that
 # somebody else runs, safer than files on NFS; its password is in ~/.pgpass on the head.
 # MLflow listens on the loopback address, for `ray attach -p 5000`, and on the address that the
-# other nodes know the head by; who has no token is refused (mlflow_token.py).
+# other nodes know the head by; it requires a token (mlflow_token.py).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 store=$1/mlflow
@@ -52,7 +52,7 @@ if answers "$server" > /dev/null; then
 fi
 address=$(python -c 'import ray; print(ray.util.get_node_ip_address())')
 export MLFLOW_DISABLE_TELEMETRY=true
-export MLFLOW_SERVER_ALLOWED_HOSTS="localhost:*,127.0.0.1:*,$address:*"  # names it may be asked by
+export MLFLOW_SERVER_ALLOWED_HOSTS="localhost:*,127.0.0.1:*,$address:*"  # host names it accepts
 setsid nohup mlflow server --host 127.0.0.1 --port $port --workers 2 \
     --gunicorn-opts "--bind $address:$port --config '$here/mlflow_token.py'" \
     --artifacts-destination "$artifacts" > "$own/mlflow.log" 2>&1 < /dev/null &

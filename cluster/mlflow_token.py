@@ -1,4 +1,4 @@
-"""gunicorn's configuration of MLflow's server: who shows MLFLOW_TRACKING_TOKEN is let in.
+"""gunicorn's configuration of MLflow's server: clients need MLFLOW_TRACKING_TOKEN.
 
 Without it, whoever reaches the port can write and read files wherever the server's user may: the
 API takes an experiment with any artifact_location, and uploads to it. MLflow's clients send the
@@ -18,7 +18,7 @@ Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def guarded(app: Wsgi, token: str) -> Wsgi:
-    """The application behind a check of the token; /health alone is for everyone."""
+    """The application behind a check of the token; only /health is open."""
 
     def checked(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         request = Request(environ)

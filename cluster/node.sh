@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes a node ready, once: the project in a virtual environment, and the environment that every
-# login shell of the node, and so Ray and the sweeps, sees.
+# Sets up a node, once: the project in a virtual environment, and the environment variables of
+# its login shells, and so of Ray and the sweeps.
 #
 #     node.sh SHARED [BUCKET]
 #
@@ -27,7 +27,7 @@ ${bucket:+export ALI_STORAGE_PATH=$bucket/runs}
 export no_proxy=localhost,127.0.0.1,\$(hostname -I | tr -s ' ' ,)${RAY_HEAD_IP:-},\${no_proxy:-\${NO_PROXY:-}}
 export NO_PROXY=\$no_proxy
 EOF
-# first in the file: what Debian's has stops early where no terminal is
+# first in the file: Debian's .bashrc returns early without a terminal
 touch ~/.bashrc
 grep -q ali-sweeps/env ~/.bashrc || sed -i "1s|^|. $own/env\n|" ~/.bashrc
 [ -s ~/.bashrc ] || echo ". $own/env" > ~/.bashrc

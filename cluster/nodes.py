@@ -1,7 +1,7 @@
 """Shows the machines of the cluster that this one belongs to: `ray exec FILE.yaml 'python …'`.
 
 python ali-sweeps/cluster/nodes.py             what is there
-python ali-sweeps/cluster/nodes.py --wait 3    waits until so many are
+python ali-sweeps/cluster/nodes.py --wait 3    waits until there are 3
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ mkdir -p "$socket"
 if [ "$(id -u)" = 0 ]; then chown postgres "$socket"; fi
 chmod 700 "$socket"
 cd /
-if [ ! -f "$database/PG_VERSION" ]; then  # made beside it: one that is half made is never used
+if [ ! -f "$database/PG_VERSION" ]; then  # made beside it: a partial one is never used
     rm -rf "$database.new"
     mkdir "$database.new"
     if [ "$(id -u)" = 0 ]; then chown postgres "$database.new"; fi

@@ -14,7 +14,7 @@ wait_for() {
     exit 1
 }
 
-# answers ADDRESS: whether a web server there is well; a proxy is not asked.
+# answers ADDRESS: whether a web server there is healthy; uses no proxy.
 answers() { curl -fs --noproxy '*' -m 5 "$1/health"; }
 
 # refuses_strangers ADDRESS: ends the server that was started last unless it asks for the token.

@@ -4,11 +4,11 @@
 
     launch(Sweep(), Options(name="first", num_trials=8, epochs=6, width=0.125, batch_size=32))
 
-`parse` makes Options from the command line. What a sweep has found, while it runs, too:
+`parse` makes Options from the command line. `load` reads results, also of a running sweep:
 
     sweep = load("first")
-    sweep.dataframe()                    one row a trial, the best first
-    sweep.curves()                       one row a trial and epoch
+    sweep.dataframe()                    one row per trial, the best first
+    sweep.curves()                       one row per trial and epoch
     sweep.best.networks().sample(64)     images of the best trial
 
 docs/sweep.ipynb goes through it from start to best.

@@ -4,7 +4,7 @@
     python sweeps/best.py --name svhn --epochs 100    more epochs
     python sweeps/best.py --name svhn --workers 2     each batch split across two workers
     python sweeps/best.py --name svhn --seeds 4       four trainings with seeds of their own
-    python sweeps/best.py --config runs/svhn/best.yaml    as it was last run; it writes that file
+    python sweeps/best.py --config runs/svhn/best.yaml    repeats the last run, which wrote it
 
 The training starts from the best trial's last checkpoint if that is still there. Run the same
 command again to resume a training that was stopped, with any number of workers. It prints the test

@@ -1,4 +1,4 @@
-"""Opens a sweep in Optuna's dashboard: a copy of its study, which follows a sweep that runs.
+"""Opens a sweep in Optuna's dashboard: a copy of its study that follows a running sweep.
 
     python sweeps/dashboard.py --name laptop
     make dashboard NAME=laptop

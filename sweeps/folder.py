@@ -8,8 +8,8 @@
 Data: DIR/<class>/*.jpg (any format that Pillow reads) are labelled images, and the objective is
 val_error; with few images a class, lower --labels. DIR/*.jpg are unlabelled, and the objective is
 sample_distance. DIR/train, DIR/val and DIR/test (or two of them, train among these) are each such a
-folder; what is not there is cut from train. Images are resized and centre-cropped once; of an
-animation the first one counts. Time: an epoch of 10,000 images of 32 pixels takes about 20 s on two
+folder; a missing split is cut from train. Images are resized and centre-cropped once; only an
+animation's first frame counts. Time: an epoch of 10,000 images of 32 pixels takes about 20 s on two
 cores at full width (benchmarks/README.md). This file also runs when copied elsewhere, if the
 project is installed.
 """

@@ -1,4 +1,4 @@
-"""Sweeps ALI, or a GAN, on the mixture of Gaussians of Fig. 7: cheap, seconds a trial.
+"""Sweeps ALI, or a GAN, on the mixture of Gaussians of Fig. 7: cheap, seconds per trial.
 
     python sweeps/mixture.py                                  9 modes, 50 trials of 1080 steps
     python sweeps/mixture.py --name gan --model gan           the same without an encoder
@@ -35,7 +35,7 @@ def sweep() -> int:
         train_size=12_000,
         epochs=9,
         width=0.25,
-        precision="fp32",  # bf16 is 0.016 apart at 2: a third of a mode's σ
+        precision="fp32",  # bf16's spacing at 2 is 0.016: a third of a mode's σ
         image_every=3,
         race=3,
     )

@@ -20,14 +20,14 @@ from sweeps.engine.options import Options
 _SOCKET = "/ray/session_2026-11-26_02-49-42_993445_4194304/sockets/plasma_store"
 MAX_PATH, FREE_MB = 107 - len(_SOCKET), 32
 NODE_CPU = "CPUs of the largest node"  # beside Ray's own names of resources
-PRELOADING_CORES = 16  # on larger machines a worker a core that imports torch takes much memory
+PRELOADING_CORES = 16  # above, one worker per core that imports torch takes much memory
 
 
 def find_cluster() -> tuple[str, Path | None] | None:
     """The Ray cluster to join, and the file that names it; None: one of our own is started.
 
     RAY_ADDRESS names it (no file), or this user's `ray start` has made this machine a part of it.
-    One that others have started is not joined by itself: it could run anything in this user's name.
+    A cluster of other users is not joined automatically: it could run anything as this user.
     """
     from sweeps.engine import ray_compat
 
@@ -79,7 +79,7 @@ def answers(address: str) -> bool:
 
 
 def joined_address() -> str | None:
-    """The address of the cluster that this process has joined; None: by Ray Client, from afar."""
+    """The address of the cluster that this process has joined; None: remotely, by Ray Client."""
     import ray
 
     if "://" in (environment.ray_address() or ""):
@@ -138,7 +138,7 @@ def start_ray() -> dict[str, float]:
     if address == "local":
         environment.set_defaults(RAY_TMPDIR=str(own_temp_folder()))
         ray_compat.enable_token_authentication()
-    if (os.cpu_count() or 1) <= PRELOADING_CORES:  # what trials need, while the driver prepares
+    if (os.cpu_count() or 1) <= PRELOADING_CORES:  # preload while the driver prepares
         modules = "sweeps.engine.trial,ali.experiment,mlflow"
         environment.set_defaults(**{ray_compat.PRELOADED_MODULES: modules})
     ray_compat.start_processes_in_own_session()
@@ -168,9 +168,9 @@ def start_ray() -> dict[str, float]:
 
 
 def max_cluster_resources(now: dict[str, float]) -> dict[str, float]:
-    """CPUs and GPUs of the cluster with all the workers that its autoscaler may add to it.
+    """CPUs and GPUs of the cluster, including all workers that its autoscaler may add.
 
-    Without an autoscaler what there is `now` is all there will be.
+    Without an autoscaler, these are what it has `now`.
     """
     from sweeps.engine import ray_compat
 

@@ -1,9 +1,9 @@
-"""More seeds for the best configurations: while the search goes on (race), then to confirm them.
+"""More seeds for the best configurations: during the search (race), then to confirm them.
 
 The best of many noisy values is mostly luck. So the most promising configurations are trained again
-with other seeds. What is expected of one is estimated from all its runs, drawn towards the mean of
-all configurations: the choice of the luckiest then does not bias it (benchmarks/search.py measures
-that). Everything is computed from the study's trials, so that a resume goes on where it was.
+with other seeds. The objective to expect of one is estimated from all its runs, shrunk towards the
+mean of all configurations, so that choosing the luckiest does not bias it (benchmarks/search.py
+measures that). Everything is computed from the study's trials, so a resume continues it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sweeps.engine.objective import sign
 
 CONFIRMS = "confirms"  # user attribute of a trial: number of the one whose configuration it repeats
 CONTROL = "control"  # user attribute of the trial at the paper's own point
-MIN_FREEDOM = 2  # runs beyond the first ones, from which on an interval says anything
+MIN_FREEDOM = 2  # fewest runs beyond the first ones for an interval to say anything
 DROPPED_BELOW = 0.05  # probability of being better than the leader
 MIN_RUNS = 2  # before a configuration may be dropped
-RACED = 4  # most promising configurations that get more seeds while the search goes on
-LAST_PART = 5  # of a run's evaluations the last fifth is averaged: each one is noisy
-PRIOR_RUNS = 1.0  # that the mean over configurations counts for: half of a run's deviation is luck
+RACED = 4  # most promising configurations, which get more seeds during the search
+LAST_PART = 5  # a run's last fifth of evaluations is averaged: each one is noisy
+PRIOR_RUNS = 1.0  # weight of the mean over configurations: half of a run's deviation is luck
 PRIOR_AVERAGED = 0.5  # the same where several evaluations are averaged: a third is
 
 
@@ -38,8 +38,8 @@ class Confirmed:
         values: the last objective of each run that ended, in order; one that diverged or collapsed
             counts as the worst.
         levels: the same with each run's `level`.
-        diverged: how many did either.
-        begun: how many have begun, those included that ended or failed.
+        diverged: runs that did either.
+        begun: runs that have begun, ended and failed ones included.
     """
 
     number: int
@@ -50,7 +50,7 @@ class Confirmed:
 
     @property
     def mean(self) -> float:
-        """Of the values; infinity if there is none."""
+        """The values' mean; infinity without any."""
         return float(np.mean(self.values)) if self.values else float("inf")
 
     @property
@@ -61,14 +61,14 @@ class Confirmed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the runs of a sweep say of a configuration's mean objective.
+    """A configuration's mean objective, estimated from a sweep's runs.
 
     An empirical Bayes estimate: configurations are normally distributed around a common mean, and
     the runs of each around its own, with the same variance between seeds for all configurations.
 
     Attributes:
-        mean: expected.
-        std: of what is not known; NaN if no configuration has run twice.
+        mean: its estimate.
+        std: its uncertainty; NaN if no configuration has run twice.
         freedom: degrees of freedom of `std`: runs beyond the first, over all configurations.
         maximize: whether the higher mean is the better one.
     """
@@ -80,7 +80,7 @@ class Estimate:
 
     @property
     def loss(self) -> float:
-        """The mean as something of which less is better."""
+        """The mean, signed so that less is better."""
         return -self.mean if self.maximize else self.mean
 
     @property
@@ -106,7 +106,7 @@ class Estimate:
 
 
 def is_new(trial: FrozenTrial) -> bool:
-    """Whether it is one of the search's own, and not another seed or another try of one."""
+    """Whether it is one of the search's own, not another seed or a retry of one."""
     return CONFIRMS not in trial.user_attrs and RETRIES not in trial.user_attrs
 
 
@@ -118,7 +118,7 @@ def averages(trial: FrozenTrial) -> int:
 def level(trial: FrozenTrial) -> float:
     """The mean objective over the last fifth of a trial's evaluations, one at least.
 
-    It says more of where another seed ends than the last value alone does (benchmarks/README.md).
+    It predicts where another seed ends better than the last value alone (benchmarks/README.md).
     """
     values = [trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)]
     last = values[-averages(trial) :]
@@ -128,7 +128,7 @@ def level(trial: FrozenTrial) -> float:
 def ranked_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """The search's trials that completed their full budget, by their one value, best first.
 
-    Of equal values, which counts of modes often are, the first trial wins.
+    Among equal values (frequent in counts of modes), the first trial wins.
     """
     complete = [
         t
@@ -142,10 +142,10 @@ def ranked_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 def estimates(trials: Sequence[FrozenTrial]) -> dict[int, Estimate]:
     """What to expect of each configuration with a run that completed, by its trial's number.
 
-    The best first; of equal ones that whose own value is better, then the earlier. The mean over a
-    configuration's runs is drawn towards that over all configurations as if PRIOR_RUNS of them
+    The best first; ties go to the better own value, then to the earlier trial. The mean over a
+    configuration's runs is shrunk towards that over all configurations as if PRIOR_RUNS of them
     (PRIOR_AVERAGED) had ended there: a single good value counts for half. A run counts with its
-    `level`; how far runs are from it at their end on average is added. The spread between seeds is
+    `level`; the average difference from it to the last value is added. The spread between seeds is
     pooled over all configurations that have several runs.
     """
     ranked = ranked_by_value(trials)
@@ -169,9 +169,9 @@ def estimates(trials: Sequence[FrozenTrial]) -> dict[int, Estimate]:
 
 
 def intervals(trials: Sequence[FrozenTrial]) -> dict[int, str]:
-    """Of each configuration the 95 % interval of its mean as text, by its trial's number.
+    """The 95 % interval of each configuration's mean as text, by its trial's number.
 
-    None before it says anything.
+    Only those that say something.
     """
     found = {number: interval_text(one) for number, one in estimates(trials).items()}
     return {number: text for number, text in found.items() if text}
@@ -184,20 +184,20 @@ def interval_text(expected: Estimate) -> str:
 
 
 def ranking(trials: Sequence[FrozenTrial]) -> list[int]:
-    """Numbers of the search's trials that completed, the best to expect first."""
+    """Numbers of the search's completed trials, the best expected first."""
     complete = {t.number for t in ranked_by_value(trials)}
     return [number for number in estimates(trials) if number in complete]
 
 
 def worst_value(trials: Iterable[FrozenTrial]) -> float:
-    """The worst value that any of the trials had: what one counts with that diverged."""
+    """The worst value that any trial had; a trial that diverged counts with it."""
     trials = list(trials)
     worst = min if sign(trials) < 0 else max
     return worst((v for t in trials for v in t.intermediate_values.values()), default=0.0)
 
 
 def confirmed(trials: Sequence[FrozenTrial]) -> list[Confirmed]:
-    """The configurations that have runs with fresh seeds, the best to expect first."""
+    """The configurations that have runs with fresh seeds, the best expected first."""
     rank = {number: i for i, number in enumerate(estimates(trials))}
     return sorted(_fresh(trials), key=lambda c: (rank.get(c.number, len(rank)), c.number))
 
@@ -221,10 +221,10 @@ def _fresh(trials: Sequence[FrozenTrial]) -> list[Confirmed]:
 
 
 def next_to_race(trials: Sequence[FrozenTrial], every: int, seeds: int) -> int | None:
-    """The search's trial to train with another seed while the search goes on; None: a new one.
+    """The search's trial to train with another seed during the search; None: a new one.
 
-    One repetition after `every` new configurations (0: none), once two have completed: of the
-    RACED best to expect the first that has begun fewer than `seeds` and has none running.
+    One repetition after `every` new configurations (0: none), once two have completed: the first
+    of the RACED best expected that has begun fewer than `seeds` and has none running.
     """
     begun = [t for t in trials if t.state != TrialState.WAITING]
     again = [t for t in begun if CONFIRMS in t.user_attrs and RETRIES not in t.user_attrs]
@@ -242,9 +242,9 @@ def next_to_race(trials: Sequence[FrozenTrial], every: int, seeds: int) -> int |
 def next_to_confirm(trials: Sequence[FrozenTrial], count: int, seeds: int) -> int | None:
     """The search's trial to train with another seed; None: all is settled, or is running.
 
-    Of the `count` best of the search, and the paper's point as a control, the one with the fewest
-    runs, up to `seeds` each. One that is no longer likely to be better than the leader gets no
-    more; the race ends when none but the leader is left.
+    It has the fewest runs, up to `seeds` each, among the search's `count` best and the paper's
+    point (a control). One that is no longer likely to beat the leader gets no more runs; the
+    race ends when only the leader is left.
     """
     if not count:
         return None

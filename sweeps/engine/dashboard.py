@@ -1,8 +1,8 @@
 """Optuna's dashboard on a copy of a sweep's study, in the words of the sweep.
 
 The copy has the objective's name, how each trial ended and where it is in MLflow; what only the
-machinery needs, and hyperparameters with one value, are left out. It is in memory: what is changed
-in the dashboard changes no sweep.
+machinery needs, and hyperparameters with one value, are left out. It is in memory: changes in the
+dashboard do not affect the sweep.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class StudyCopy:
 
 
 def constant_parameters(trials: list[FrozenTrial]) -> set[str]:
-    """Those that all trials have the same value of, of several trials."""
+    """Names of parameters that have one value in all of several trials."""
     values: dict[str, set[str]] = {}
     for trial in trials:
         for name, value in trial.params.items():
@@ -177,7 +177,7 @@ class _MlflowRuns:
             print(f"note: no links to MLflow: {error}")
 
     def links(self) -> dict[str, str]:
-        """Addresses of runs, by trial id: those known before while MLflow is away."""
+        """Addresses of runs, by trial id; the last known ones if MLflow is down."""
         if self._experiment:
             with contextlib.suppress(Exception):
                 self._links = self._ask()

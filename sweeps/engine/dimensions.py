@@ -1,4 +1,4 @@
-"""A dimension of the search: a range or choices of one field of Config, checked; as plain values.
+"""A dimension of the search: a range or choices of one field of Config; checks and conversions.
 
 In a file, and in `Space.fixed` and `Space.extra`, a dimension has one of three forms: a value,
 {low, high, log} and {choices}.
@@ -50,7 +50,7 @@ def refuse(name: str, problem: str) -> UserError:
 
 
 def check_name(name: str) -> None:
-    """Raises UserError if it is nothing that the trials of a sweep may differ in."""
+    """Raises UserError if the trials of a sweep may not differ in it."""
     if name in NAMES:
         return
     if name == "seed" or name in SHARED:
@@ -83,7 +83,7 @@ def label(name: str, value: Any) -> Any:
 
 
 def check_value(name: str, value: Any, base: Mapping[str, Any] | None = None) -> None:
-    """Raises UserError if Config does not take the value, beside the fields of `base`."""
+    """Raises UserError if Config rejects the value, given the fields of `base`."""
     if name in SWITCHES and not isinstance(value, bool):
         raise refuse(name, f"must be true or false, not {value!r}")
     if name in GROUPS and not _is_number(value):
@@ -100,16 +100,16 @@ def check_value(name: str, value: Any, base: Mapping[str, Any] | None = None) ->
 
 
 def _of_some_model(field: str) -> dict[str, Any]:
-    """What makes a Config of a model that has a field: ALI, where no other model's own it is."""
+    """Arguments for a Config whose model has a field: ALI, unless it is another model's own."""
     owners = [model for model, kind in KINDS.items() if field in kind.settings]
     return {"model": owners[0]} if owners else {}
 
 
 def dimension(name: str, given: Any) -> BaseDistribution:
-    """What a user has given for a dimension as Optuna's distribution.
+    """Converts a user's dimension to an Optuna distribution.
 
-    `given`: one of them, (low, high), or a table with low, high and log, or with choices. Raises
-    UserError if it is none, or Config does not take its values.
+    `given`: a distribution, (low, high), or a table with low, high and log, or with choices. Raises
+    UserError if it is none of these, or Config rejects its values.
     """
     if name in SWITCHES:
         raise refuse(name, "is searched anyway: fix it as true or false")

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from sweeps.engine.shutdown import GracefulShutdown
     from sweeps.engine.study import Study
 
-TELLING = ("data", "model", "width", "epochs", "train_size")  # options: a sweep from others
-STOP_SECONDS = 20.0  # that a sweep which was stopped waits for MLflow
+TELLING = ("data", "model", "width", "epochs", "train_size")  # options that tell sweeps apart
+STOP_SECONDS = 20.0  # for which a stopped sweep waits for MLflow
 STOPPED, RAY_ENDED = "the sweep was stopped", "Ray's processes ended"
 
 
@@ -99,7 +99,7 @@ class Driver:
         self.front_page: FrontPage | None = None  # once the sweep's run is open
 
     def run(self, experiment: str) -> int:
-        """To the end (0), until it is interrupted (130), or until Ray's processes end (1)."""
+        """Runs to the end (0), an interruption (130), or the end of Ray's processes (1)."""
         with LiveView(self.options.folder / LOG) as self.view:
             self.experiment = experiment
             return self._run()
@@ -126,7 +126,7 @@ class Driver:
             code, why = (130, STOPPED) if shutdown.requested else (1, RAY_ENDED)
             self._interrupted(why, STOP_SECONDS)
         print(f"{'stopped' if code == 130 else why}; resume with: {again}")
-        if shutdown.without_ray:  # for which Ray would wait at the process's exit
+        if shutdown.without_ray:  # Ray would wait for its processes at exit
             atexit.register(os._exit, code)
         return code
 
@@ -199,7 +199,7 @@ class Driver:
         )  # fmt: skip
 
     def _sampler(self, seed: int) -> BaseSampler:
-        """What draws one trial's point."""
+        """The sampler of one trial."""
         from sweeps.engine.forest import random_points, sampler
 
         options, plain = self.options, self.base.to_dict()
@@ -219,7 +219,7 @@ class Driver:
     def _train(
         self, study: Study, to: TrackingContext, shutdown: GracefulShutdown
     ) -> tuple[bool, float]:
-        """Runs trials until all have ended (True) or it is interrupted (False); their seconds."""
+        """Runs trials; returns whether all ended without interruption, and their seconds."""
         from sweeps.engine.confirmation import is_new, next_to_confirm
         from sweeps.engine.overview import Overview
         from sweeps.engine.progress import Progress
@@ -311,7 +311,7 @@ class Driver:
             storage_filesystem=self.storage.filesystem if self.storage.remote else None,
             verbose=0,
             callbacks=[
-                # first: nothing is printed but not recorded
+                # first: what is printed is recorded
                 StudyRecorder(study, self.objective.name),
                 *followers,
                 HangWatchdog(options.hang_seconds),

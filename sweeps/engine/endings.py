@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # Keys in the last result that a trial reports to Tune.
 END_STATE, END_REASON = "end_state", "end_reason"
-REASON_CHARACTERS = 500  # of a reason that are kept
+REASON_CHARACTERS = 500  # a longer reason is cut
 
 
 class EndState(Enum):
@@ -47,18 +47,18 @@ class Ending:
         return cls(EndState(result[END_STATE]), result.get(END_REASON, ""))
 
 
-# Of a trial, until a resume gives it another try.
+# The ending of a trial until a resume retries it.
 LOST = Ending(EndState.FAILED, "its worker was lost more often than --max-failures allows")
-RETRIES = "retries"  # user attribute of another try: number of the first, whose checkpoints it has
+RETRIES = "retries"  # user attribute of a retry: number of the first try, whose checkpoints it has
 
 
 def first_try(trial: FrozenTrial) -> int:
-    """Number of the trial that this one is another try of; its own if it is the first."""
+    """Number of the trial that this one retries; its own if it is the first try."""
     return trial.user_attrs.get(RETRIES, trial.number)
 
 
 def lost_tries(trials: Iterable[FrozenTrial]) -> list[list[FrozenTrial]]:
-    """Of each trial all of whose tries ended as LOST: those tries, oldest first."""
+    """The tries of each trial whose tries all ended as LOST, oldest first."""
     tries: dict[int, list[FrozenTrial]] = defaultdict(list)
     for trial in sorted(trials, key=lambda t: t.number):
         tries[first_try(trial)].append(trial)
@@ -71,6 +71,6 @@ def ending_of(trial: FrozenTrial) -> Ending | None:
 
 
 def is_broken(trial: FrozenTrial) -> bool:
-    """Whether its training went wrong: it counts as worse than any that has a value."""
+    """Whether training diverged or collapsed: it ranks below all trials with a value."""
     ending = ending_of(trial)
     return ending is not None and ending.state in (EndState.DIVERGED, EndState.COLLAPSED)

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 Metrics = dict[str, float]
 
 LARGE_LOSS = 100.0  # nats, a mean over an epoch
-EXPLODED_EPOCHS = 2  # with such a mean, in a row: one may be of a single step, at one huge σ
+EXPLODED_EPOCHS = 2  # such epochs in a row: one may be due to a single step, at one huge σ
 IDENTICAL = 0.05  # sample_diversity below which samples are the same image
 COLLAPSED_EPOCHS = 3  # evaluations in a row with such samples, after different ones: a collapse
-STILL_EPOCHS = 10  # the same if all have been such: samples are alike before training takes off
+STILL_EPOCHS = 10  # the same if all were like that: samples are alike before training takes off
 
 
 class Experiment(ABC):
@@ -51,7 +51,7 @@ class Experiment(ABC):
     def check_test_data(self, config: Config) -> None:
         """Raises UserError if what the test of a full training needs is missing or broken.
 
-        A new sweep asks before it starts, and nothing else of a sweep does. Default: nothing.
+        Only a new sweep calls it, before it starts. Default: nothing.
         """
         return None
 
@@ -99,7 +99,7 @@ class Experiment(ABC):
     def initial_state(self, config: Config, dataset: Any) -> Any | None:
         """A new state before its first step, whose pictures are those of epoch 0.
 
-        Default: None, which has `run` make one, without pictures.
+        Default: None: `run` makes one, without pictures.
         """
         return None
 
@@ -128,7 +128,7 @@ class Experiment(ABC):
 
 
 class AliExperiment(Experiment):
-    """ALI, or another model, as `ali` trains it. Imports when it needs to: torch is slow."""
+    """ALI, or another model, as `ali` trains it. Imports are deferred: torch is slow."""
 
     def load_data(self, config: Config) -> Dataset:
         from ali import data
@@ -199,7 +199,7 @@ class AliExperiment(Experiment):
                 shown = " and ".join(f"{mean:.3g}" for mean in means)
                 reason = f"{name} {shown} nats, the means of the last epochs"
                 return Ending(EndState.DIVERGED, reason)
-        if LOSS in history[-1]:  # the means that a VAE decodes to are alike, and no collapse
+        if LOSS in history[-1]:  # a VAE decodes to means, which are alike without a collapse
             return None
         seen = [m[SAMPLE_DIVERSITY] for m in history if SAMPLE_DIVERSITY in m]
         varied = max(seen, default=0.0) >= IDENTICAL

@@ -1,4 +1,4 @@
-"""The full training of a sweep's best configuration, tested once at its end; with several seeds."""
+"""Trains a sweep's best configuration in full, with one or more seeds; tests it once at the end."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def train_best(options: FinalOptions) -> int:
 
 
 def stop_on_signals() -> None:
-    """A stop between two epochs loses nothing, whichever signal asks for it."""
+    """Makes every stop signal a KeyboardInterrupt; between epochs it loses nothing."""
     # A process that a script starts in the background inherits SIGINT as ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -186,7 +186,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def train(training: FullTraining, test: Images) -> Outcome | NonFiniteError:
-    """One full training and its test; of several, one that diverges does not end the others."""
+    """Runs a full training and its test; one of several that diverges does not end the others."""
     try:
         return training.run(test)
     except NonFiniteError as error:
@@ -197,7 +197,7 @@ def train(training: FullTraining, test: Images) -> Outcome | NonFiniteError:
 
 
 def finish(trained: Sequence[tuple[FullTraining, Outcome | NonFiniteError]]) -> int:
-    """Prints what the trainings came to; of several, registers the best by validation."""
+    """Prints the trainings' results; of several, registers the best by validation."""
     tested = [(training, found) for training, found in trained if isinstance(found, Outcome)]
     if not tested:
         print(f"all {len(trained)} seeds diverged: nothing was registered")

@@ -24,13 +24,13 @@ NOT_COMPARABLE = "Not comparable with the published errors: not the official SVH
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a full training came to.
+    """The result of a full training.
 
     Attributes:
         config: the experiment; its seed is the training's.
-        run_id: of its MLflow run.
-        epoch: after which it was tested.
-        found: by metric, the objective at the last epoch and what the test split says.
+        run_id: its MLflow run.
+        epoch: the one after which it was tested.
+        found: the objective at the last epoch and the test's results, by metric.
     """
 
     config: Config
@@ -42,7 +42,7 @@ class Outcome:
 def test_metrics(
     networks: Networks, dataset: Dataset, test: Images, config: Config, objective: str, svms: int
 ) -> tuple[dict[str, float], list[float]]:
-    """What the test split says, by metric: the protocol of §4.4, or sample quality without labels.
+    """The test split's metrics: the protocol of §4.4, or sample quality without labels.
 
     The error is a fraction, mean and standard deviation over `svms` labelled draws; each draw's
     error is returned, too.
@@ -65,7 +65,7 @@ test_metrics.__test__ = False  # type: ignore[attr-defined]  # nothing for pytes
 
 
 def over_seeds(found: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean and standard deviation over trainings of each metric, by MLflow's names for them.
+    """Each metric's mean and standard deviation over trainings, by their names in MLflow.
 
     A training's own standard deviation, over SVMs, is left out.
     """
@@ -81,7 +81,7 @@ def over_seeds(found: Sequence[dict[str, float]]) -> dict[str, float]:
 def seeds_table(
     trained: Sequence[tuple[int, Outcome | NonFiniteError]], objective: str, maximize: bool = False
 ) -> str:
-    """A row for each (seed, what its training came to), the best by validation marked."""
+    """One row per (seed, result of its training); the best by validation is marked."""
     ended = [found for _, found in trained if not isinstance(found, NonFiniteError)]
     names = [name for name in ended[0].found if name != TEST_ERROR_STD]
     names.sort(key=lambda name: name != objective)
@@ -111,7 +111,7 @@ def seeds_table(
 
 
 def in_table_1(config: Config) -> bool:
-    """Whether Table 1 has errors to set a result beside."""
+    """Whether Table 1 has errors to compare with."""
     return config.data in ("svhn", "house-numbers")
 
 

@@ -1,11 +1,11 @@
 """Early stopping by what the sweep itself has shown: which early values end among the best.
 
-Free of Ray. Successive halving (ASHA, arXiv 1810.05934) compares trials at fixed epochs, whether or
-not a value there says anything of the end; in adversarial training an early one often says nothing.
-Here the trials that went to their full budget are the evidence: a linear regression of their end on
-their value after the same epoch predicts where another will end, and how surely. A trial is
+Without Ray. Successive halving (ASHA, arXiv 1810.05934) compares trials at fixed epochs, whether or
+not a value there predicts the last one; in adversarial training an early one often does not.
+Here the trials that reached their full budget are the evidence: a linear regression of their last
+value on that after the same epoch predicts where another will end, and how surely. A trial is
 stopped if it is unlikely to end among the best 1/η of them. Where early values predict nothing, the
-prediction is as wide as the ends themselves, and nobody is stopped.
+prediction is as wide as the last values themselves, and no trial is stopped.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Cut:
     """Why a trial is stopped.
 
     Attributes:
-        epoch: after which.
+        epoch: the last one.
         value: the mean of its last SMOOTH values.
         target: where the best 1/η of the completed trials begin.
         chance: of ending at or below it.
-        completed: trials that this is known from.
+        completed: trials that this is based on.
     """
 
     epoch: int
@@ -43,7 +43,7 @@ class Cut:
 
 @dataclass
 class Forecast:
-    """The curves of a sweep's trials, and who goes on; less is better.
+    """A sweep's learning curves, and which trials continue; less is better.
 
     Attributes:
         max_epochs: full budget, at which no trial is stopped.

@@ -1,6 +1,6 @@
-"""A sweep's sampler: of many random points it proposes the one that a forest predicts to be best.
+"""A sweep's sampler: draws many random points, proposes the one that a forest predicts to be best.
 
-Extremely randomised trees predict the objective to expect of a configuration; where they disagree,
+Extremely randomised trees predict a configuration's expected objective; where they disagree,
 a point is worth trying (exploration). On the tables of learning curves it finds good configurations
 sooner than TPE, which was made for objectives with less noise (benchmarks/README.md).
 """
@@ -26,8 +26,8 @@ from sweeps.engine.study import Suggest, tpe
 
 TREES = 60
 LEAF = 2  # configurations in a leaf, at least
-SPLIT_BY = 0.7  # share of the hyperparameters that a split may be by
-CANDIDATES = 300  # random points, of which the best is drawn
+SPLIT_BY = 0.7  # share of the hyperparameters that a split considers
+CANDIDATES = 300  # random points; the best is proposed
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ Candidates = Callable[[int], list[Candidate]]  # from a seed
 def sampler(
     name: SamplerName, seed: int, startup_trials: int, candidates: Candidates
 ) -> BaseSampler:
-    """What draws one trial's point, by its name in the options; `candidates`: the forest's."""
+    """The sampler of one trial, by its name in the options; `candidates`: for the forest."""
     if name == "tpe":
         return tpe(seed, startup_trials)
     return Forest(seed, startup_trials, candidates)
@@ -54,7 +54,7 @@ def sampler(
 class Forest(BaseSampler):
     """Draws the first `startup_trials` points at random, the others by a forest.
 
-    `candidates`: from a seed, the points of which one is drawn.
+    `candidates`: makes from a seed the points to choose from.
     """
 
     def __init__(self, seed: int, startup_trials: int, candidates: Candidates) -> None:
@@ -99,7 +99,7 @@ class Forest(BaseSampler):
             TREES, min_samples_leaf=LEAF, max_features=SPLIT_BY, random_state=self._seed
         ).fit(x[: len(seen)], list(known.values()))
         of_trees = np.array([tree.predict(x[len(seen) :]) for tree in trees.estimators_])
-        hope = np.random.default_rng(self._seed).exponential()  # another for trials side by side
+        hope = np.random.default_rng(self._seed).exponential()  # differs between parallel trials
         return candidates[int(np.argmin(of_trees.mean(axis=0) - hope * of_trees.std(axis=0)))]
 
 
@@ -115,10 +115,10 @@ def random_points(suggest: Suggest, seed: int) -> list[Candidate]:
 
 
 def losses(trials: Sequence[FrozenTrial]) -> dict[int, float]:
-    """By the number of the search's trial, what its configuration is judged by; less is better.
+    """Losses of the configurations, by the number of the search's trial; less is better.
 
-    Of a completed one what to expect; one that was stopped early is as bad as half of those at
-    least, and one that diverged or collapsed as the worst value of all.
+    A completed one has its expected loss; one that was stopped early at least the median of
+    those, and one that diverged or collapsed the worst value of all.
     """
     less, expected = sign(trials), estimates(trials)
     found = {number: one.loss for number, one in expected.items()}
@@ -135,7 +135,7 @@ def losses(trials: Sequence[FrozenTrial]) -> dict[int, float]:
 
 
 def matrix(configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """The configurations' numbers, a row each and a column each that varies, as ranks in [0, 1].
+    """One row per configuration, one column per number that varies, as ranks in [0, 1].
 
     Ranks, since a tree that splits between two values at random should not depend on a scale.
     """

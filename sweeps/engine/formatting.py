@@ -17,7 +17,7 @@ HYPERPARAMETERS = {
     "slope E/G/D": ("slope_encoder", "slope_decoder", "slope_discriminator"),
     "bn D(x)": ("bn_x",),
 }
-OPTIONAL = {"σ₀": ("weight_std",), "batch": ("batch_size",)}  # where a sweep's trials differ
+OPTIONAL = {"σ₀": ("weight_std",), "batch": ("batch_size",)}  # shown where trials differ
 MOST_TELLING = ("lr D/EG", "dropout x/z/xz", "bn D(x)")  # what fits in a line
 
 

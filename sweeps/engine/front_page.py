@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 NOTE_CHARACTERS = 5000  # what servers of all versions take
 FIGURES, SHEET, REPORT = "figures", "contact_sheet.jpg", "report.html"
 BEST_SHOWN = 5
-WIDTH = 720  # pixels of a picture; what is wider, MLflow makes all lines as wide as
-# Of the time from one update to the next: under 1 % together. The last update comes on top.
+WIDTH = 720  # pixels of a picture; MLflow would stretch all lines to a wider one
+# Shares of the time between updates: under 1 % together, without the last update.
 SHARE_WORDS, SHARE_FIGURES = 0.0025, 0.0065
 FIRST_WORDS, FIRST_FIGURES = 10.0, 600.0  # seconds after the start, and between updates at least
-LAST_SECONDS = 30.0  # that the end of a sweep waits for an update that has begun
+LAST_SECONDS = 30.0  # for which a sweep's end waits for an update that has begun
 
 
 class FrontPage:
@@ -50,7 +50,7 @@ class FrontPage:
         self._records: Records | None = None
         self._importance: Importance | None = None  # of the last full update
         self._lock = threading.Lock()  # one update at a time
-        self.seconds = 0.0  # that updates have taken
+        self.seconds = 0.0  # total time of updates
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -69,7 +69,7 @@ class FrontPage:
         while not ended.wait(max(0.0, min(words.due, figures.due) - time.monotonic())):
             full = figures.due <= time.monotonic()
             with contextlib.suppress(Exception), figures if full else words:
-                # MLflow is away, or has lost the run: the driver says so; the next update has all
+                # no MLflow, or a lost run: the driver reports it, and the next update has all
                 self.update(full)
 
     def update(self, full: bool = True, found: Findings | None = None) -> None:
@@ -93,9 +93,9 @@ class FrontPage:
             self._lock.release()
 
     def finish(self, found: Findings) -> None:
-        """The last update. What cannot be drawn is printed, and costs no sweep its end.
+        """The last update. If drawing fails, it prints a note, and the sweep can end.
 
-        Raises what MLflow raises while it is away.
+        Raises MLflow's error if it is unavailable.
         """
         try:
             self.update(found=found)
@@ -106,13 +106,13 @@ class FrontPage:
             self.update(full=False, found=found)
 
     def interrupted(self, seconds: float) -> None:
-        """Shows the state of a sweep that is stopped: at once in words, in the background.
+        """Updates the description of a stopped sweep at once, in the background.
 
-        In `seconds`, which are waited for, also in figures and in the report.
+        Unless `seconds` is 0, waits up to that for the figures and the report.
         """
 
         def show() -> None:
-            with contextlib.suppress(Exception):  # a resume sets it right
+            with contextlib.suppress(Exception):  # a resume corrects it
                 self.update(full=False)
                 if seconds:
                     self.update()
@@ -148,7 +148,7 @@ class FrontPage:
 
 
 class Undrawn(Exception):
-    """Figures or the report could not be made: no matter of MLflow's."""
+    """Figures or the report could not be made, but not because of MLflow."""
 
 
 def write_files(folder: Path, found: Findings, records: Records) -> None:
@@ -167,9 +167,9 @@ def write_files(folder: Path, found: Findings, records: Records) -> None:
 
 
 class Cadence:
-    """When work is due that is to take a share of the time at most.
+    """Schedules work that may take at most a share of the time.
 
-    Work that fails was mostly spent waiting, and is tried again soon.
+    Failed work was mostly spent waiting, and is retried soon.
     """
 
     def __init__(self, share: float, least: float) -> None:
@@ -192,7 +192,7 @@ def description(
     files: Sequence[str],
     importance: Importance | None = None,
 ) -> str:
-    """The front page in Markdown; `files`: what its run has of figures and the report.
+    """The front page in Markdown; `files`: the figures and report that its run has.
 
     MLflow shows some five lines of it at once: the verdict, what mattered, a link to the report.
     """

@@ -59,18 +59,18 @@ SAME_COMMAND = "nothing is lost; run the same command again once it is back"
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What a full training is given, in every one of its workers.
+    """The inputs of a full training, in each of its workers.
 
     Attributes:
-        location: of the sweep.
+        location: the sweep's.
         config: the experiment.
         trial: the MLflow run of the trial whose configuration it is.
         to: where it logs.
         svms: SVMs behind the test error.
         checkpoint_every: epochs between checkpoints.
-        workers: that each batch is split across.
+        workers: each batch is split across them.
         threads: CPU threads of each; None: torch's default.
-        fresh_seed: whether the seed is not the trial's: nothing of the trial is continued.
+        fresh_seed: whether the seed is not the trial's; if so, it starts from scratch.
         outage_seconds: how long it waits for MLflow at its end.
     """
 
@@ -126,8 +126,8 @@ class FullTraining:
     def run(self, test: Images) -> Outcome:
         """Trains and tests, from where an earlier call was stopped, and registers the model.
 
-        Raises what training raises (NonFiniteError, KeyboardInterrupt); MLflow is told of it. It is
-        up to the caller that nobody else trains it, and that it is resumable.
+        Raises what training raises (NonFiniteError, KeyboardInterrupt); MLflow records it. The
+        caller ensures that nobody else trains it, and that it is resumable.
         """
         for note in self.notes:
             print(f"note: {note}")
@@ -137,7 +137,7 @@ class FullTraining:
                 f"script; here seeds are compared by {self.objective.name}"
             )
         self.log = self.open_log()
-        with contextlib.suppress(Exception):  # it is tried again; mostly the run is RUNNING by now
+        with contextlib.suppress(Exception):  # retried later; mostly the run is RUNNING from now on
             self.log.open()
         try:
             if self.context.workers == 1:
@@ -146,12 +146,12 @@ class FullTraining:
                 self._train_on_workers()
                 state, self.history, _ = self.files.load(self.files.checkpoints())
             tested = self._test(state, test)
-            if not self.context.fresh_seed:  # of several the best is, when all have been tested
+            if not self.context.fresh_seed:  # of several only the best, after all tests
                 self.register(tested)
             ending = Ending(EndState.COMPLETED, f"trained for {tested.epoch} epochs")
             self.ask_mlflow(lambda: runs.end_run(self.log.open()[0], tested.run_id, ending))
             return tested
-        except AwayError:  # nobody is there to be told
+        except AwayError:  # MLflow cannot be told
             raise
         except BaseException as error:
             self._stopped(error)
@@ -174,7 +174,7 @@ class FullTraining:
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What is to know about the data, the test files included."""
+        """What to know about the data, including the test files."""
         about_test = data.load_splits(self.config, ("test",)).notes
         return tuple(dict.fromkeys((*self.dataset.notes, *about_test)))
 
@@ -196,7 +196,7 @@ class FullTraining:
         if distributed.world_size() == 1:
             print(line, flush=True)
         elif distributed.rank() == 0:
-            with contextlib.suppress(UserError):  # what cannot be said is no reason to end
+            with contextlib.suppress(UserError):  # a failed write is no reason to end
                 append_line(self.folder / LOG, line)
 
     # Training
@@ -224,7 +224,7 @@ class FullTraining:
             self.say("starts from the beginning")
             return None
         self.say(f"continues from epoch {state.epoch} ({folder})")
-        if not history and distributed.rank() == 0:  # of an earlier version
+        if not history and distributed.rank() == 0:  # saved by an earlier version
             history = self.ask_mlflow(partial(self._trials_curves, state.epoch))
         self.history = history
         self._log_history()
@@ -254,7 +254,7 @@ class FullTraining:
         return state
 
     def _train_on_workers(self) -> None:
-        """As `train`, in workers; they may be lost any number of times if new epochs are saved."""
+        """As `train`, in workers; restarts lost ones as long as new epochs are saved."""
         from sweeps.engine.workers import train_on_workers
 
         threads = self.context.threads or 1
@@ -290,7 +290,7 @@ class FullTraining:
     # The end
 
     def _test(self, state: State, test: Images) -> Outcome:
-        self._log_history()  # MLflow may have been away for longer than records wait
+        self._log_history()  # an outage may have outlasted the queued records
         self.ask_mlflow(self.log.reopen)
         self.log.queue.flush(60 + self.context.outage_seconds)
         known, name = self.ask_mlflow(self.log.run).data, self.objective.name
@@ -319,7 +319,7 @@ class FullTraining:
         return Outcome(self.config, run.info.run_id, state.epoch, found)
 
     def _measure(self, state: State, test: Images, of: str) -> tuple[Metrics, list[float]]:
-        """What the test split says, and the error of each SVM."""
+        """The test split's metrics, and the error of each SVM."""
         if kept := self.files.result(of):
             return kept
         own = own_objective(self.config, self.dataset)

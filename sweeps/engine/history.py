@@ -26,7 +26,7 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     path = folder / METRICS
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(saved, list):  # written before they had a checksum here
+        if isinstance(saved, list):  # written by a version without checksums
             return saved
         text = saved["history"]
         if hashlib.sha256(text.encode()).hexdigest() == saved["sha256"]:

@@ -1,6 +1,6 @@
 """Which hyperparameters mattered in a sweep, as far as that can be told from chance.
 
-PED-ANOVA (arXiv 2304.10255) always names a most important hyperparameter, of random values too. So
+PED-ANOVA (arXiv 2304.10255) names a most important hyperparameter even for random values. So
 its shares are compared with those of the same trials with their values shuffled.
 """
 
@@ -33,7 +33,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Importance:
-    """What a sweep tells of its hyperparameters.
+    """The importance of hyperparameters in a sweep.
 
     Attributes:
         trials: how many it is computed from.
@@ -47,20 +47,20 @@ class Importance:
 
     @property
     def significant(self) -> tuple[Share, ...]:
-        """Those that exceed chance (5 % in all, for the largest of the shuffled is compared)."""
+        """Shares that exceed chance (5 % in all: the largest shuffled share is compared)."""
         return tuple(share for share in self.shares if share.value > self.chance)
 
     @property
     def trials_needed(self) -> int:
-        """About how many trials the largest would take to exceed chance, if it stays as large.
+        """About how many trials the largest share needs to exceed chance, if it stays as large.
 
-        Chance's shares fall as one over the number of trials.
+        Shares by chance fall as one over the number of trials.
         """
         return int(np.ceil(self.trials * self.chance / self.shares[0].value))
 
 
 def importance(trials: Sequence[FrozenTrial], seed: int = 0) -> Importance:
-    """Of trials with values; those that all of them have parameters of are compared."""
+    """Importance in trials with values, of the parameters that all of them have."""
     values = sign(trials) * np.array([trial.value for trial in trials])  # less is better
     if len(trials) < MIN_TRIALS or np.ptp(values) == 0:
         return Importance(len(trials), 1.0, ())

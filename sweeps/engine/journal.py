@@ -1,4 +1,4 @@
-"""The journal's file: Optuna's operations, a line each, which are checked before they are used."""
+"""The journal file: one of Optuna's operations per line, each checked before it is used."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CONFIG = "config"  # user attribute of a trial: its whole configuration, plain J
 DATA = "data_fingerprint"  # user attribute of a study: of the data that all its trials have
 SPACE = "space"  # user attribute of a study: what its search draws from (`Space.to_dict`)
 OBJECTIVE = "objective"  # user attribute of a study: name of the metric that is its value
-# More of them, for people who look at it: the script that was run, and what a trial of it runs
+# More of them, for people who look at it: the sweep's script, and what a trial runs
 SCRIPT, EXPERIMENT = "script", "experiment"
 WAY_ON = "restore it from a copy, or start a sweep with another --name"
 
 _NUMBER, _NAMES = (int, float), {"op_code": int, "worker_id": str}
-# By the number that Optuna gives an operation: what its line holds besides.
+# Further keys of an operation's line, by Optuna's number of the operation.
 _FIELDS: dict[int, dict[str, type | tuple[type, ...]]] = {
     0: {"study_name": str, "directions": list},
     1: {"study_id": int},
@@ -51,7 +51,7 @@ _ATTRIBUTES |= {SCRIPT: str, EXPERIMENT: str}
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """The operations of a file. Raises UserError, naming the line, if one of them is none."""
+    """The operations of a file. Raises UserError, naming the line, if one is invalid."""
     file = _CheckedFile(path)
     try:
         lines = path.read_bytes().count(b"\n")  # before it is read: a driver may be adding some
@@ -71,7 +71,7 @@ def open_journal(path: Path) -> JournalStorage:
 class _NoLock(JournalFileOpenLock):
     """The sweep's own lock has been taken: one process alone writes to the journal.
 
-    Optuna's locks are links, which some file systems do not have (FAT, shares of Windows).
+    Optuna's locks are links, which some file systems do not have (FAT, Windows shares).
     """
 
     def acquire(self) -> bool:
@@ -82,8 +82,8 @@ class _NoLock(JournalFileOpenLock):
 
 
 class _CheckedFile(JournalFileBackend):
-    """A journal of whole lines: one that did not fit on the disk is taken back, since the next
-    would be written behind it and no reader would get past it."""
+    """A journal of whole lines: one that did not fit on the disk is removed, since the next
+    would be appended to it and no reader would get past it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), _NoLock(str(path)))

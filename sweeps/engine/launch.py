@@ -1,4 +1,4 @@
-"""Starts a sweep, or resumes one: what is checked before anything is written, and then set up."""
+"""Starts or resumes a sweep: checks everything before anything is written, then sets it up."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def launch(sweep: Sweep, options: Options) -> int:
         fingerprint = sweep.experiment.fingerprint(dataset)
         refuse_other_data(begun, options, fingerprint)
         if not options.resume:
-            sweep.experiment.check_test_data(base)  # nor by best.py, when the sweep is over
+            sweep.experiment.check_test_data(base)  # here, not in best.py after the sweep
         objective = chosen_objective(sweep, options, base, dataset)
         refuse_other_objective(begun, options, objective)
         points = first_points(sweep, options, space, base)
@@ -121,9 +121,9 @@ def launch(sweep: Sweep, options: Options) -> int:
 
 
 def asked_space(space: Space, options: Options) -> Space:
-    """The space that is asked for: a sweep's own, what --space says, and the optional dimensions.
+    """The requested space: a sweep's own, changed by --space and the optional dimensions.
 
-    Raises UserError if the file cannot be read, or is none of a space.
+    Raises UserError if the file cannot be read, or does not hold a space.
     """
     if options.space:
         space = read_space(options.space, space)
@@ -151,13 +151,13 @@ def first_points(
     for make in sweep.points_to_evaluate:
         point, changes = within(make(base), space, base)
         if any(_same(point, other, space, base) for other, _ in own):
-            continue  # of a model for which it is the first one
+            continue  # for this model, both are the same point
         if changes and not options.resume:
             where = ", ".join(f"{k} {now} for {before}" for k, (before, now) in changes.items())
             print(f"note: the space does not have the point {make.__name__}: tried with {where}")
         own.append((point, make is paper_defaults and not changes))
     warm: list[InitialPoint] = []
-    with contextlib.suppress(*[UserError] * options.resume):  # by now the earlier one may be gone
+    with contextlib.suppress(*[UserError] * options.resume):  # the earlier sweep may be deleted
         warm = warm_points(options, space, base, [point for point, _ in own])
     return [*own, *((point, False) for point in warm)][: options.num_trials]
 

@@ -1,4 +1,4 @@
-"""What a sweep prints: in its log, and on a terminal above a view that stands below the lines."""
+"""What a sweep prints: lines, in its log and on a terminal, there with a live view below them."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def say(text: str) -> None:
 class LiveView:
     """In the block, all that is printed also goes to a log, with the date.
 
-    While it shows a view (`show`), a thread draws it and prints what has come in above it: neither
-    the sweep nor a signal's handler ever waits for the terminal. The cursor is never hidden, for a
-    kill -9 could not bring it back; it waits on an empty line below the view, where what others
-    write harms nothing. Without a terminal, or with TERM=dumb, lines are printed as they come.
+    While it shows a view (`show`), a thread draws it and prints new lines above it: neither the
+    sweep nor a signal's handler ever waits for the terminal. The cursor is never hidden, since a
+    kill -9 would leave it so; it waits on an empty line below the view, where the output of
+    others does no harm. Without a terminal, or with TERM=dumb, lines are printed as they come.
     """
 
     def __init__(self, log: Path) -> None:
@@ -50,7 +50,7 @@ class LiveView:
         self._history: deque[str] = deque(maxlen=KEPT_LINES)
         self._waiting: deque[str] = deque(
             maxlen=20 * KEPT_LINES
-        )  # for a terminal that stands still
+        )  # for a terminal that takes no output
         self._live = False
 
     def __enter__(self) -> LiveView:
@@ -59,7 +59,7 @@ class LiveView:
         out, err = _Stream(self, self._out), _Stream(self, err)
         self._streams.enter_context(contextlib.redirect_stdout(out))  # type: ignore[type-var]
         self._streams.enter_context(contextlib.redirect_stderr(err))  # type: ignore[type-var]
-        for handler in _handlers():  # made before, they hold what was stderr then
+        for handler in _handlers():  # existing ones hold the previous stderr
             if handler.stream in (sys.__stderr__, sys.__stdout__, self._out, err.stream):
                 self._streams.callback(handler.setStream, handler.stream)
                 handler.setStream(err)
@@ -154,7 +154,7 @@ class LiveView:
 
 
 class _Stream:
-    """In the place of one of the process's streams."""
+    """Replaces one of the process's streams."""
 
     def __init__(self, view: LiveView, stream: Any) -> None:
         self.view, self.stream, self.rest = view, stream, ""

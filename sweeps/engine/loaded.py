@@ -48,9 +48,9 @@ class Trial(TrialResult):
     """A trial of a sweep that was loaded; its checkpoint, if it was kept, holds its networks.
 
     Attributes:
-        expected: what all runs of its configuration say of the objective's mean; None if none has
+        expected: its configuration's mean objective, estimated from all runs; None if none has
             completed.
-        location: of its sweep.
+        location: its sweep's.
     """
 
     expected: Estimate | None = None
@@ -63,7 +63,7 @@ class Trial(TrialResult):
     def networks(self, full_training: bool = False) -> TrainedNetworks:
         """Its networks from the last checkpoint, or from its full training by sweeps/best.py.
 
-        Raises UserError if there is none: of ended trials only the best ones' are kept (--keep).
+        Raises UserError if there is none: only the best ended trials' are kept (--keep).
         """
         from ali.trained import TrainedNetworks
 
@@ -72,7 +72,7 @@ class Trial(TrialResult):
             try:
                 with _local(self.location, folder) as local:
                     return TrainedNetworks.load(local)
-            except (UserError, OSError) as problem:  # damaged: the one before
+            except (UserError, OSError) as problem:  # damaged: try the previous
                 problems.append(str(problem))
         best = script_command("best.py", *self.location.arguments())
         missing = f"the full training of trial {self.trial_id}" if full_training else self.trial_id
@@ -91,7 +91,7 @@ class Trial(TrialResult):
 
 
 class LoadedSweep:
-    """What a sweep knew when it was loaded; `sweeps.load` again for what it has found since."""
+    """A sweep as it was when it was loaded; call `sweeps.load` again for newer results."""
 
     def __init__(self, location: Location) -> None:
         with _journal_folder(location) as here:
@@ -142,7 +142,7 @@ class LoadedSweep:
         raise UserError(f"sweep {self.name!r} has no trial {name!r}; it has {known}")
 
     def dataframe(self, metrics: bool = True) -> pd.DataFrame:
-        """One row a trial, the best first; the index is its id.
+        """One row per trial, the best first; the index is its id.
 
         Columns: the objective after its last epoch, what to expect of its configuration with
         another seed (mean, 95 % interval), how it ended, epochs, seed, the trial that it confirms,
@@ -169,7 +169,7 @@ class LoadedSweep:
         return pd.DataFrame(rows, columns=columns).set_index("trial_id")
 
     def curves(self, metrics: bool = True) -> pd.DataFrame:
-        """Learning curves: one row a trial and epoch, one column a metric.
+        """Learning curves: one row per trial and epoch, one column per metric.
 
         The objective is from the study; unless `metrics` is False, all others are from MLflow.
         Raises UserError if that cannot be reached.

@@ -45,7 +45,7 @@ class Lease:
             self._write()
 
     def renew(self) -> None:
-        """Ends the process, like a kill, if another driver took it for dead."""
+        """Ends the process, like a kill, if another driver has taken over."""
         with self._renewing:
             if (other := self._others()) is not None:
                 self.taken_over(self._what, holder_of(_text(other)))
@@ -55,12 +55,12 @@ class Lease:
         end_taken_over(what, holder)
 
     def drop(self) -> None:
-        """Gives it up, unless another driver has it by now."""
+        """Deletes the lease, unless another driver has it."""
         if self._others() is None:
             self._storage.filesystem.delete_file(f"{self._storage.folder}/{LEASE}")
 
     def _others(self) -> bytes | None:
-        """The lease as another driver has written it; None if it is this one's, or nobody's."""
+        """Another driver's lease; None if it is this driver's, or there is none."""
         lease = self._storage.read(LEASE)
         return lease if lease is not None and self._token.encode() not in lease else None
 
@@ -70,17 +70,17 @@ class Lease:
 
 
 class JournalMirror:
-    """Copies a sweep's files to its bucket, of which this is the only driver within.
+    """Copies a sweep's files to its bucket; in the block, no other driver has the bucket.
 
-    The copies are at most seconds old: with them a sweep is resumed on another machine when its own
+    The copies are at most seconds old: with them a sweep can resume on another machine if its own
     is lost. If the bucket cannot be reached, copying is retried; the sweep does not wait for it.
 
     Args:
         what: the sweep, in words.
         journal: a file that only grows; replaced by its copy if that has more lines.
         others: files that are replaced as a whole.
-        logs: files that only grow; begun with what their copies have.
-        outage_seconds: for so long the end waits for a bucket that is away.
+        logs: files that only grow; their copies' lines are added first.
+        outage_seconds: how long the end waits for an unavailable bucket.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class JournalMirror:
             self._thread.join()
             try:
                 with self._renewed:
-                    if isinstance(error, AwayError):  # it was waited for
+                    if isinstance(error, AwayError):  # has waited already
                         self._renew_and_copy()
                     else:
                         self._retry(self._renew_and_copy)
@@ -134,12 +134,12 @@ class JournalMirror:
         self._wake.set()
 
     def copy(self) -> None:
-        """Returns once the bucket has all. Raises OSError or UserError if it is away."""
+        """Copies all before it returns. Raises OSError or UserError if it cannot."""
         if self._elsewhere:
             self._renew_and_copy()
 
     def _keep_lease(self, ended: threading.Event) -> None:
-        """Renews it while a copy takes long, too."""
+        """Renews the lease, also during a copy."""
         while not ended.wait(MIRROR_SECONDS):
             with contextlib.suppress(OSError, UserError):  # `_follow` says so
                 self._lease.renew()
@@ -168,7 +168,7 @@ class JournalMirror:
 
 
 def _version(file: Path) -> tuple[int, ...]:
-    """Another one whenever the file has been written to or replaced; empty if there is none."""
+    """Changes whenever the file has been written to or replaced; empty if there is none."""
     if not file.exists():
         return ()
     status = file.stat()

@@ -22,7 +22,7 @@ Direction = Literal["minimize", "maximize"]
 
 _FUNCTIONS: dict[str, Any] = {"min": min, "max": max, "abs": abs}
 _FUNCTIONS |= {"log": math.log, "exp": math.exp, "sqrt": math.sqrt}
-_ARGUMENTS = {"min": (2, 99), "max": (2, 99), "log": (1, 2)}  # of the others one
+_ARGUMENTS = {"min": (2, 99), "max": (2, 99), "log": (1, 2)}  # others take one
 _ARITHMETIC = (
     *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.Constant, ast.Name, ast.Load, ast.Call),
     *(ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.USub, ast.UAdd),
@@ -35,11 +35,11 @@ class Objective:
     """What a sweep looks for.
 
     Attributes:
-        name: of the metric, as it is logged.
+        name: the metric's, as it is logged.
         direction: None: maximize a metric that is better the higher it is, minimize others.
         formula: arithmetic of other metrics that gives it, as "val_error + 0.1 * sample_distance".
-        function: what gives it from the metrics of an epoch, by name. A full training
-            (sweeps/best.py) does not have it: it judges by the experiment's own objective.
+        function: computes it from the metrics of an epoch, by name. A full training
+            (sweeps/best.py) lacks it and uses the experiment's own objective.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Objective:
                 'write arithmetic as "score = val_error + 0.1 * sample_distance"'
             )
         if self.formula is not None:
-            _ = self.metrics  # raises for what is no arithmetic
+            _ = self.metrics  # raises if it is not arithmetic
 
     @classmethod
     def parse(cls, text: str, direction: Direction | None = None) -> Objective:
@@ -121,8 +121,8 @@ class Objective:
     def add_to(self, metrics: dict[str, float], last: bool = False) -> None:
         """Adds its value to the metrics of an epoch, if it is not among them.
 
-        Where they are not evaluated in every epoch it may lack some. Raises UserError if it does
-        after the `last`.
+        An epoch without evaluation may lack metrics that it needs. Raises UserError if the
+        `last` does.
         """
         if self.name in metrics or not (self.formula or self.function):
             return
@@ -150,7 +150,7 @@ class Objective:
 
     @cached_property
     def _code(self) -> CodeType:
-        """The formula, its numbers as floats: powers of whole ones might take for ever."""
+        """The formula, its numbers as floats: powers of integers might take forever."""
         tree = ast.parse(self.formula or "", mode="eval")
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, int):

@@ -23,10 +23,10 @@ from sweeps.engine.scripts import here, running_command
 from sweeps.engine.storage import Storage
 from sweeps.engine.tracking.client import OUTAGE_SECONDS, default_uri
 
-NOT_IN_NAMES = "'`:\\"  # MLflow's registry has no names with ":", its queries none with the others
+NOT_IN_NAMES = "'`:\\"  # MLflow's registry refuses names with ":", its queries the others
 MAX_NAME = 200  # bytes; longer ones, with what we add, exceed what MLflow's tables hold
 JOURNAL, OPTIONS = "optuna.journal", "options.yaml"  # files in a sweep's folder
-BEST_OPTIONS = "best.yaml"  # there, too: of the full training of its best
+BEST_OPTIONS = "best.yaml"  # there, too: options of the full training
 OLD_OPTIONS = "sweep.json"  # of a sweep that an earlier version has started
 
 
@@ -243,7 +243,7 @@ class Options(Common, Location):
         again = running_command("--config", here(file), "--name", "again")
         what = f"The options of sweep {self.name}; a resume reads them. To repeat it:"
         self.write(file, what, again)
-        with contextlib.suppress(OSError):  # it is read no more
+        with contextlib.suppress(OSError):  # no longer read
             (self.folder / OLD_OPTIONS).unlink(missing_ok=True)
 
     @classmethod
@@ -252,7 +252,7 @@ class Options(Common, Location):
         return cls(**_with_paths(plain))
 
 
-OF_A_START = ("resume", "auto_resume")  # of one start of a sweep, not of the sweep
+OF_A_START = ("resume", "auto_resume")  # options of one start, not of the sweep
 # What a resume may change; anything else would make its trials incomparable.
 SamplerName = Literal["forest", "tpe"]
 RESUME_MAY_CHANGE = frozenset(
@@ -288,8 +288,8 @@ def read_options(folder: Path) -> dict[str, Any]:
 def read_config(kind: type[Location], file: Path) -> dict[str, Any]:
     """The values of options in a file that a user gives (--config).
 
-    A file that a sweep has written means the places where they are now. Raises UserError, naming
-    the line, if they are not options of `kind`.
+    Paths in a file that a sweep has written follow its folder if that was moved. Raises UserError,
+    naming the line, if they are not options of `kind`.
     """
     folder = file.absolute().parent
     try:
@@ -305,7 +305,7 @@ def read_config(kind: type[Location], file: Path) -> dict[str, Any]:
 
 
 def _read(kind: type[Location], file: Path, name: str | None = None) -> dict[str, Any]:
-    """The options in a file; `name`: of the sweep that they have to be of."""
+    """The options in a file; `name`: the sweep they must belong to."""
     found = read_settings(file)
     found.check(kind)
     plain: dict[str, Any] = found.values
@@ -319,7 +319,7 @@ def _read(kind: type[Location], file: Path, name: str | None = None) -> dict[str
 
 
 def _moved(plain: dict[str, Any], output_dir: Path) -> dict[str, Any]:
-    """The saved options that name places in the output folder, where that is now."""
+    """The saved options that may be paths, updated to the present output folder."""
     before = re.compile(re.escape(str(plain.get("output_dir"))) + "(?=/|$)")
     if not str(plain.get("output_dir")).startswith("/"):  # of an earlier version
         return {}

@@ -1,4 +1,4 @@
-"""What a sweep's view shows: the best so far, the trials that run, and the time that is left."""
+"""What a sweep's view shows: the best so far, the running trials, and the time left."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Overview(tune.Callback):
         self._running: dict[str, Running] = {}
         self._ended: Counter[int] = Counter()  # trials by their last epoch
         self._stopped: Counter[int] = Counter()  # those of them that ended before their full budget
-        self._again = 0  # trials that confirm others, ended
-        self._seconds, self._epochs = 0.0, 0  # that this driver's trials have taken, and trained
+        self._again = 0  # ended trials that confirm others
+        self._seconds, self._epochs = 0.0, 0  # time and epochs of this driver's trials
         for trial in study.trials():
             if trial.state.is_finished():
                 self._count(trial)
@@ -115,7 +115,7 @@ class Overview(tune.Callback):
     def lines(self, width: int, height: int) -> list[Text]:
         """The view, in no more than a terminal's columns, and half of its rows.
 
-        A thread calls it, while Tune's notices come in another.
+        A thread calls it, while Tune's callbacks run in another.
         """
         running = sorted(self._running.copy().items())
         expected = epochs_left(
@@ -213,8 +213,8 @@ def epochs_left(
 ) -> list[float]:
     """How many more epochs to expect of a trial that has trained 0, 1, …, `epochs` of them.
 
-    By the share of trials that were stopped after each epoch, among those that had got there: the
-    Kaplan–Meier estimate, in which the trials that still run count as far as they have come.
+    Uses the share of trials stopped after each epoch among those that reached it: the Kaplan–Meier
+    estimate, in which running trials count up to their last epoch.
 
     Args:
         ended: trials by their last epoch.
@@ -232,7 +232,7 @@ def epochs_left(
 
 
 def fit(width: int, *pieces: Text) -> Text:
-    """As many of the pieces, from the first, as stand beside each other in a line."""
+    """As many of the pieces, from the first, as fit side by side in a line."""
     line = Text(" ", no_wrap=True)
     for i, piece in enumerate(pieces):
         if i and line.cell_len + piece.cell_len + 3 > width:

@@ -1,4 +1,4 @@
-"""The Pareto front: points than which no other is better in every respect."""
+"""The Pareto front: points that no other point dominates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 
 def front(points: Mapping[str, Sequence[float]]) -> list[str]:
-    """Names of the points that no other dominates, by their first value; less is better.
+    """Names of undominated points, sorted by their first value; less is better.
 
     One point dominates another if it is nowhere worse and somewhere better. Equal points are all
     on the front.

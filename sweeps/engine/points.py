@@ -28,7 +28,7 @@ def fitted(params: Mapping[str, Any], space: Space, base: Config) -> dict[str, A
 
 
 def within(point: InitialPoint, space: Space, base: Config) -> tuple[InitialPoint, Changes]:
-    """The point in `space`, with the nearest values where its own lie outside, and where they do.
+    """The point in `space`, with the nearest values where its own lie outside, and these changes.
 
     It gets values for the further dimensions, too; those that have no nearest are left to the
     search. `base` has what all trials share.

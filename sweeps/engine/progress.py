@@ -1,4 +1,4 @@
-"""A sweep while it runs: one line an event, readable over ssh and in a log file."""
+"""A running sweep: one line per event, readable over ssh and in a log file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from ray.tune.experiment import Trial
 
-LOOK_SECONDS = 10.0  # after which MLflow is asked whether it still has the runs
+LOOK_SECONDS = 10.0  # between checks that MLflow still has the runs
 BEST_NAMED = 10  # best trials that the sweep's run in MLflow names
 
 
@@ -51,9 +51,9 @@ class Progress(tune.Callback):
     ) -> None:
         self._options, self._study, self._to = options, study, to
         self._storage, self._mirror = mirror.storage, mirror
-        self._reopen = reopen  # opens the sweep's run in MLflow, anew if it is gone
+        self._reopen = reopen  # opens the sweep's run in MLflow, or recreates it
         self._running: dict[str, dict[str, Any]] = {}  # configurations by trial
-        self._looked = time.monotonic()  # whether MLflow still has their runs
+        self._looked = time.monotonic()  # when MLflow was last checked
         self._client: MlflowClient | None = None
         self._queue = AsyncLogQueue(f"sweep {options.name}", options.outage_seconds)
         self._concurrent = resources.concurrent
@@ -92,7 +92,7 @@ class Progress(tune.Callback):
         self._queue.close(timeout)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        self._mirror.now()  # the copied journal has a trial before its first checkpoint is there
+        self._mirror.now()  # the copied journal needs the trial before its first checkpoint
         config = self._running[trial.trial_id] = trial.config
         self._log(lambda client: runs.open_trial(client, self._to, trial.trial_id, config))
         verb = "resumes" if trial.checkpoint else "starts"
@@ -140,7 +140,7 @@ class Progress(tune.Callback):
         try:
             for folder in self._storage.checkpoints(trial.trial_id)[-1:]:
                 self._checkpoint_bytes = self._storage.size(folder)
-        except (OSError, UserError):  # the storage is away: at the next checkpoint
+        except (OSError, UserError):  # no storage: retry at the next checkpoint
             return
         # two of each running trial, a third while it is written, and one of each of the best
         at_most = 3 * self._concurrent + self._options.keep
@@ -178,7 +178,7 @@ class Progress(tune.Callback):
             self._log(lambda client: runs.set_best_trials(client, self._to, ids))
         keep = max(self._options.keep, self._options.confirm)
         self._kept.append(frozen)
-        with contextlib.suppress(OSError, UserError):  # it is away: when the next trial ends
+        with contextlib.suppress(OSError, UserError):  # no storage: retry at the next end
             self._kept = delete_checkpoints(self._mirror, self._kept, ranked[:keep])
 
     def _keep_open(self, client: MlflowClient, running: dict[str, dict[str, Any]]) -> None:

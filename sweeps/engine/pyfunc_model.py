@@ -1,7 +1,7 @@
 """A trained model as MLflow loads it: encodings, reconstructions or samples of images.
 
-A copy of this file is in every registered model, with one of the package `ali`, which is all of the
-project that it needs; MLflow runs it when it loads the model.
+Every registered model holds a copy of this file and of the package `ali`, all that it needs of the
+project; MLflow runs it when it loads the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mlflow.pyfunc import PythonModel
 
 CHECKPOINT = "checkpoint"  # the model's one artifact: a checkpoint of `ali`
 ENCODINGS, RECONSTRUCTIONS, SAMPLES = "encodings", "reconstructions", "samples"  # values of output
-CLASSES = "classes"  # another, of a model that is trained with labels
+CLASSES = "classes"  # another value, for models trained with labels
 
 
 class AliModel(PythonModel):
@@ -30,13 +30,12 @@ class AliModel(PythonModel):
     def predict(
         self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Of images, uint8 (N, H, W, 3), or points of the mixture, fp32 (N, 1, 1, 2).
+        """Applies the model to images, uint8 (N, H, W, 3), or mixture points, fp32 (N, 1, 1, 2).
 
         Args:
-            params: `output`: ENCODINGS, the mean of q(z | x), fp32 (N, z), or for the mixture ẑ;
-                RECONSTRUCTIONS; SAMPLES, as many as there are images, of which nothing else is
-                used; or CLASSES, int64 (N,), of a model that is trained with labels. `seed`: of ẑ
-                and z.
+            params: `output`: ENCODINGS, the mean of q(z | x), fp32 (N, z), or ẑ for the mixture;
+                RECONSTRUCTIONS; SAMPLES, as many as there are images (only their number is used);
+                or CLASSES, int64 (N,), of a model trained with labels. `seed`: seeds ẑ and z.
         """
         from ali.models import inference
 

@@ -1,7 +1,7 @@
-"""The only file that touches private or undocumented names of Ray: one function a need.
+"""The only file that touches private or undocumented names of Ray: one function per need.
 
-Each says why it is needed, and tests/sweeps/engine/test_ray_compat.py holds each against the real
-Ray, so that an upgrade of Ray shows which need broke. A patch whose target is gone raises at once.
+Each says why it is needed, and tests/sweeps/engine/test_ray_compat.py checks each against the real
+Ray, so that an upgrade of Ray shows which one broke. A patch without its target raises at once.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ENVIRONMENT = {
 }
 PRELOADED_MODULES = "RAY_preload_python_modules"  # what workers import before they are needed
 CONNECT_SECONDS, HEALTH_SECONDS = 5, 20  # for a cluster to answer
-STOP_SIGNAL = signal.SIGUSR1  # on which Tune ends its loop after what is running, with its state
+STOP_SIGNAL = signal.SIGUSR1  # Tune then ends its loop after running steps, and saves its state
 
 
 class RayCompatError(RuntimeError):
@@ -78,10 +78,10 @@ def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
 
 
 def treat_ray_errors_as_worker_loss() -> None:
-    """Has Tune restart a trial after any error that Ray itself raises in its place.
+    """Makes Tune restart a trial after any error that Ray itself raises in its place.
 
-    Tune knows two kinds of errors, and ends the whole sweep at any other: for instance the one of a
-    trial whose worker was killed by Ray's memory monitor.
+    Tune knows two kinds of errors, and ends the whole sweep at any other, for instance when Ray's
+    memory monitor has killed a trial's worker.
     """
     from ray.air.execution._internal.actor_manager import RayActorManager
 
@@ -98,10 +98,10 @@ def treat_ray_errors_as_worker_loss() -> None:
 
 
 def disable_per_checkpoint_snapshots() -> None:
-    """Has Tune save its table of trials every ten seconds and at the end, and not more often.
+    """Makes Tune save its table of trials only every ten seconds and at the end.
 
-    Where old checkpoints are deleted it also saves the whole table after every second checkpoint:
-    with many short trials most of the driver's time. A resume reads the study, not that table.
+    When it deletes old checkpoints, it also saves the table after every second checkpoint: with
+    many short trials, this is most of the driver's time. A resume reads the study, not that table.
     """
     from ray.tune.execution.experiment_state import _ExperimentCheckpointManager
 
@@ -115,7 +115,7 @@ def disable_per_checkpoint_snapshots() -> None:
 
 
 def start_no_usage_reporter() -> None:
-    """Without a dashboard, has Ray start no process in its place: it asks clouds where it runs."""
+    """Without a dashboard, stops Ray from starting its stand-in: it asks clouds where it runs."""
     from ray._private.node import Node
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
@@ -132,7 +132,7 @@ def start_no_usage_reporter() -> None:
 
 
 def reuse_prestarted_workers() -> None:
-    """Lets trials run in the worker processes that Ray has started in advance, one a core.
+    """Lets trials run in the worker processes that Ray has started in advance, one per core.
 
     Tune asks for workers with certain environment variables, and Ray starts new ones for that: a
     second start of Python, torch and MLflow. If this process has started Ray, all workers inherit
@@ -153,10 +153,10 @@ def reuse_prestarted_workers() -> None:
 
 
 def start_processes_in_own_session() -> None:
-    """Has `ray.init` start its processes in a session of their own.
+    """Makes `ray.init` start its processes in a session of their own.
 
-    What is sent to a driver's process group, by a scheduler or by a terminal that closes, would
-    end them under the driver, which is to end its trials in order.
+    A signal to a driver's process group, from a scheduler or a closing terminal, would otherwise
+    end them before the driver has ended its trials in order.
     """
     from ray._private import services
 
@@ -168,7 +168,7 @@ def start_processes_in_own_session() -> None:
 
 
 def start_timed_out(error: Exception) -> bool:
-    """Whether `ray.init` raised a bare Exception as its processes took over half a minute."""
+    """Whether `ray.init` raised a bare Exception since its start took over half a minute."""
     return "timed out during startup" in str(error)
 
 
@@ -179,8 +179,8 @@ def recorded_cluster_address() -> tuple[str, Path] | None:
     """The address of the cluster that this user's `ray start` made this machine a part of, and the
     file that says so.
 
-    Ray itself believes that file whoever has written it, and joins a cluster that can run anything
-    in this user's name.
+    Ray itself trusts that file whoever has written it, and joins a cluster that can run anything
+    as this user.
     """
     from ray._private.utils import get_ray_address_file
 
@@ -213,7 +213,7 @@ def _raylets(address: str) -> Iterator[tuple[int, str]]:
 def unreachable(address: str) -> str:
     """Why a cluster at that address cannot be joined; "" if it can.
 
-    `ray.init` tries for minutes, and a refusal of the token aborts the process: another is sent.
+    `ray.init` tries for minutes, and a refused token aborts the process: a subprocess asks first.
     """
     host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
     try:
@@ -222,7 +222,7 @@ def unreachable(address: str) -> str:
         return "not an address of the form HOST:PORT"
     except OSError as error:
         return error.strerror or str(error)
-    if "://" in address:  # Ray Client, whose server is another
+    if "://" in address:  # Ray Client has another server
         return ""
     check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
@@ -242,7 +242,7 @@ def unreachable(address: str) -> str:
 
 
 def enable_token_authentication() -> None:
-    """Has Ray, which listens to the whole network, ask for the token in ~/.ray/auth_token.
+    """Makes Ray, which listens to the whole network, require the token in ~/.ray/auth_token.
 
     Ray does so by itself from 2.59 on, but leaves the file for all to read. RAY_AUTH_MODE=disabled
     is left as it is. Raises UserError if RAY_AUTH_TOKEN_PATH names no token.
@@ -260,13 +260,13 @@ def enable_token_authentication() -> None:
             file.chmod(0o600)
     except AuthenticationError as error:
         raise UserError(str(error).split(". ")[0]) from None
-    except (OSError, RuntimeError):  # no home, or not one to write to: a token of this process
+    except (OSError, RuntimeError):  # no writable home: a token for this process
         environment.set_defaults(RAY_AUTH_TOKEN=secrets.token_hex(32))
     loader.reset_cache()
 
 
 def _create_token(file: Path) -> None:
-    """Writes a new token that this user alone can read; one of another process's is kept."""
+    """Writes a new token that only this user can read; another process's token is kept."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, encoding="utf-8") as new:  # of mode 600
         new.write(secrets.token_hex(32))
@@ -355,7 +355,7 @@ def memory_kills(trial: Trial) -> int:
 
 
 def forget_failures(trial: Trial) -> None:
-    """Has Tune restart a trial as often as if it had not failed yet.
+    """Resets Tune's count of a trial's failures.
 
     Tune counts the failures of a trial's whole life against `max_failures`.
     """
@@ -363,14 +363,14 @@ def forget_failures(trial: Trial) -> None:
 
 
 def pending_trials(controller: Any) -> list[Trial]:
-    """The trials that wait for a worker, of the controller that Tune hands to schedulers."""
+    """The trials that wait for a worker; Tune hands schedulers the `controller`."""
     return [t for t in controller.get_live_trials() if t.status == Trial.PENDING]
 
 
 def stop_pending_trial(controller: Any, trial: Trial) -> None:
     """Ends a trial that waits for a worker, in Tune's saved table, too.
 
-    Without the second step the table says RUNNING of a trial that has no worker to stop.
+    Without the second step, the table shows a trial without a worker as RUNNING.
     """
     controller.stop_trial(trial)
     controller._mark_trial_to_checkpoint(trial)

@@ -1,4 +1,4 @@
-"""MLflow brought in line with the study: what a killed driver or an outage kept from it."""
+"""Updates MLflow from the study with what a killed driver or an outage kept from it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def reconcile(client: MlflowClient, to: TrackingContext, study: Study, named: int) -> None:
-    """Writes to MLflow what the study knows and it does not: endings, values, the best trials.
+    """Writes to MLflow what only the study knows: endings, values, the best trials.
 
     Args:
         named: how many of the best trials the sweep's run names.
@@ -58,9 +58,9 @@ def reconcile(client: MlflowClient, to: TrackingContext, study: Study, named: in
 def tell_interrupted(
     client: MlflowClient, experiment: str, sweep: str, reason: str, seconds: float
 ) -> bool:
-    """Writes to MLflow that a sweep and its trials do not run any more; whether it could.
+    """Marks a sweep and its trials in MLflow as interrupted; returns whether it could.
 
-    If it is away for `seconds`, that is printed: a resume sets it right.
+    If MLflow is down for `seconds`, prints a note: a resume corrects it.
     """
 
     def tell() -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"  # alias of the newest version
 EXAMPLES = 2  # images in the input example
-NEEDED = ("mlflow", "torch", "numpy", "safetensors", "pillow")  # by what `predict` imports
+NEEDED = ("mlflow", "torch", "numpy", "safetensors", "pillow")  # by `predict`'s imports
 CODE = Path(__file__).with_name("pyfunc_model.py")
 
 
@@ -40,12 +40,12 @@ def register(
 ) -> str | None:
     """Logs a checkpoint to its run as a model of MLflow, and registers it as the champion.
 
-    Returns the model's version; None if this run's checkpoint of this epoch is one already. A
-    version's files are never written again.
+    Returns the model's version; None if this run's checkpoint of this epoch is one already.
+    A version's files are never rewritten.
 
     Args:
-        found: by metric, what the test found.
-        tags: of the run: SWEEP, TRIAL and DATA say what it was trained on.
+        found: the test's results, by metric.
+        tags: the run's; SWEEP, TRIAL and DATA say what it was trained on.
     """
     from mlflow.exceptions import MlflowException
 

@@ -61,7 +61,7 @@ def ranked(trials: Sequence[FrozenTrial]) -> list[TrialResult]:
 
 
 def valued(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """All that have a value: a stopped one its last, one that diverged the worst of all."""
+    """Trials with a value: a stopped one has its last, a diverged one the worst of all."""
     ended = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED")]
     worst, found = worst_value(ended), []
     for trial in ended:

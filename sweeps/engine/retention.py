@@ -17,10 +17,10 @@ def delete_checkpoints(
 ) -> list[FrozenTrial]:
     """Deletes the checkpoints of ended trials, except the last one of each of the best.
 
-    A trial that lost too many workers keeps its last, too, until another try of it has ended.
-    Before that the bucket is to know that they have ended: a resume on another machine would
-    continue them. Raises OSError or UserError if it is away.
-    Returns those trials: the only ones to look at again when another trial has ended.
+    A trial that lost too many workers keeps its last, too, until a retry of it has ended. First
+    the journal is copied to the bucket: without it, a resume on another machine would continue
+    ended trials. Raises OSError or UserError if the bucket is unavailable.
+    Returns the trials that keep one: the only ones to check when another has ended.
     """
     mirror.copy()
     storage = mirror.storage

@@ -1,4 +1,4 @@
-"""Trying again: a bucket or a server that is away comes back, mostly."""
+"""Retries: an unavailable bucket or server usually comes back."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT = 10.0  # seconds between two tries
-READER_SECONDS = 20.0  # that a command which only reads waits
-SILENT_SECONDS = 15.0  # without an answer, after which that is said
-# Of these libraries come errors of the network that are no OSError: MLflow's clients of buckets.
+READER_SECONDS = 20.0  # for which a read-only command waits
+SILENT_SECONDS = 15.0  # without an answer before a line says so
+# Libraries of MLflow's bucket clients, whose network errors are no OSError.
 CLIENTS = ("azure", "boto3", "botocore", "google", "requests", "urllib3")
 
 
 class AwayError(UserError):
-    """What a sweep needs has been away for longer than it waits (--outage-seconds)."""
+    """A bucket or server was unavailable for longer than a sweep waits (--outage-seconds)."""
 
 
 @contextlib.contextmanager
 def awaited(what: str) -> Iterator[None]:
-    """In the block, a line says so if there is no answer for long: there may never be one."""
+    """In the block, logs a line if the answer takes long: it may never come."""
     line = "still waiting for %s, which has not answered for %.0f s"
     timer = threading.Timer(SILENT_SECONDS, log.warning, (line, what, SILENT_SECONDS))
     timer.daemon = True
@@ -40,15 +40,15 @@ def awaited(what: str) -> Iterator[None]:
 
 
 class Retry:
-    """Calls that are tried again while what they talk to is away, for `seconds` in a row.
+    """Retries calls while their server or bucket is unavailable, for `seconds` in a row.
 
-    From then on each call gets one try, until one succeeds.
+    After that, each call gets one try, until one succeeds.
 
     Args:
-        what: they talk to, for messages.
+        what: the server or bucket, for messages.
         temporary: whether another try may help after this error; others are raised as they are.
-        stopped: asked while it waits; from then on it waits no longer.
-        way_on: what the user can do in the end.
+        stopped: polled while it waits; once true, it waits no longer.
+        way_on: the AwayError's advice to the user.
     """
 
     def __init__(
@@ -94,18 +94,18 @@ class Retry:
 
 
 def reason(error: Exception) -> str:
-    """Why something failed: of what MLflow's client wraps in several layers the innermost,
+    """Why something failed: the innermost of the errors that MLflow's client wraps, as
     "[Errno 111] Connection refused"."""
     inner: Any = error.__context__
     if not type(inner).__module__.startswith("requests"):
         return first_line(error)
     inner = getattr(inner.args[0], "reason", inner) if inner.args else inner
-    inner = getattr(inner, "original_error", inner)  # of a proxy's refusal
+    inner = getattr(inner, "original_error", inner)  # refused by a proxy
     return first_line(inner).rpartition(">: ")[2].rpartition("): ")[2]
 
 
 def ask_mlflow(action: Callable[[], T]) -> T:
-    """What `action` returns, for commands that only read: somebody waits for them."""
+    """Calls `action` with short retries, for read-only commands: a user waits."""
     again = "run the same command again once it is back"
     return Retry("MLflow", READER_SECONDS, is_temporary, way_on=again)(action)
 

@@ -1,4 +1,4 @@
-"""The options that a sweep was started with, found again, and what a resume changes of them."""
+"""Finds the options that a sweep was started with, and applies what a resume changes."""
 
 from __future__ import annotations
 

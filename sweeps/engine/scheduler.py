@@ -1,4 +1,4 @@
-"""The scheduler that Tune asks whether a trial continues, after a resume and a NaN too."""
+"""Decides for Tune whether a trial continues, also after a resume and after a NaN."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sweeps.engine.forecast import Cut, Forecast
 from sweeps.engine.study import trial_id
 
 HISTORY = "history"  # in a restored trial's first result: (epoch, objective) before its checkpoint
-MEMORY_KILLS = 2  # of one trial by Ray's memory monitor, without a new epoch: its own fault
+MEMORY_KILLS = 2  # kills by Ray's memory monitor without a new epoch that end a trial
 
 
 class EarlyStopping(FIFOScheduler):
@@ -43,7 +43,7 @@ class EarlyStopping(FIFOScheduler):
         self._epochs = epochs
         self._sign = -1.0 if maximize else 1.0  # the forecast is of something to minimize
         self._forecast = Forecast(epochs, grace_epochs, reduction_factor)
-        self.never_stop: set[str] = set()  # trials that confirm another: each is to be whole
+        self.never_stop: set[str] = set()  # trials that confirm another: they run in full
         self._lost: set[str] = set()  # told to stop, but their worker was lost before that
         self._reached: dict[str, int] = {}  # epoch of a trial's last result
         self._lost_at: dict[str, int] = {}  # furthest epoch of a trial whose worker was lost
@@ -67,7 +67,7 @@ class EarlyStopping(FIFOScheduler):
         return stopped
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
-        """Tune's question after each result."""
+        """Tune asks this after each result."""
         self._note_progress(trial, int(result.get(EPOCH, 0)))
         judged = trial.trial_id not in self.never_stop
         for epoch, value in result.get(HISTORY, ()):
@@ -89,7 +89,7 @@ class EarlyStopping(FIFOScheduler):
         return TrialScheduler.STOP if full else TrialScheduler.CONTINUE
 
     def _note_progress(self, trial: Trial, epoch: int) -> None:
-        """A worker that is lost after a new epoch does not count with those lost before."""
+        """Once a trial has a new epoch, workers that it lost before do not count."""
         name = trial.trial_id
         self._reached[name] = epoch
         if epoch > self._lost_at.get(name, epoch):
@@ -97,7 +97,7 @@ class EarlyStopping(FIFOScheduler):
             ray_compat.forget_failures(trial)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
-        """Tune's notice of a trial's last result, which it asks nothing about."""
+        """Tune calls this with a trial's last result, and ignores the answer."""
         self.on_trial_result(tune_controller, trial, result)
 
     def _ending(self, cut: Cut) -> Ending:
@@ -111,7 +111,7 @@ class EarlyStopping(FIFOScheduler):
         return Ending(EndState.STOPPED_EARLY, reason)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Tune's notice that a trial's worker was lost."""
+        """Tune calls this when a trial's worker is lost."""
         name = trial.trial_id
         self._lost_at[name] = max(self._lost_at.get(name, 0), self._reached.get(name, 0))
         # A lost node is worth another try; a trial that outgrew its node is not. Ray may kill
@@ -124,7 +124,7 @@ class EarlyStopping(FIFOScheduler):
             self._lost.add(name)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Tune's question which trial is next."""
+        """Tells Tune which trial is next."""
         if self._lost:
             for trial in ray_compat.pending_trials(tune_controller):
                 if trial.trial_id in self._lost:

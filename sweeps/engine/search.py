@@ -1,4 +1,4 @@
-"""The study's face towards Ray Tune: which trial comes next, what it reported, how it ended."""
+"""Connects the study to Ray Tune: which trial comes next, what it reported, how it ended."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from sweeps.engine.study import CONFIG, Study, Suggest, trial_id
 class StudySearch(SearchAlgorithm):
     """Feeds Tune from a `Study`: first the trials that the study holds already, then new ones.
 
-    A trial that an earlier driver gave up, since it lost too many workers, is tried again.
+    A trial that an earlier driver ended since it lost too many workers is retried.
 
     A finished trial is handed to Tune as TERMINATED and costs nothing; an unfinished one resumes
     from its newest checkpoint under the id it had.
@@ -97,7 +97,7 @@ class StudySearch(SearchAlgorithm):
         return [t for t in self._study.trials() if t.state != TrialState.WAITING]
 
     def next_trial(self) -> Trial | None:
-        """Tune's question for a trial to run; None for none at the moment."""
+        """The trial that Tune runs next; None: none at the moment."""
         if self._finished:
             return None
         if self._backlog and self._backlog[0].state.is_finished():
@@ -115,9 +115,9 @@ class StudySearch(SearchAlgorithm):
         return self.make_trial(trial)
 
     def _enqueue_again(self) -> bool:
-        """Has a configuration trained again if it is time: in the race, or after it to confirm."""
+        """Enqueues a repetition if one is due (race or confirmation); returns whether it did."""
         trials = self._study.trials()
-        if any(trial.state == TrialState.WAITING for trial in trials):  # a kill came between
+        if any(trial.state == TrialState.WAITING for trial in trials):  # left by a kill
             return True
         number = next_to_race(trials, self._race, self._confirm_seeds)
         if number is None and self._asked >= self._num_trials:
@@ -131,7 +131,7 @@ class StudySearch(SearchAlgorithm):
         return True
 
     def make_trial(self, frozen: FrozenTrial) -> Trial:
-        """The study's trial as one of Tune's, with its checkpoints; a replay makes its own."""
+        """The study's trial as one of Tune's, with its checkpoints; replays override this."""
         assert self._experiment is not None
         name, config = trial_id(frozen.number), frozen.user_attrs.get(CONFIG, {})
         trial = ray_compat.create_trial(self._experiment, name, config, frozen.params)
@@ -150,7 +150,7 @@ class StudySearch(SearchAlgorithm):
         return trial
 
     def _tries(self, frozen: FrozenTrial) -> list[FrozenTrial]:
-        """The trial and those that it is another try of, oldest first."""
+        """All tries of the same trial, oldest first."""
         if RETRIES not in frozen.user_attrs:
             return [frozen]
         return [t for t in self._study.trials() if first_try(t) == first_try(frozen)]
@@ -164,7 +164,7 @@ class StudySearch(SearchAlgorithm):
     def on_trial_complete(
         self, trial_id: str, result: dict | None = None, error: bool = False
     ) -> None:
-        """Tune's notice that a trial ended: told to the study."""
+        """Records in the study that Tune has ended a trial."""
         self._live.discard(trial_id)
         result = result or {}
         ending = self._ending(trial_id, result, error)
@@ -189,7 +189,7 @@ class StudyRecorder(tune.Callback):
     """Writes each value that a trial reports to the study, once.
 
     Tune calls it right after the scheduler has decided and before it acts on the decision, so the
-    study has every value that anything was done about.
+    study has every value that led to an action.
     """
 
     def __init__(self, study: Study, objective: str) -> None:
@@ -202,8 +202,8 @@ class StudyRecorder(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **_: Any
     ) -> None:
         number = int(trial.trial_id)
-        # What a restored trial tells of its past: if the driver's machine was lost, and the end of
-        # the journal with it, nobody else knows it.
+        # A restored trial reports its past values: if the driver's machine was lost, and the end of
+        # the journal with it, only the trial has them.
         for epoch, value in result.get(HISTORY, ()):
             self._study.report(number, int(epoch), float(value))
         if self._objective in result and END_STATE not in result:

@@ -15,15 +15,15 @@ from sweeps.engine import ray_compat
 from sweeps.engine.cluster import answers, joined_address
 
 POLL_SECONDS = 0.5
-LOST_SECONDS = 20.0  # without an answer of Ray's: it has ended. After 60 it ends this process
+LOST_SECONDS = 20.0  # without an answer, Ray has ended; after 60, Ray ends this process
 
 
 class GracefulShutdown:
-    """In the block, the first signal raises KeyboardInterrupt, or while Tune trains ends its loop.
+    """In the block, the first signal raises KeyboardInterrupt or, while Tune trains, ends its loop.
 
-    A scheduler may follow with SIGKILL before the epochs in hand have ended, so MLflow is told at
-    once; and it may have ended Ray's processes as well, whose answers Tune would wait for: its loop
-    is left by a KeyboardInterrupt then, whether a stop was asked for or not (`without_ray`).
+    A scheduler may send SIGKILL before running epochs have ended, so MLflow is told at once. It may
+    also have ended Ray's processes, for whose answers Tune would wait: then a KeyboardInterrupt
+    leaves Tune's loop, whether a stop was requested or not (`without_ray`).
 
     Args:
         again: the command that resumes the sweep, to print.
@@ -95,7 +95,7 @@ class GracefulShutdown:
             raise KeyboardInterrupt
 
     def _is_same(self, number: int) -> bool:
-        """Whether it is the first request once more: a terminal that closes, or `timeout`, sends
+        """Whether it repeats the first request: a terminal that closes, or `timeout`, sends
         its signal to the process and to its group; systemd sends SIGTERM and SIGHUP."""
         first, when = self._first
         soon = first != signal.SIGINT and time.monotonic() - when < 1

@@ -34,7 +34,7 @@ _OPTIONAL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Space:
-    """Ranges of the search, inclusive. What it yields are fields of `ali.config.Config`.
+    """Ranges of the search, inclusive. It yields fields of `ali.config.Config`.
 
     Two choices are conditional. Encoder and decoder either share the discriminator's Adam settings
     or have their own (`adam_apart`); D(x) either has no batch norm or has it per layer (`bn`).
@@ -110,7 +110,7 @@ class Space:
 
     @property
     def largest_batch(self) -> int:
-        """Images per step that the data must have; 0: as the sweep's --batch-size."""
+        """Largest batch that the data must fill; 0: the sweep's --batch-size."""
         own = dimensions.ends(self.extra["batch_size"]) if "batch_size" in self.extra else ()
         return max([*self.batch_sizes, *own], default=0)
 
@@ -159,7 +159,7 @@ class Space:
 
 
 def read_space(path: Path | str, other: Space | None = None) -> Space:
-    """`other` with the dimensions that a file has in place of its own (docs/space.md).
+    """`other` with its dimensions replaced by those of a file (docs/space.md).
 
     `other`: by default the paper's ranges.
 
@@ -237,7 +237,7 @@ def short_budget(base: Config) -> InitialPoint:
     found = {"lr_d": 4e-4, "beta1_d": 0.1, "one_minus_beta2_d": 3e-4}
     found |= {"dropout_x": 0.1, "dropout_z": 0.0, "dropout_xz": 0.0, "bn": True}
     found |= {f"bn_x{i}": i != 4 for i in range(1, 6)}
-    found |= {"lr_g": 1e-3}  # of VAEs and their like; else adam_apart is false, and this not used
+    found |= {"lr_g": 1e-3}  # for VAEs and the like; else adam_apart is false, and this unused
     slopes = {f"slope_{who}": 0.15 for who in _leaky(base)}
     return InitialPoint(paper_defaults(base).params | found | slopes)
 
@@ -245,7 +245,7 @@ def short_budget(base: Config) -> InitialPoint:
 def suggest(trial: optuna.Trial, space: Space, base: Config) -> dict[str, Any]:
     """Draws one point of `space`: values for those fields of `base` that its networks have.
 
-    What the space has fixed is in `base` (`Space.apply_fixed`), and not drawn.
+    Fixed values are in `base` (`Space.apply_fixed`), and not drawn.
     """
 
     def drawn(name: str, given: Dimension | None = None, log: bool = False) -> Any:
@@ -336,7 +336,7 @@ def with_optional(
 
 
 def _discriminator(base: Config) -> dict[str, Rows]:
-    """The parts of the discriminator that there are, by the ending of their fields in Config."""
+    """The discriminator's existing parts, by the suffix of their fields in Config."""
     table, there = paper_table(base), KINDS[base.model].parts
     parts = {"x": table.d_x, "z": table.d_z, "xz": table.d_xz}
     return {name: rows for name, rows in parts.items() if rows and name in there}

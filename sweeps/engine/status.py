@@ -29,7 +29,7 @@ RUNNING = "RUNNING"  # MLflow's status
 def status(client: MlflowClient, experiment: str, name: str) -> str:
     """The state of a sweep as text: its end states, its running trials, its best so far.
 
-    Which trials are best is what the sweep's driver has written to MLflow. Raises UserError if
+    The sweep's driver has written to MLflow which trials are best. Raises UserError if
     MLflow has no sweep of this name.
     """
     parent = runs.require_sweep(client, experiment, name)

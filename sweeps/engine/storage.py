@@ -18,13 +18,13 @@ from ali.errors import UserError
 from ali.files import atomic_write, existing_part, make_folder, refuse_address
 from sweeps.engine.retry import awaited
 
-# By pyarrow's defaults a call waits 100 s for a bucket that takes connections and does not answer,
-# at Google's 15 minutes. There one attempt takes 2 minutes still, as pyarrow has no option for it.
+# With pyarrow's defaults, a call to a bucket that accepts connections but never answers waits
+# 100 s, at Google 15 minutes. One attempt there still takes 2: pyarrow has no option for it.
 ATTEMPTS, ATTEMPT_SECONDS, RETRY_SECONDS = 3, 5.0, 15
 
 
 class ImpatientS3(fs.S3FileSystem):
-    """Whose calls end within some ATTEMPTS · ATTEMPT_SECONDS without an answer, in trials, too."""
+    """S3 whose unanswered calls end after some ATTEMPTS · ATTEMPT_SECONDS, in trials, too."""
 
     def __init__(self, **options: Any) -> None:
         attempts = fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
@@ -32,7 +32,7 @@ class ImpatientS3(fs.S3FileSystem):
 
     @classmethod
     def like(cls, filesystem: fs.S3FileSystem) -> ImpatientS3:
-        """The same place, asked with less patience."""
+        """The same place, with shorter timeouts."""
         options = filesystem.__reduce__()[1][0]
         seconds = dict.fromkeys(("connect_timeout", "request_timeout"), ATTEMPT_SECONDS)
         return cls(**options | seconds)
@@ -150,7 +150,7 @@ class Storage:
 
     @contextlib.contextmanager
     def local(self, folder: str) -> Iterator[Path]:
-        """A folder as a local one: of a bucket, a downloaded copy."""
+        """The folder as a local one; a bucket's is downloaded."""
         from ray.tune import Checkpoint
 
         with Checkpoint(folder, filesystem=self.filesystem).as_directory() as path:
@@ -169,7 +169,7 @@ class Storage:
                 return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file in the sweep's folder, all of it or nothing: others read it meanwhile."""
+        """Writes a file in the sweep's folder atomically, since others may be reading it."""
         file = f"{self.folder}/{name}"
         with self._awaited:
             if isinstance(self.filesystem, fs.LocalFileSystem):
@@ -227,7 +227,7 @@ class Storage:
 def list_checkpoints(filesystem: fs.FileSystem, folder: str) -> list[str]:
     """Checkpoint folders in a trial's folder, oldest first.
 
-    Found by the files in them: unless recursive, a listing of Google's buckets has no folders
+    They are found by their files: a non-recursive listing of Google's buckets has no folders
     (arrow #35993).
     """
     files = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=True))
@@ -236,7 +236,7 @@ def list_checkpoints(filesystem: fs.FileSystem, folder: str) -> list[str]:
 
 
 def _names(folder: str, files: list[fs.FileInfo]) -> set[str]:
-    """What is in a folder, of which all files below are given."""
+    """The names in a folder, given all files below it."""
     return {file.path[len(folder) :].strip("/").partition("/")[0] for file in files}
 
 

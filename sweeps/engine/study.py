@@ -47,7 +47,7 @@ def trial_id(number: int) -> str:
 class Study:
     """An Optuna study in a journal file; repeating a write is harmless.
 
-    `make_sampler`: from a seed, the sampler of one trial; None: TPE (`tpe`). `maximize`: whether
+    `make_sampler`: makes one trial's sampler from a seed; None: TPE (`tpe`). `maximize`: whether
     the higher of two values is better.
     """
 
@@ -141,9 +141,9 @@ class Study:
         return self._storage.get_trial(trial._trial_id)
 
     def enqueue(self, point: InitialPoint, control: bool = False) -> None:
-        """Has a known point evaluated before any that the search draws.
+        """Enqueues a known point before any that the search draws.
 
-        `control`: it is the paper's own, to which a confirmation compares the best.
+        `control`: it is the paper's own, with which a confirmation compares the best.
         """
         attributes: dict[str, Any] = {PAPER_VALUES: list(point.paper_values)}
         if control:
@@ -151,11 +151,11 @@ class Study:
         self._study.enqueue_trial(point.params, user_attrs=attributes, skip_if_exists=True)
 
     def enqueue_again(self, number: int) -> None:
-        """Has the configuration of a trial evaluated once more, with the next trial's seed."""
+        """Enqueues a trial's configuration once more, with the next trial's seed."""
         self._enqueue_same(self.trial(number), {CONFIRMS: number})
 
     def retry(self, number: int) -> None:
-        """Has a trial that lost its workers continued: the same point, seed and checkpoints."""
+        """Enqueues a trial that lost its workers again: same point, seed and checkpoints."""
         trial = self.trial(number)
         confirms = {k: v for k, v in trial.user_attrs.items() if k == CONFIRMS}
         self._enqueue_same(trial, {RETRIES: first_try(trial), **confirms})
@@ -188,8 +188,8 @@ class Study:
         self._study.tell(number, values, state)
 
     def _seed_sampler(self, number: int) -> None:
-        # Seeded by the trial's number and not once, so that a search that was interrupted continues
-        # as it would have, and one with a concurrency of 1 can be repeated.
+        # Reseeded by each trial's number, so that an interrupted search continues as it would have,
+        # and one with a concurrency of 1 can be repeated.
         seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
         self._study.sampler = self._make_sampler(seed)
 
@@ -242,7 +242,7 @@ class ByConfiguration(BaseSampler):
 
 
 def configurations(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials that confirm no other, completed ones with the objective to expect of them."""
+    """The trials that confirm no other; completed ones get their expected objective."""
     values, shown = estimates(trials), []
     for trial in trials:
         if CONFIRMS not in trial.user_attrs:
@@ -254,7 +254,7 @@ def configurations(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def with_trials(study: optuna.Study, trials: list[FrozenTrial]) -> optuna.Study:
-    """The same study, which shows these trials only; what a sampler writes goes there, too."""
+    """A view of the study that shows only these trials; a sampler's writes reach the study."""
 
     def get_trials(
         deepcopy: bool = True,
@@ -273,7 +273,7 @@ def with_trials(study: optuna.Study, trials: list[FrozenTrial]) -> optuna.Study:
 def best_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """The search's trials that completed their full budget, best first: the definition of "best".
 
-    By the objective to expect of their configurations (`confirmation.estimates`): without fresh
+    Ranked by their configurations' expected objective (`confirmation.estimates`): without fresh
     seeds that is the order of the means over the last fifth of their curves.
     """
     by_number = {trial.number: trial for trial in trials}
@@ -287,7 +287,7 @@ def confirms_of(trial: FrozenTrial) -> str | None:
 
 
 def read_study(journal: Path, name: str) -> optuna.Study:
-    """A sweep's study to look at while a driver may be writing it: nothing is repaired or added.
+    """A sweep's study, read-only: a driver may be writing it, so nothing is repaired or added.
 
     Raises UserError if the journal is empty, damaged, or of another sweep.
     """

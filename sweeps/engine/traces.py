@@ -1,5 +1,5 @@
-"""What an earlier driver has left of a sweep, checked before anything is written: it is all there,
-and it comes from the same data."""
+"""Checks, before anything is written, that what an earlier driver left of a sweep is complete,
+and comes from the same data."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Begun:
-    """What the study of a sweep knows.
+    """What the study of a sweep holds.
 
     Attributes:
-        trials: ids of those that have begun.
-        data: fingerprint of the data they have; None: not known yet.
+        trials: ids of the trials that have begun.
+        data: fingerprint of their data; None: not known yet.
         maximize: whether the higher objective is better.
-        space: that they are drawn from (`Space.to_dict`); None: not known.
+        space: their search space (`Space.to_dict`); None: not known.
     """
 
     trials: frozenset[str] = frozenset()
@@ -51,7 +51,7 @@ def read_begun(options: Options) -> Begun:
 
 
 def refuse_other_options(options: Options) -> None:
-    """Raises UserError if a resume from Python has others than the sweep was started with."""
+    """Raises UserError if a resume from Python changes options that it may not change."""
     if not (saved := read_options(options.folder)):
         return
     before, now = Options.from_dict(saved).absolute(), options.absolute()
@@ -69,8 +69,8 @@ def refuse_lost_trials(
 ) -> None:
     """Raises UserError if the storage or MLflow (`logged`) has trials that the study lacks.
 
-    A kill leaves none: the study is the first to know a trial. New ones would be begun in the old
-    ones' runs and from their checkpoints. With a bucket the study is a copy, seconds old.
+    A kill cannot cause this: the study has each trial first. New trials would reuse the old ones'
+    runs and checkpoints. With a bucket, the study is a copy that is seconds old.
     """
     if begun.trials and storage.remote:
         return
@@ -89,7 +89,7 @@ def refuse_other_data(
 ) -> None:
     """Raises UserError if the trials so far had other data.
 
-    Studies of earlier versions do not know it, but the trials' runs (`logged`) do.
+    Studies of earlier versions lack it, but the trials' runs (`logged`) have it.
     """
     of_runs = {data for run in logged if (data := data_of(run))}
     before = {begun.data} if begun.data else of_runs
@@ -102,7 +102,7 @@ def refuse_other_data(
 
 
 def refuse_other_objective(begun: Begun, options: Options, objective: Objective) -> None:
-    """Raises UserError if the trials so far were compared the other way round."""
+    """Raises UserError if the trials so far had the other direction."""
     if begun.trials and begun.maximize != objective.maximize:
         raise UserError(
             f"sweep {options.name!r} does not {objective.verb} {objective.name}: its trials were "
@@ -113,8 +113,8 @@ def refuse_other_objective(begun: Begun, options: Options, objective: Objective)
 def begun_space(begun: Begun, options: Options, asked: Callable[[], Space]) -> Space:
     """The space that a sweep was begun with; `asked()` if it is new, or of an earlier version.
 
-    A resume without --space, or with the same file, keeps it: the file may have changed, or be
-    gone. Raises UserError if another space is asked for.
+    A resume without --space, or with the same file, keeps it, even if the file was changed or
+    deleted. Raises UserError if another space is asked for.
     """
     if begun.space is None:
         return asked()

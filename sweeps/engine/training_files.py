@@ -1,4 +1,4 @@
-"""What a full training keeps: checkpoints, the metrics of each epoch, what the test has said."""
+"""What a full training keeps: checkpoints, the metrics of each epoch, the test's results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sweeps.engine.history import read_history, write_history
 from sweeps.engine.storage import Storage
 
 CHECKPOINT = "checkpoint"
-RESULT = "test.json"  # what the test split said, and of what
+RESULT = "test.json"  # the test's results, and what was tested
 
 Metrics = dict[str, float]
 
@@ -27,7 +27,7 @@ class TrainingFiles:
     """The folder of one full training; with a bucket its checkpoints have copies there.
 
     Args:
-        storage: of the sweep.
+        storage: the sweep's.
         say: prints a line.
     """
 
@@ -40,7 +40,7 @@ class TrainingFiles:
     def checkpoints(self) -> list[tuple[Storage, str]]:
         """This training's own checkpoints, the newest first.
 
-        With a bucket its copies, which workers on several machines see alike.
+        With a bucket, the copies there, which workers on all machines see.
         """
         local = self.checkpoint
         here = [(Storage.at(local, ""), str(local))] if (local / MANIFEST).exists() else []
@@ -58,8 +58,8 @@ class TrainingFiles:
         return epochs
 
     def load(self, candidates: list[tuple[Storage, str]]) -> tuple[State, list[Metrics], str]:
-        """The first that is intact and not past the last epoch, the metrics of its epochs, as far
-        as they are known, and its folder.
+        """Loads the first that is intact and not past the last epoch: its state, the metrics of its
+        epochs as far as known, and its folder.
 
         Raises LookupError if there is none.
         """
@@ -94,14 +94,14 @@ class TrainingFiles:
             self._say(f"note: no copy of the checkpoint was written: {problem}")
 
     def save_result(self, of: str, found: Metrics, errors: list[float]) -> None:
-        """Writes what the test said: the test split is read once, whatever comes then."""
+        """Writes the test's results, so that the test split is read only once."""
         with atomic_write(self.folder / RESULT) as path:
             path.write_text(
                 json.dumps({"of": of, "found": found, "errors": errors}), encoding="utf-8"
             )
 
     def result(self, of: str) -> tuple[Metrics, list[float]] | None:
-        """What an earlier call has found, if that was the test of the same."""
+        """The results of an earlier call, if it tested the same."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             kept = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
             if kept["of"] == of:

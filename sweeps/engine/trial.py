@@ -44,13 +44,13 @@ from sweeps.engine.tracking.trial_run import TrialRun
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 30.0
-SAVE_AFTER = 5.0  # times what a checkpoint took that could not be written, before the next is tried
+SAVE_AFTER = 5.0  # times the duration of a failed checkpoint: the wait before the next one
 CONFIG_FILE = "config.json"  # artifact of a run, for `python -m ali train --config`
 
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What every trial of a sweep is given: its experiment, where to log, its resources."""
+    """The inputs of every trial of a sweep: its experiment, where to log, its resources."""
 
     experiment: Experiment
     to: TrackingContext
@@ -58,8 +58,8 @@ class TrialContext:
     threads: int
     outage_seconds: float
     fingerprint: str  # of the data that all trials have
-    data_dir: str | None  # where that is: a resume may have moved it since a trial was drawn
-    objective: Objective | None = None  # what adds its value to the metrics, if they lack it
+    data_dir: str | None  # the data's folder: a resume may change it after a trial was drawn
+    objective: Objective | None = None  # adds its value to the metrics, if they lack it
 
 
 class SweepTrial(tune.Trainable):
@@ -87,11 +87,11 @@ class SweepTrial(tune.Trainable):
 
     @property
     def _dataset(self) -> Any:
-        # Loaded by the first step and not in setup: nobody would notice there that the data's
-        # folder hangs (HangWatchdog looks at trials that have started).
+        # Loaded by the first step and not in setup, where nothing would notice that the data's
+        # folder hangs (HangWatchdog only watches trials that have started).
         if not self._loaded:
             experiment, expected = self._context.experiment, self._context.fingerprint
-            # The driver has read it: a mount that is gone comes back, mostly.
+            # The driver has read it: a missing mount usually comes back.
             what, seconds = f"the data of trial {self.trial_id}", self._context.outage_seconds
             ask = Retry(what, seconds, _is_missing)
             try:
@@ -147,7 +147,7 @@ class SweepTrial(tune.Trainable):
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return self._end(EndState.OUT_OF_MEMORY, str(error) or "MemoryError")
         # The same code with the same seed would fail again: the trial ends here, and is not
-        # restarted as one that lost its node is.
+        # restarted, unlike one that lost its node.
         if self._opened is not None:
             self._opened.text(traceback.format_exc(), "traceback.txt")
         return self._end(EndState.FAILED, f"{type(error).__name__}: {error}")
@@ -170,7 +170,7 @@ class SweepTrial(tune.Trainable):
         if done or metrics[EPOCH] % self._context.image_every == 0:
             images = experiment.pictures(self._state, config, self._dataset)
         run.epoch(metrics, images)
-        if done:  # a final result is in MLflow before the search hears of it
+        if done:  # MLflow gets a final result before the search does
             run.queue.flush(FLUSH_SECONDS)
         return {**metrics, DONE: done}
 
@@ -205,8 +205,8 @@ class SweepTrial(tune.Trainable):
             write_history(folder, self._history)
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
-        # A full disk costs the trial its newest checkpoint, not its life; a bucket that is silent a
-        # small part of its time.
+        # A full disk costs a trial only its newest checkpoint, a silent bucket only a small part of
+        # its time.
         began = time.monotonic()
         if began < self._next_save:
             return ray_compat.result_without_checkpoint(self)
@@ -220,7 +220,7 @@ class SweepTrial(tune.Trainable):
             return ray_compat.result_without_checkpoint(self)
 
     def restore(self, checkpoint_path: Any) -> None:
-        # A bucket that is away costs a trial time, and none of its restarts (--max-failures).
+        # An unavailable bucket costs a trial time, but no restarts (--max-failures).
         what, seconds = f"the storage of trial {self.trial_id}", self._context.outage_seconds
         retry = Retry(what, seconds, _is_away)
         retry(lambda: super(SweepTrial, self).restore(checkpoint_path))
@@ -266,12 +266,12 @@ class SweepTrial(tune.Trainable):
 
 
 def _is_missing(error: Exception) -> bool:
-    """Whether data cannot be read, for the time being or here."""
+    """Whether data cannot be read, at present or here."""
     return isinstance(error, OSError | UserError)
 
 
 def _is_away(error: Exception) -> bool:
-    """Whether an error is a storage's that does not answer, and no other."""
+    """Whether an error means that a storage does not answer."""
     return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
 
 

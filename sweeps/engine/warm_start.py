@@ -25,8 +25,8 @@ def warm_points(
 ) -> list[InitialPoint]:
     """The best configurations of the sweep --warm-start, best first, moved into `space`.
 
-    Those that `known` has already, or an earlier of them, are left out. Its data, width and budget
-    may differ. Raises UserError if it is not there, or none of its trials has completed.
+    Duplicates of `known` or of each other are left out. The sweep's data, width and budget may
+    differ. Raises UserError if it is missing, or none of its trials has completed.
     """
     from sweeps.engine.study import best_trials
 
@@ -62,7 +62,7 @@ def warm_points(
 def moved(trial: FrozenTrial, space: Space, base: Config) -> InitialPoint:
     """A trial's point in `space`: the nearest value where its own lies outside.
 
-    What `space` has and the trial had not is left to the search.
+    Parameters that the trial lacks are left to the search.
     """
     config = trial.user_attrs.get(CONFIG, {})
     own = {name: label(name, config[name]) for name in space.extra if name in config}

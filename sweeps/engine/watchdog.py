@@ -25,9 +25,9 @@ class HangWatchdog(tune.Callback):
         return {}  # Tune pickles its arguments; a resume creates this object anew
 
     def on_step_end(self, iteration: int, trials: list[Trial], **_: Any) -> None:
-        # The time during which the driver itself was stopped (Ctrl-Z, a laptop's sleep) is not a
-        # trial's silence: a step of Tune's loop, which takes a second or less, counts for no more
-        # than a quarter of what kills, or a second.
+        # Time in which the driver itself was stopped (Ctrl-Z, a laptop's sleep) does not count: a
+        # step of Tune's loop, which takes a second or less, counts for at most a quarter of the
+        # limit, or a second.
         now = time.monotonic()
         self._clock += min(now - self._looked, max(1.0, self._seconds / 4))
         self._looked = now

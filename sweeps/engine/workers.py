@@ -34,7 +34,7 @@ def train_on_workers(
             with, too.
         threads: CPU threads of each worker.
         log: file that the first worker writes its lines to; they are printed meanwhile.
-        storage: of the sweep.
+        storage: the sweep's.
 
     Raises UserError if the cluster cannot hold the workers, and what the training raises.
     """

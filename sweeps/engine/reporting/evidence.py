@@ -1,4 +1,4 @@
-"""How sure it is what a sweep has found: fresh seeds, collapse, and importance beside chance."""
+"""How reliable a sweep's findings are: fresh seeds, collapse, and importance beside chance."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sweeps.engine.importance import Importance
 
-SURE = 0.95  # probability from which on a difference is no tie
+SURE = 0.95  # least probability at which a difference is no tie
 
 
 def has_collapsed(run: Run) -> bool:
@@ -119,7 +119,7 @@ def _id(one: Confirmed) -> str:
 
 
 def importance_of(trials: Sequence[FrozenTrial]) -> Importance:
-    """Of all trials with values: a stopped one counts with its last, a diverged one as worst."""
+    """Importance in trials with values: a stopped one has its last, a diverged one the worst."""
     from sweeps.engine.importance import importance
 
     return importance(valued(trials))

@@ -108,7 +108,7 @@ class Findings:
 
     @cached_property
     def again(self) -> list[Confirmed]:
-        """Configurations with runs of fresh seeds, the best to expect first."""
+        """Configurations with runs of fresh seeds, the best expected first."""
         return [one for one in confirmed(self.frozen) if one.values]
 
     @cached_property
@@ -125,7 +125,7 @@ class Findings:
 
     @cached_property
     def doubts(self) -> list[str]:
-        """What speaks against the best trial: words that follow its name."""
+        """Reasons to doubt the best trial: words that follow its name."""
         if not self.complete or self.parent is None:
             return []
         best = self.complete[0]
@@ -137,7 +137,7 @@ class Findings:
         return list(next_commands(self.options, doubts, self.experiment))
 
     def expected(self, trial: TrialResult) -> Estimate:
-        """Of a trial in `complete`: the objective to expect of its configuration."""
+        """The expected objective of the configuration of a trial in `complete`."""
         return self.estimates[int(trial.trial_id)]
 
 
@@ -175,7 +175,7 @@ def verdict(found: Findings) -> list[str]:
 
 
 def untrained_error(parent: Run) -> float:
-    """The lowest val_error without training of a sweep, infinity if that is not its objective."""
+    """A sweep's lowest val_error without training; infinity if it has another objective."""
     known = parent.data.metrics
     return min(known.get(name, math.inf) for name in (UNTRAINED_ERROR, UNTRAINED_BN_ERROR))
 
@@ -190,7 +190,7 @@ def runs_of(trial: TrialResult, again: Sequence[Confirmed]) -> list[float]:
 
 
 def _doubts(best: TrialResult, expected: float, by_id: Runs, parent: Run) -> list[str]:
-    """What speaks against the best trial, of whose configuration `expected` is to expect."""
+    """Reasons to doubt the best trial; `expected`: its configuration's expected objective."""
     run = by_id.get(best.trial_id)
     collapsed = [COLLAPSED_WORDS] if run and has_collapsed(run) else []
     return collapsed + ([UNTRAINED] if expected >= untrained_error(parent) else [])

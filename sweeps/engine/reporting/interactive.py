@@ -1,4 +1,4 @@
-"""The figures of a sweep by plotly, for a browser: what a point is when the mouse is over it."""
+"""The figures of a sweep by plotly, for a browser: hovering over a point shows what it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sweeps.engine.reporting.series import STYLES
 
 Draw = Callable[[Findings, Records], go.Figure | None]
 FAINT = 0.75  # opacity of what is not the best
-SHORT = 12  # trials or epochs, up to which each has a tick
+SHORT = 12  # up to this many trials or epochs, each has a tick
 
 
 def history(found: Findings, records: Records) -> go.Figure | None:

@@ -1,4 +1,4 @@
-"""What figures need of MLflow beyond a run's last values: pictures, and when its epochs ran."""
+"""What figures need from MLflow besides a run's last values: pictures, and when epochs ran."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Span:
 
 
 class Records:
-    """Reads them from MLflow; what cannot change any more is asked once."""
+    """Reads them from MLflow; what can no longer change is read once."""
 
     def __init__(self, client: MlflowClient) -> None:
         environment.set_defaults(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false")
@@ -84,5 +84,5 @@ class Records:
         return self._names[name]
 
     def forget_running(self, ended: set[str]) -> None:
-        """Has the pictures of all runs but these asked again."""
+        """Forgets which pictures all runs but these have."""
         self._names = {name: known for name, known in self._names.items() if name in ended}

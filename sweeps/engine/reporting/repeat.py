@@ -1,4 +1,4 @@
-"""How each number of a report is computed again: command lines."""
+"""Commands that compute each number of a report again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def commands(found: Findings) -> list[tuple[str, str]]:
 
 
 def arguments_of(options: Options) -> list[str]:
-    """The options of a sweep, but for where it is, that are not what `Options` has by default."""
+    """A sweep's options that differ from the defaults of `Options`, except its location."""
     left_out = set(OF_A_START) | {field.name for field in dataclasses.fields(Location)}
     defaults = Options(name=options.name).to_dict()
     changed = {k: v for k, v in options.to_dict().items() if v != defaults[k]}
@@ -59,7 +59,7 @@ def trial_command(found: Findings, trial: TrialResult) -> str:
     folder = f"runs/{found.options.name}-{trial.trial_id}-again"
     line = command("-m", "ali", "train", "--output-dir", folder, *more, *_arguments(changed))
     one_thread = threads == "1" and tags.get(DEVICE) == "cpu"
-    # There a compiler changes the last digits.
+    # Compiling would change the last digits.
     return f"ALI_CC= {line}" if one_thread and tags.get(COMPILED_LAYERS) == "no" else line
 
 

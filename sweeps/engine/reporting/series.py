@@ -98,7 +98,7 @@ def best_so_far(found: Findings) -> list[tuple[int, float]]:
 
 
 def baselines(found: Findings) -> dict[str, float]:
-    """What the objective is without training, by what has it."""
+    """Values of the objective without training, by baseline."""
     known = found.parent.data.metrics if found.parent else {}
     return {label: known[name] for name, label in BASELINES.items() if name in known}
 
@@ -138,7 +138,7 @@ ABSENT = -0.12  # where a trial is on the axis of a hyperparameter that it does 
 
 @dataclass(frozen=True)
 class Parallel:
-    """Hyperparameters of all trials with a value, the one of most influence first."""
+    """Hyperparameters of all trials with a value, the most important first."""
 
     trial_ids: tuple[str, ...]
     values: tuple[float, ...]
@@ -147,7 +147,7 @@ class Parallel:
 
 
 def parallel(found: Findings) -> Parallel:
-    """Trials at their last value; of all hyperparameters those that matter most."""
+    """Trials at their last value, and the hyperparameters that matter most."""
     by_number = {trial.number: trial for trial in found.frozen}
     own = [t for t in found.trials if t.value is not None and t.confirms is None]
     drawn = [by_number[int(trial.trial_id)] for trial in own]

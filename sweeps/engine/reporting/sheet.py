@@ -1,4 +1,4 @@
-"""The contact sheet of a sweep: samples of its best trials, a row each, as they were trained."""
+"""The contact sheet of a sweep: samples of its best trials during training, one row each."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _label(trial: TrialResult, found: Findings) -> list[str]:
 
 
 def spread(epochs: Sequence[int], count: int) -> list[int]:
-    """Up to `count` of them, evenly, the first and the last included."""
+    """Up to `count` evenly spaced ones, including first and last."""
     if len(epochs) <= count:
         return list(epochs)
     last = len(epochs) - 1
@@ -76,7 +76,7 @@ def spread(epochs: Sequence[int], count: int) -> list[int]:
 
 
 def fitted(image: Image.Image, side: int) -> Image.Image:
-    """As large as a square of `side` pixels allows; whole pixels where it is enlarged."""
+    """Scaled to fit a square of `side` pixels; enlarged without smoothing."""
     scale = side / max(image.size)
     how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
     size = tuple(max(1, round(length * scale)) for length in image.size)

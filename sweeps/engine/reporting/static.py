@@ -1,6 +1,6 @@
 """The figures of a sweep as PNG and SVG, by matplotlib: for MLflow, for print, without JavaScript.
 
-They show what `interactive` shows; hovering and zooming is all that they lack.
+They show what `interactive` shows, without hovering and zooming.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STYLE = {
     "grid.alpha": 0.3,
     "legend.frameon": False,
     "svg.fonttype": "none",
-    "svg.hashsalt": "ali-sweeps",  # the same figure is the same file
+    "svg.hashsalt": "ali-sweeps",  # equal figures, equal files
 }
 
 
@@ -190,7 +190,7 @@ FIGURES: dict[str, Draw] = {
 
 
 def draw(found: Findings, records: Records) -> dict[str, Figure]:
-    """The figures by name; those are left out for which there is nothing to draw yet."""
+    """The figures by name, without those that have nothing to draw yet."""
     with rc_context(STYLE):  # type: ignore[arg-type]
         drawn = {name: make(found, records) for name, make in FIGURES.items()}
     return {name: figure for name, figure in drawn.items() if figure is not None}

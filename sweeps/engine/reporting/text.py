@@ -19,15 +19,14 @@ from sweeps.engine.tracking import runs
 
 WIDTH = 128  # characters of a report that is not printed to a terminal
 OPTIONAL_WIDTH = 6  # more for each hyperparameter that is not searched by default
-WORDS = 30  # characters that a column of words has at least, or the next block
+WORDS = 30  # characters; a narrower column of words goes to the next block
 BAR = 40  # characters of the longest bar
 GAP = 2  # characters between columns
-LABEL = 20  # characters of what a command is for, in front of it
+LABEL = 20  # characters of a command's purpose, in front of it
 
 
 def report_width(found: Findings) -> int:
-    """Characters a line: the terminal's ($COLUMNS), where there is one, and never more than it
-    takes."""
+    """Characters per line: the terminal's ($COLUMNS), if any, and never more than needed."""
     optional = len(varied([trial.config for trial in found.trials])) - len(HYPERPARAMETERS)
     natural = WIDTH + OPTIONAL_WIDTH * optional
     return min(natural, max(40, shutil.get_terminal_size((natural, 0)).columns))
@@ -69,8 +68,8 @@ def as_text(found: Findings, width: int | None = None) -> str:
 
 
 def tables_of(table: Table, width: int) -> list[str]:
-    """The table, in as many blocks of columns as it takes for none to be cut; each block begins
-    with the first column, and what holds words is wrapped."""
+    """The table, in as many blocks of columns as needed to cut none; each block begins with the
+    first column, and columns of words are wrapped."""
     sizes = []
     for heading, cells in zip(table.headings, _columns(table), strict=True):
         size = max(cell_len(line) for text in (heading, *cells) for line in text.split("\n"))

@@ -1,4 +1,4 @@
-"""How MLflow's server is reached: proxies that are bypassed, and why one that refuses does so."""
+"""How MLflow's server is reached: which proxies are bypassed, and why a server refuses."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from requests import Response
 
 LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
-SECONDS = 10.0  # that a server has for the first answer
+SECONDS = 10.0  # for a server's first answer
 LOGIN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
 
 def bypass_proxies(uri: str) -> None:
-    """Has this machine and its cluster asked directly: a proxy is for what is outside."""
+    """Bypasses proxies for this machine and its cluster: they are for outside hosts."""
     environment.bypass_proxies(_near_hosts(uri))
 
 
@@ -59,7 +59,7 @@ def _is_near(host: str) -> bool:
 def _resolved(host: str) -> set[str]:
     try:
         return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
-    except OSError:  # often only the proxy knows the names outside, and to ask takes seconds
+    except OSError:  # often only the proxy resolves outside names, and asking takes seconds
         return set()
 
 
@@ -77,7 +77,7 @@ def _is_own(ip: str) -> bool:
 def check_server(uri: str) -> None:
     """Raises UserError unless MLflow answers at an http address, and takes our login.
 
-    Asks as MLflow's client does (login, certificates, proxies), but once: it tries for minutes.
+    Asks as MLflow's client does (login, certificates, proxies), but once, not for minutes.
     """
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request

@@ -44,7 +44,7 @@ OUTAGE_SECONDS = 600.0  # how long a trial keeps trying to deliver its log recor
 def default_uri(output_dir: Path) -> str:
     """The sqlite database of a sweep that was given no tracking server.
 
-    Raises UserError if it would be another file: SQLAlchemy takes ? and % for more than names.
+    Raises UserError if the path has ? or %, which have a meaning in SQLAlchemy's addresses.
     """
     if {"?", "%"} & set(str(output_dir.resolve())):
         raise UserError(
@@ -55,7 +55,7 @@ def default_uri(output_dir: Path) -> str:
 
 
 def is_database(uri: str) -> bool:
-    """Whether an address is a database's, and not a server's that keeps one."""
+    """Whether an address is a database's, not an MLflow server's."""
     return uri.split(":")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -80,7 +80,7 @@ def open_client(uri: str) -> MlflowClient:
 def connect(uri: str, existing: bool = False) -> MlflowClient:
     """A client whose server answers. Raises UserError within seconds if it does not.
 
-    `existing`: no database is created, as by commands that only read.
+    `existing`: creates no database, for read-only commands.
     """
     file = Path(uri.removeprefix("sqlite:///"))
     if existing and uri.startswith("sqlite:///") and not file.exists():
@@ -114,7 +114,7 @@ def connect(uri: str, existing: bool = False) -> MlflowClient:
 
 
 def check_database(uri: str) -> None:
-    """Raises UserError if an address is that of a local file which is no SQLite database."""
+    """Raises UserError if an address names a local file that is no SQLite database."""
     file = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:///") or not file.exists():
         return
@@ -149,8 +149,8 @@ def _database_lock(uri: str) -> Iterator[None]:
 
 
 def _create_database(file: Path) -> None:
-    """All or nothing, while its lock is held: MLflow makes the tables one by one, and with half of
-    them, after a kill or on a full disk, it never starts again. Raises UserError if that fails."""
+    """Creates all or nothing, holding the lock: MLflow makes the tables one by one, and if a kill
+    or a full disk leaves half of them, it never starts again. Raises UserError if that fails."""
     prefix = f".{file.name}-"
     for abandoned in file.parent.glob(f"{glob.escape(prefix)}*"):
         shutil.rmtree(abandoned, ignore_errors=True)
@@ -170,8 +170,8 @@ def _create_database(file: Path) -> None:
 
 @functools.cache
 def empty_database() -> bytes:
-    """A database with MLflow's tables, which take it seconds; once a process."""
-    try:  # in memory: MLflow has each of its many steps written to the disk
+    """A database with MLflow's tables; made once per process: it takes seconds."""
+    try:  # in memory: MLflow writes each of its many steps to the disk
         return _new_database(Path("/dev/shm"))
     except Exception:
         return _new_database(None)
@@ -185,7 +185,7 @@ def _new_database(where: Path | None) -> bytes:
 
 
 def prepare(uri: str) -> None:
-    """What `connect` would take its time for without asking anybody: an import, a new database."""
+    """Does in advance the slow local steps of `connect`: an import, a new database."""
     environment.set_defaults(**MLFLOW_ENVIRONMENT)
     import mlflow  # noqa: F401
 

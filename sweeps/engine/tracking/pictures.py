@@ -36,8 +36,8 @@ def write_pictures(
 ) -> None:
     """Writes pictures, uint8 (H, W, 3) by key, into a folder for `MlflowClient.log_artifacts`.
 
-    The same names as `MlflowClient.log_image`, which makes what charts show 256 pixels wide at
-    most, blurred; here it is as large as the picture. Written again, the names are the same.
+    The names are those of `MlflowClient.log_image`, which limits what charts show to 256 pixels,
+    blurred; here it has full size. Writing again gives the same names.
     """
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Log records on their way to MLflow, in threads of their own, through outages."""
+"""Sends log records to MLflow in background threads, through outages."""
 
 from __future__ import annotations
 

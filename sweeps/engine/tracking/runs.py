@@ -1,4 +1,4 @@
-"""Runs in MLflow, found by their tags: one parent run a sweep, one child run a trial."""
+"""Runs in MLflow, found by their tags: a parent run per sweep, a child run per trial."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def why_interrupted(run: Run) -> str | None:
 
 
 def options_of(run: Run) -> dict[str, Any]:
-    """Options and space of a sweep; of one that an earlier version ran as text, from parameters."""
+    """Options and space of a sweep; as text, from parameters, if an earlier version ran it."""
     return _read_tag(run, OPTIONS, dict(run.data.params))
 
 
@@ -137,7 +137,7 @@ def best_trials(run: Run) -> list[str]:
 
 
 def _read_tag(run: Run, name: str, empty: T) -> T:
-    """A tag that holds JSON. Raises UserError if it does not, or of another type than `empty`."""
+    """Reads a JSON tag. Raises UserError if it is no JSON, or of another type than `empty`."""
     text = run.data.tags.get(name, json.dumps(empty))
     try:
         value = json.loads(text)
@@ -164,7 +164,7 @@ def start_sweep(
 
     Args:
         params: what tells it from other sweeps, as parameters.
-        options: all there is to know of it, as one tag.
+        options: its options and space, as one tag.
     """
     run = find_sweep(client, experiment, sweep)
     with refusals(client.tracking_uri):
@@ -301,8 +301,8 @@ def keep_open(
 ) -> list[str]:
     """Restores the runs of a sweep and of trials that somebody has deleted while they run.
 
-    Returns the ids of trials whose runs were gone and are created anew: their processes log again
-    what they had. Only the driver calls this. Raises MlflowException if the sweep's own run is gone
+    Returns the ids of trials whose runs were gone and are created anew: their workers log their
+    metrics again. Only the driver calls this. Raises MlflowException if the sweep's own run is gone
     (`is_gone`).
 
     Args:
@@ -320,9 +320,9 @@ def keep_open(
 
 
 def followed(client: MlflowClient, to: TrackingContext) -> TrackingContext:
-    """Where a sweep logs to now: its driver may have had to make its run, or experiment, anew.
+    """Where a sweep logs to now: its driver may have recreated its run, or experiment.
 
-    Raises UserError if there is nothing of it any more.
+    Raises UserError if MLflow no longer has it.
     """
     if not (found := search_sweeps(client, to.sweep)):
         raise UserError(
@@ -372,7 +372,7 @@ def end_trial(
 
 
 def lost_records(trials: Sequence[Run]) -> str:
-    """What MLflow did not take of the trials' records, in a sentence; empty: it has all."""
+    """A sentence on the trials' records that MLflow lacks; empty: it has all."""
     lacking: dict[str, list[str]] = defaultdict(list)
     for run in sorted(trials, key=lambda run: run.data.tags[TRIAL]):
         for kind, epochs in read_missing(run.data.tags).items():

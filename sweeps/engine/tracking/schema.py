@@ -32,13 +32,13 @@ METRICS, PICTURES, TEXTS = "metrics", "pictures", "texts"  # kinds of records
 KIND_SWEEP, KIND_TRIAL, KIND_BEST = "sweep", "trial", "best"
 # Metrics of a sweep's run: the share of its slots' time that trials used, with its last driver
 SLOT_USE, DRIVER_SECONDS = "slot_use", "driver_seconds"
-FRONT_PAGE_SECONDS = "front_page_seconds"  # that writing its description and figures took
+FRONT_PAGE_SECONDS = "front_page_seconds"  # time to write its description and figures
 # Metrics of a trial's run: totals over its restarts
 TOTAL_TRAIN_SECONDS, TOTAL_EVAL_SECONDS = "total_train_seconds", "total_eval_seconds"
 TOTAL_CORE_SECONDS = "total_core_seconds"  # both, times its threads
 LOG_SCALE = ("lr_d", "lr_g", "weight_std")  # and 1 − β₂: searched on a log scale
 # MLflow's status of a run that ended: one that the scheduler stopped has done its job, and FAILED
-# has a red cross. What it was is in the tag end_state.
+# has a red cross. The end is in the tag end_state.
 STATUS = {
     EndState.COMPLETED: "FINISHED",
     EndState.STOPPED_EARLY: "FINISHED",

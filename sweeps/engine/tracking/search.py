@@ -1,4 +1,4 @@
-"""Runs that have certain tags, in MLflow's trash, too, out of which they are restored."""
+"""Finds runs by their tags, in MLflow's trash, too, and restores them from there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def search(
     view: str = ACTIVE,
     status: str | None = None,
 ) -> list[Run]:
-    """All runs that have these tags, the newest first; `view`: MLflow's, on deleted ones."""
+    """All runs that have these tags, the newest first; `view`: ACTIVE, DELETED or ALL."""
     from mlflow.entities import ViewType
 
     where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
@@ -51,9 +51,9 @@ def search_sweeps(client: MlflowClient, sweep: str | None = None, view: str = AC
 
 
 def restore_sweep(client: MlflowClient, sweep: str) -> str | None:
-    """Restores what was deleted of a sweep: its run, and its experiment; returns the latter.
+    """Restores a sweep's run and experiment if they were deleted; returns the latter.
 
-    Of several of this name the newest. None if MLflow has neither.
+    Takes the newest of this name. None if MLflow has neither.
     """
     found = search_sweeps(client, sweep, ALL)
     if not found:

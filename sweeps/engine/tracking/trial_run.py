@@ -56,8 +56,8 @@ class TrialRun:
     The run is found by its tags, so a process that is restarted continues the run it had. A trial's
     run is created by the driver; others are created here (`create`). An epoch's metrics are one
     request; its pictures follow, and no metrics wait for them. What the run already holds is not
-    logged again. What it does not have, it says in its tag MISSING. A run that somebody has deleted
-    is restored; if it is gone for good, a new one gets what this process has logged but pictures.
+    logged again. Its tag MISSING lists what it lacks. A run that somebody has deleted is restored;
+    if it is gone for good, a new one gets what this process has logged, except pictures.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class TrialRun:
         self._params, self._tags = dict(params), dict(tags or {})
         self._run_id = ""
         self._opened = ""  # the run that this process has opened, for when it has been deleted
-        self._logged: set[int] | None = None  # epochs; None: the run is to be asked
+        self._logged: set[int] | None = None  # epochs; None: not read yet
         self._pictured: set[tuple[str, int]] | None = None  # keys and epochs of pictures
         self._epochs_pictured: set[int] = set()
         self._texts: list[tuple[str, str]] = []  # queued: text, file
         self._rows: dict[int, tuple[dict[str, float], int]] = {}  # metrics and time, by epoch
         self.missing: dict[str, set[int]] = {METRICS: set(), PICTURES: set(), TEXTS: set()}
-        self._told = "{}"  # of what is missing
+        self._told = "{}"  # last tag MISSING
         self._client: MlflowClient | None = None
         self._opening, self._noting = threading.Lock(), threading.Lock()  # the queue has 2 threads
         self.queue = AsyncLogQueue(f"{kind} {trial_id}", outage_seconds, last=self._tell_missing)
@@ -98,7 +98,7 @@ class TrialRun:
     def pictures(
         self, epoch: int, images: Mapping[str, np.ndarray], value: float | None = None
     ) -> None:
-        """Queues pictures after an epoch, 0: before the first; `value`: of the objective then."""
+        """Queues pictures of an epoch (0: before the first); `value`: the objective then."""
         title = f"{self._to.sweep} · {TITLES[self._kind]} {self._trial_id} · epoch {epoch}"
         title += f" · {self._to.objective} {value:.4f}" if value is not None else ""
         images, now = dict(images), int(time.time() * 1000)
@@ -113,7 +113,7 @@ class TrialRun:
         self.queue.put_file(lambda: self._log_text(text, file, number))
 
     def tell_missing(self) -> None:
-        """Queues what MLflow does not have yet, for a process that may not be left time to wait."""
+        """Queues the tag MISSING, for a process that may be ended before all is delivered."""
         self.queue.put(self._tell_missing)
 
     def _note(self, kind: str, epoch: int) -> None:
@@ -126,7 +126,7 @@ class TrialRun:
 
     def open(self) -> tuple[MlflowClient, str]:
         """The client and the run's id; the run is found, or created, at the first call."""
-        with self._opening:  # by a thread of the queue and its owner's, which must not create two
+        with self._opening:  # the queue's threads and the owner's must not create two runs
             if self._client is None or not self._run_id:
                 self._open()
             assert self._client is not None
@@ -152,7 +152,7 @@ class TrialRun:
                 raise LookupError("the driver has not opened the run yet")
             run = create_trial(client, self._to, self._trial_id, self._kind)
         first = not self._opened
-        if first and self._create and run.info.status != "RUNNING":  # it is to have more epochs
+        if first and self._create and run.info.status != "RUNNING":  # more epochs follow
             client.update_run(run.info.run_id, status="RUNNING")
         # Parameters never change in MLflow: what differs after a restart becomes a tag.
         known = run.data.params
@@ -184,7 +184,7 @@ class TrialRun:
         return run
 
     def _log_again(self, client: MlflowClient, run: Run) -> None:
-        """Logs to a new run what this process has logged to the one that is gone."""
+        """Logs to a new run what this process has logged to the deleted one."""
         logged = logged_epochs(client, run)
         for epoch, (metrics, when) in list(self._rows.items()):
             if epoch not in logged and epoch not in self.missing[METRICS]:  # those are queued
@@ -217,8 +217,8 @@ class TrialRun:
         with self._attempt() as (client, run_id):
             if self._logged is None:
                 self._logged = logged_epochs(client, client.get_run(run_id))
-            # If this raises, the server may have it all the same, or by now from the process that
-            # resumed when this one was taken for lost: the next attempt looks at the run again.
+            # If this raises, the server may have the metrics anyway, or from a process that resumed
+            # when this one was considered lost: the next attempt reads the run again.
             logged, self._logged = self._logged, None
             if epoch not in logged:
                 missing = self._missing_before(epoch)

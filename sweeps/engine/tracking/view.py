@@ -29,7 +29,7 @@ PINNED = {"attributes.`Run Name`": 140, "runDateAndNestInfo": 135}  # that MLflo
 
 TRAINING = "workflowType=machine_learning"  # in links: MLflow's pages of runs, not those of GenAI
 
-# What MLflow's UI starts with: its newer versions fill in what a view lacks, 3.11 breaks off.
+# The initial state of MLflow's UI: newer versions fill in what a view lacks, 3.11 fails.
 DEFAULTS: dict[str, Any] = {
     "startTime": "ALL",
     "lifecycleFilter": "Active",
@@ -95,7 +95,7 @@ def save_view(
 
     Args:
         searched: fields of the configuration that the search varies.
-        epochs: after which the pictures are shown first.
+        epochs: the epoch whose pictures are shown first.
         ascending: the order of the objective, the best first.
     """
     where = f"tags.{SWEEP} = '{sweep}'"
