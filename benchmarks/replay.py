@@ -20,6 +20,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from benchmarks.blackbox import Blackbox
+from benchmarks.curve_statistics import variance
 
 Decision = Literal["continue", "stop", "pause"]
 
@@ -58,6 +59,7 @@ class Trace:
         spent: epochs trained when the choice changed, increasing.
         clock: simulated seconds at these moments.
         truth: mean objective at full budget of what was chosen, over seeds that it has not used.
+        error: standard error of each truth: a table has few seeds.
         choices: what was chosen.
         stopped: rows with a trial that was stopped for good, and none that was completed.
     """
@@ -65,6 +67,7 @@ class Trace:
     spent: list[int] = field(default_factory=list)
     clock: list[float] = field(default_factory=list)
     truth: list[float] = field(default_factory=list)
+    error: list[float] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     stopped: set[int] = field(default_factory=set)
 
@@ -82,6 +85,11 @@ class Curves:
         self.ends[~self.ran] = np.nan
         self.means = np.nanmean(self.ends, axis=1)
         self.epochs = self.values.shape[2]
+
+    @cached_property
+    def spread(self) -> float:
+        """Standard deviation of the ends between seeds, pooled over the rows."""
+        return variance(self.ends)[0] ** 0.5
 
     @cached_property
     def tenth(self) -> set[int]:
@@ -139,6 +147,7 @@ def simulate(
             trace.choices.append(chosen)
             fresh = [s for s in order[chosen.row] if s not in used[chosen.row]] or order[chosen.row]
             trace.truth.append(float(curves.ends[chosen.row, list(fresh)].mean()))
+            trace.error.append(curves.spread / len(fresh) ** 0.5)
     trace.stopped -= completed
     return trace
 

@@ -120,7 +120,7 @@ def summary(
     for column in (
         *("method", "regret at 1/8", "at 1/4", "at 1/2", "at the end", "epochs to target"),
         *("random's ÷ its", "95 %", "announced − true", "truth in interval"),
-        "true best tenth stopped",
+        *("allowing for its noise", "true best tenth stopped"),
     ):
         shown.add_column(column, justify="left" if column == "method" else "right")
     rng = np.random.default_rng(0)
@@ -135,7 +135,8 @@ def summary(
         ratios = [reached("random", d) / reached(name, d) for d in draws]
         low, high = np.nanpercentile(ratios, [2.5, 97.5])
         off = [t.choices[-1].mean - t.truth[-1] for t in traces[name] if t.choices]
-        held = [c.low <= truth <= c.high for c, truth in announced(traces[name])]
+        held = [within(0.0, *one) for one in announced(traces[name])]
+        near = [within(1.96, *one) for one in announced(traces[name])]
         lost = [len(t.stopped & curves.tenth) / len(curves.tenth) for t in traces[name]]
         shown.add_row(
             name,
@@ -145,15 +146,26 @@ def summary(
             f"{low:.2f} to {high:.2f}",
             f"{np.mean(off):+.3f}",
             f"{np.mean(held):.0%} of {len(held)}" if held else "–",
+            f"{np.mean(near):.0%}" if near else "–",
             f"{np.mean(lost):.1%}",
         )
     return shown
 
 
-def announced(traces: list[Trace]) -> list[tuple[Choice, float]]:
-    """What was announced at the end with an interval, and the mean over seeds not used for it."""
-    last = [(t.choices[-1], t.truth[-1]) for t in traces if t.choices]
-    return [(choice, truth) for choice, truth in last if np.isfinite(choice.high)]
+def announced(traces: list[Trace]) -> list[tuple[Choice, float, float]]:
+    """What was announced at the end with an interval, the mean over seeds that were not used for
+    it, and that mean's standard error."""
+    last = [(t.choices[-1], t.truth[-1], t.error[-1]) for t in traces if t.choices]
+    return [one for one in last if np.isfinite(one[0].high)]
+
+
+def within(errors: float, choice: Choice, truth: float, error: float) -> bool:
+    """Whether the truth is in the interval, widened by so many of the truth's standard errors.
+
+    Both are noisy: the widths add as independent errors do.
+    """
+    wide = np.hypot(choice.high - choice.mean, errors * error)
+    return abs(truth - choice.mean) <= wide
 
 
 def draw(
