@@ -116,8 +116,8 @@ def refuse_address(path: Path | str, option: str, otherwise: str) -> None:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether the disk is full or the user's quota is exceeded."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Whether the disk, a user's share of it, or a file's largest size is used up."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def refuse_foreign_links(*paths: Path) -> None:
