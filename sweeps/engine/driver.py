@@ -126,7 +126,7 @@ class Driver:
             code, why = (130, STOPPED) if shutdown.requested else (1, RAY_ENDED)
             self._interrupted(why, STOP_SECONDS)
         print(f"{'stopped' if code == 130 else why}; resume with: {again}")
-        if shutdown.without_ray:  # Ray would wait for its processes at exit
+        if shutdown.ray_is_gone():  # Ray would wait for its processes at exit
             atexit.register(os._exit, code)
         return code
 

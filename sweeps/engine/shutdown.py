@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -43,6 +44,8 @@ class GracefulShutdown:
         self.without_ray = False
         self._again, self._tell, self._say = again, tell, say
         self._tuning, self._writing = False, False
+        self._address: str | None = None  # of the cluster
+        self._collects = gc.isenabled()
         self._first: tuple[int, float] = (0, 0.0)  # signal, and when it came
 
     def __enter__(self) -> GracefulShutdown:
@@ -55,13 +58,20 @@ class GracefulShutdown:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._collects and not self.ray_is_gone():
+            gc.enable()
+
+    def ray_is_gone(self) -> bool:
+        """Whether Ray's processes have ended: whatever asks them for something waits for ever."""
+        asked = self.requested and self._address is not None
+        return self.without_ray or (asked and not answers(self._address or ""))
 
     @contextlib.contextmanager
     def ends_tune(self) -> Iterator[None]:
         """In the block, Tune's loop is ended, once Tune has installed its handler."""
         self._tuning = True
-        watch = threading.Thread(target=self._watch, args=(joined_address(),), daemon=True)
-        watch.start()
+        self._address = joined_address()
+        threading.Thread(target=self._watch, args=(self._address,), daemon=True).start()
         try:
             yield
         finally:
@@ -87,6 +97,7 @@ class GracefulShutdown:
             self._say(f"stopped at once; resume with: {self._again}", last=True)
             os._exit(130)  # the kernel ends what Ray has started here, as after a kill -9
         self.requested, self._first = True, (number, time.monotonic())
+        gc.disable()  # Tune's objects ask Ray's processes when they are collected, amid anything
         self._say("stopping; press Ctrl-C again to stop at once")
         tune = ray_compat.STOP_SIGNAL
         if self._tuning and signal.getsignal(tune) != self._before[tune]:
@@ -111,6 +122,7 @@ class GracefulShutdown:
                 answered = time.monotonic()
             elif self.requested or time.monotonic() - answered > LOST_SECONDS:
                 self.without_ray = True
+                gc.disable()
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 return
             time.sleep(POLL_SECONDS)

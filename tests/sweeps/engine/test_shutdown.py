@@ -1,5 +1,6 @@
 """When the first Ctrl-C is acted upon."""
 
+import gc
 import os
 import signal
 import socket
@@ -39,6 +40,37 @@ def test_a_terminal_that_closes_and_a_scheduler_stop_it_like_ctrl_c(number):
         os.kill(os.getpid(), number)
         pytest.fail("it went on")
     assert shutdown.requested
+
+
+class AsksRay:
+    """In a cycle, as Tune's objects are; it asks Ray's processes when it is collected."""
+
+    asked = False
+
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        type(self).asked = True
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_once_asked_to_stop_nothing_is_collected_that_would_wait_for_ray(gone):
+    """Ray's processes had got the same SIGTERM: the driver waited for them for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as ray:
+        address = f"127.0.0.1:{ray.getsockname()[1]}"
+        if gone:
+            ray.close()
+        try:
+            with GracefulShutdown("again") as shutdown, pytest.raises(KeyboardInterrupt):
+                shutdown._address = address
+                interrupt()
+            if gone:
+                AsksRay()
+                assert len([[] for _ in range(100_000)]) and not AsksRay.asked
+            assert shutdown.ray_is_gone() == gone and gc.isenabled() != gone
+        finally:
+            gc.enable()
 
 
 def test_nohup_is_respected():
