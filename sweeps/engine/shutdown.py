@@ -16,6 +16,7 @@ from sweeps.engine import ray_compat
 from sweeps.engine.cluster import answers, joined_address
 
 POLL_SECONDS = 0.5
+LEAVE_SECONDS = 10.0  # for the main thread to leave a call to Ray's processes that have ended
 LOST_SECONDS = 20.0  # without an answer, Ray has ended; after 60, Ray ends this process
 
 
@@ -124,5 +125,15 @@ class GracefulShutdown:
                 self.without_ray = True
                 gc.disable()
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                self._leave_in_time()
                 return
+            time.sleep(POLL_SECONDS)
+
+    def _leave_in_time(self) -> None:
+        """Ends the process if the main thread stays in a call that nothing will answer."""
+        until = time.monotonic() + LEAVE_SECONDS
+        while self._tuning:
+            if time.monotonic() > until:
+                self._say(f"stopped without Ray; resume with: {self._again}", last=True)
+                os._exit(130 if self.requested else 1)  # as after a kill -9; MLflow has been told
             time.sleep(POLL_SECONDS)

@@ -4,6 +4,8 @@ import gc
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -71,6 +73,23 @@ def test_once_asked_to_stop_nothing_is_collected_that_would_wait_for_ray(gone):
             assert shutdown.ray_is_gone() == gone and gc.isenabled() != gone
         finally:
             gc.enable()
+
+
+STUCK = """
+import os, signal, time
+from sweeps.engine import shutdown
+shutdown.joined_address = lambda: "127.0.0.1:1"
+shutdown.LEAVE_SECONDS = 1
+with shutdown.GracefulShutdown("again") as asked, asked.ends_tune():
+    asked.requested = True
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as in a call of Ray's C++
+    time.sleep(60)
+"""
+
+
+def test_a_call_that_rays_dead_processes_will_never_answer_is_left_in_time():
+    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 130 and "resume with: again" in done.stdout, done.stderr
 
 
 def test_nohup_is_respected():
