@@ -25,8 +25,9 @@ def check_at_least(least: int, **options: int | None) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be {domain}, not {value}")
 
 
-def check_at_most(most: int, **options: int | None) -> None:
-    """Raises UserError for the first option above `most`; None is skipped."""
+def check_between(least: int, most: int, **options: int | None) -> None:
+    """Raises UserError for the first option below `least` or above `most`; None is skipped."""
+    check_at_least(least, **options)
     for name, value in options.items():
         if value is not None and value > most:
             raise UserError(f"--{name.replace('_', '-')} must be at most {most}, not {value}")
@@ -34,8 +35,7 @@ def check_at_most(most: int, **options: int | None) -> None:
 
 def check_seed(seed: int) -> None:
     """Raises UserError for a seed that torch does not take."""
-    check_at_least(0, seed=seed)
-    check_at_most(MAX_SEED, seed=seed)
+    check_between(0, MAX_SEED, seed=seed)
 
 
 def check_output(path: Path | None, suffix: str) -> None:
@@ -48,8 +48,7 @@ def check_output(path: Path | None, suffix: str) -> None:
 
 def set_threads(threads: int | None) -> None:
     """Sets the CPU threads of torch; None leaves them as they are."""
-    check_at_least(1, threads=threads)
-    check_at_most(MAX_THREADS, threads=threads)
+    check_between(1, MAX_THREADS, threads=threads)
     if threads is not None:
         import torch
 

@@ -7,14 +7,7 @@ from typing import ClassVar
 
 from ali.arguments import Group
 from ali.cli.checkpoints import ImageOptions, load_image_networks, validation_images
-from ali.cli.common import (
-    check_at_least,
-    check_at_most,
-    check_output,
-    check_seed,
-    set_threads,
-    write_png,
-)
+from ali.cli.common import check_between, check_output, check_seed, set_threads, write_png
 
 
 @dataclass(frozen=True)
@@ -31,8 +24,7 @@ class Interpolate(ImageOptions):
     """Decoded points of a row, both ends included."""
 
     def run(self) -> None:
-        check_at_least(1, rows=self.rows, steps=self.steps)
-        check_at_most(1000, rows=self.rows, steps=self.steps)
+        check_between(1, 1000, rows=self.rows, steps=self.steps)
         check_seed(self.seed)
         check_output(self.output, ".png")
         set_threads(self.threads)

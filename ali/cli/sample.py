@@ -9,8 +9,7 @@ from ali.arguments import Group
 from ali.cli.checkpoints import NetworkOptions, load_image_networks
 from ali.cli.common import (
     MAX_TILES,
-    check_at_least,
-    check_at_most,
+    check_between,
     check_output,
     check_seed,
     set_threads,
@@ -32,8 +31,7 @@ class Sample(NetworkOptions):
     """Seed of z."""
 
     def run(self) -> None:
-        check_at_least(1, count=self.count)
-        check_at_most(MAX_TILES, count=self.count)
+        check_between(1, MAX_TILES, count=self.count)
         check_seed(self.seed)
         check_output(self.output, ".png")
         set_threads(self.threads)

@@ -135,5 +135,5 @@ class GracefulShutdown:
         while self._tuning:
             if time.monotonic() > until:
                 self._say(f"stopped without Ray; resume with: {self._again}", last=True)
-                os._exit(130 if self.requested else 1)  # as after a kill -9; MLflow has been told
+                os._exit(130 if self.requested else 1)  # as after a kill -9
             time.sleep(POLL_SECONDS)
