@@ -155,12 +155,12 @@ def write_files(folder: Path, found: Findings, records: Records) -> None:
     """Writes what the run has as files: figures, contact sheet and report."""
     from sweeps.engine.reporting import static
 
-    drawn = static.draw(found, records)
-    (folder / REPORT).write_text(page.html(found, records, drawn), encoding="utf-8")
+    drawn, contact = static.draw(found, records), sheet.contact_sheet(found, records)
+    (folder / REPORT).write_text(page.html(found, records, drawn, contact), encoding="utf-8")
     (folder / FIGURES).mkdir()
     for figure, what in drawn.items():
         (folder / FIGURES / f"{figure}.png").write_bytes(static.png(what))
-    if contact := sheet.contact_sheet(found, records):
+    if contact:
         (folder / SHEET).write_bytes(sheet.encoded(contact))
         contact.thumbnail((WIDTH, WIDTH))
         (folder / FIGURES / SHEET).write_bytes(sheet.encoded(contact))

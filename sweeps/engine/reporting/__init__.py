@@ -40,10 +40,13 @@ def show_report(asked: ReportOptions) -> None:
         return
     from sweeps.engine.reporting.page import html
     from sweeps.engine.reporting.records import Records
+    from sweeps.engine.reporting.sheet import contact_sheet
     from sweeps.engine.reporting.static import draw
 
     records = Records(client)
-    page = ask_mlflow(lambda: html(found, records, draw(found, records)))
+    page = ask_mlflow(
+        lambda: html(found, records, draw(found, records), contact_sheet(found, records))
+    )
     with atomic_write(asked.html) as path:
         path.write_text(page, encoding="utf-8")
     print(f"{asked.html.resolve()}: {len(page.encode()) / 2**20:.1f} MB; open it in a browser")

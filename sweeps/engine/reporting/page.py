@@ -21,6 +21,7 @@ from sweeps.engine.tracking import runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 TEMPLATE = Path(__file__).with_name("report.html")
 CAPTIONS = {  # figure: its title, and what to see in it
@@ -54,8 +55,8 @@ class Drawn:
     wide: bool = False  # scrolls on a narrow screen
 
 
-def html(found: Findings, records: Records, drawn: dict[str, Figure]) -> str:
-    """The page. `drawn`: the static figures, by name."""
+def html(found: Findings, records: Records, drawn: dict[str, Figure], contact: Image | None) -> str:
+    """The page. `drawn`: the static figures, by name; `contact`: the contact sheet."""
     from jinja2 import Environment, StrictUndefined
     from plotly.offline import get_plotlyjs
 
@@ -64,7 +65,6 @@ def html(found: Findings, records: Records, drawn: dict[str, Figure]) -> str:
     )
     environment.filters["unbroken"] = _unbroken
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    contact = sheet.contact_sheet(found, records)
     parts = template.generate(
         name=found.options.name,
         data=found.options.data,

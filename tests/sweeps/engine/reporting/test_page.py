@@ -39,7 +39,7 @@ class Elements(HTMLParser):
 
 @pytest.fixture(scope="module")
 def written():
-    return page.html(FOUND, LOGGED, static.draw(FOUND, LOGGED))
+    return page.html(FOUND, LOGGED, static.draw(FOUND, LOGGED), sheet.contact_sheet(FOUND, LOGGED))
 
 
 def test_the_page_is_one_file_with_the_verdict_first(written):
@@ -72,7 +72,7 @@ def test_every_figure_is_drawn_both_ways():
     empty = findings.Findings(Options(name="new"), [], [], FOUND.parent)
     assert static.draw(empty, LOGGED) == {}
     assert all(make(empty, LOGGED) is None for make in interactive.FIGURES.values())
-    assert "No trial has reached its full budget" in page.html(empty, LOGGED, {})
+    assert "No trial has reached its full budget" in page.html(empty, LOGGED, {}, None)
 
 
 def test_curves_say_how_trials_ended():

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from sweeps.engine.reporting import page, static
+from sweeps.engine.reporting import page, sheet, static
 from tests.sweeps.engine.reporting.sweep import Logged, sweep
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -19,7 +19,9 @@ pytestmark = [
 def address(tmp_path_factory):
     found, logged = sweep(), Logged()
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(page.html(found, logged, static.draw(found, logged)))
+    path.write_text(
+        page.html(found, logged, static.draw(found, logged), sheet.contact_sheet(found, logged))
+    )
     return path.as_uri()
 
 
