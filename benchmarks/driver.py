@@ -30,7 +30,8 @@ from ray import tune
 from ali.config import Config
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, VAL_ERROR
 from sweeps import Experiment, Options, Space, Sweep, launch
-from sweeps.engine import cluster, driver
+from sweeps.engine import cluster
+from sweeps.engine import launch as launching
 from sweeps.engine.space import suggest
 
 SIDES = ("bare", "ours")
@@ -43,7 +44,7 @@ class Clock(tune.Callback):
     def __init__(self) -> None:
         self.times: list[tuple[float, float]] = []
 
-    def on_trial_result(self, **_: Any) -> None:
+    def on_trial_result(self, *_: Any, **__: Any) -> None:
         self.times.append((time.perf_counter(), ASKING["seconds"]))
 
 
@@ -97,9 +98,9 @@ def bare(trials: int, results: int, folder: Path) -> Clock:
 
     clock = Clock()
     sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, group=True, constant_liar=True)
-    OptunaSearch.suggest = timed(OptunaSearch.suggest)
+    OptunaSearch.suggest = timed(OptunaSearch.suggest)  # type: ignore[method-assign]
     search = OptunaSearch(space, metric=VAL_ERROR, mode="min", sampler=sampler)
-    driver.quiet_libraries()
+    launching.quiet_libraries()
     cluster.start_ray()
     tune.Tuner(
         tune.with_resources(tune.with_parameters(Nothing, results=results), {"cpu": 1}),

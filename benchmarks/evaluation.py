@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -105,7 +106,7 @@ def main() -> None:
     times = []
     shown = np.linspace(0, len(svm.GRID) - 1, options.penalties).round().astype(int)
     for at in [*svm.GRID[shown], c]:
-        took, machine = seconds(lambda at=at: plain(y == 0, at))
+        took, machine = seconds(partial(plain, y == 0, at))
         times.append(CLASSES * took)
         steps = f"{machine.n_iter_}" + " (its limit)" * (machine.n_iter_ >= machine.max_iter)
         print(f"{at:10.2g} {times[-1]:12.1f} {steps:>10}")
@@ -132,7 +133,7 @@ def in_a_sweep(config: Config, dataset: data.Dataset) -> None:
     epoch = steps / STEPS * TRAIN / BATCH
     print(f"\nan epoch of {TRAIN:,} images trains for {epoch:.0f} s in {config.precision}; of that")
     for name, measure in (("val_error", protocol.val_error), ("quality", quality.measure)):
-        took, _ = seconds(lambda measure=measure: measure(state.networks, dataset, config))
+        took, _ = seconds(partial(measure, state.networks, dataset, config))
         print(f"{name:14} {took:6.1f} s {took / epoch:8.1%}")
 
 

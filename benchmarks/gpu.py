@@ -34,9 +34,9 @@ from benchmarks.gpu_rows import WRONG, Outcome, Row, Run, skipped
 from benchmarks.gpu_sections import PEAK, SECTIONS
 
 Name = Literal[
-    *("peak", "step", "waits", "trials", "memory", "evaluation", "resume", "tests", "sweep"),
-    *("training", "compile"),
-]
+    "peak", "step", "waits", "trials", "memory", "evaluation", "resume", "tests", "sweep",
+    "training", "compile",
+]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
 LOG = "gpu.log"
 OTHER_PLACES = {"RAY_ADDRESS", "ALI_STORAGE_PATH"}  # variables: the sweep is for this machine

@@ -112,8 +112,9 @@ def _wait_for_epoch(training: subprocess.Popen[str], epoch: int) -> None:
 @contextlib.contextmanager
 def _started(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
     """A process that does not outlive the block."""
-    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(arguments, text=True, cwd=ROOT, **both) as process:
+    with subprocess.Popen(
+        arguments, text=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
         try:
             yield process
         finally:
@@ -189,9 +190,9 @@ def _tests(run: Run) -> Iterator[Row]:
 def rows_of_tests(report: ElementTree.Element) -> Iterator[Row]:
     """From pytest's JUnit report: how many passed, and one row per test that did not."""
     cases = list(report.iter("testcase"))
-    wrong = {case: case.find("failure") for case in cases}
-    wrong = {c: f if f is not None else c.find("error") for c, f in wrong.items()}
-    wrong = {c: f for c, f in wrong.items() if f is not None}
+    wrong = {
+        c: f for kind in ("error", "failure") for c in cases if (f := c.find(kind)) is not None
+    }
     left = sum(case.find("skipped") is not None for case in cases)
     passed = len(cases) - len(wrong) - left
     note = f"of {len(cases)}" + f", {left} skipped" * bool(left)

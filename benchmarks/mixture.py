@@ -94,6 +94,7 @@ def train(config: Config) -> tuple[Seen, ALI]:
     torch.set_num_threads(1)
     seen: Seen = []
     for state, metrics in experiment.run(config, data.load(config), device=torch.device("cpu")):
+        assert isinstance(state.networks, ALI)
         networks = state.networks
         if MODES_MISSED in metrics:
             seen.append(metrics | {BY_ONE: by_one(networks, config.modes)})

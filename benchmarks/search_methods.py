@@ -42,7 +42,8 @@ class Rows:
         self.table = TABLES[name]
         read = blackbox.read(tables / name)
         self.curves = Curves(read)
-        self.points, self.distributions, self.configs = [], {}, []
+        self.points, self.configs = [], []
+        self.distributions: dict[str, Any] = {}
         for record in read.hyperparameters.to_dict("records"):
             trial = optuna.trial.FixedTrial(record)
             self.configs.append(suggest(trial, self.table.space, self.table.base))
@@ -251,7 +252,7 @@ class RayTune(Method):
         trial = str(number)
         self._search.suggest(trial)
         self._trials[trial] = SimpleNamespace(trial_id=trial)
-        self._asha.on_trial_add(None, self._trials[trial])
+        self._asha.on_trial_add(None, self._trials[trial])  # type: ignore[arg-type]
         return trial, self._row(trial)
 
     def _row(self, trial: str) -> int:
@@ -265,7 +266,7 @@ class RayTune(Method):
         self._search.on_trial_result(trial, result)
         if epoch == self._full and (self._best is None or value < self._best.mean):
             self._best = Choice(self._row(trial), value)
-        decision = self._asha.on_trial_result(None, self._trials[trial], result)
+        decision = self._asha.on_trial_result(None, self._trials[trial], result)  # type: ignore[arg-type]
         if decision == TrialScheduler.STOP:
             self._search.on_trial_complete(trial, result)
             return "stop"

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from ali.config import Config, DataName
 from ali.data import Images
 from ali.models import narrow
+from ali.models.base import Networks
 from ali.models.networks import ALI, Chain
 from ali.models.precision import compute_dtype
 from ali.models.tables import (
@@ -135,6 +136,7 @@ def _plain(chain: Chain) -> nn.Sequential:
 def plain_step(config: Config, x: Tensor, autocast: bool) -> Callable[[], None]:
     """A function that takes one plain training step on x (M, 3, H, W)."""
     networks = train_state(config, x.device).networks
+    assert isinstance(networks, ALI)
     net = Plain(networks).to(x.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     theta_d, theta_g = net.discriminator_parameters(), net.generator_parameters()
     adam_d = torch.optim.Adam(theta_d, 1e-4, betas=(0.5, 0.999))
@@ -173,8 +175,9 @@ def train_state(config: Config, device: torch.device) -> State:
     return State.create(config, Images(made, None), device)
 
 
-def gflop_an_image(networks: ALI) -> float:
+def gflop_an_image(networks: Networks) -> float:
     """10⁹ operations (multiply and add counted) of one step's convolutions, for one x."""
+    assert isinstance(networks, ALI)
     table = networks.table
     maps, size, _ = table.image
     encoder, encoder_first = _macs(table.encoder, maps + table.noise, size, table.pieces)

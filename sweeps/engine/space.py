@@ -242,7 +242,7 @@ def short_budget(base: Config) -> InitialPoint:
     return InitialPoint(paper_defaults(base).params | found | slopes)
 
 
-def suggest(trial: optuna.Trial, space: Space, base: Config) -> dict[str, Any]:
+def suggest(trial: optuna.trial.BaseTrial, space: Space, base: Config) -> dict[str, Any]:
     """Draws one point of `space`: values for those fields of `base` that its networks have.
 
     Fixed values are in `base` (`Space.apply_fixed`), and not drawn.
