@@ -79,6 +79,7 @@ KINDS: list[Kind] = [
 
 def small_disk(sweep: SweepUnderTest) -> list[Kind]:
     sweep.held.enter_context(single_host.small_disk(sweep))
+    sweep.epochs_per_restart = EPOCHS  # a full disk takes no checkpoints
     return [
         ("storage full", single_host.fill_disk),
         ("read-only", single_host.make_readonly),
