@@ -1,0 +1,110 @@
+"""Does the search beat others live? Real sweeps at equal compute, and what each announces, tested.
+
+    python -m benchmarks.live run --data-dir DIR       trains; run it again to resume
+    python -m benchmarks.live report
+
+On SVHN's files in DIR, by turns: this project's sweep, random search whose trials all run in full,
+and Ray Tune alone with OptunaSearch (TPE) and ASHA. Each searches the default space from random
+points on, two trials of one thread at a time, until it has trained --budget epochs; epochs, not
+minutes, so that other work on the machine favours none. The configuration that a search announces
+is then trained --full-epochs with seeds that no search has used, and tested as in §4.4. The others'
+searches start anew if they were killed; this project's resumes, and so do the trainings.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from rich.console import Console
+from rich.table import Table as Shown
+
+from ali import environment
+from ali.cli import main, parse_args
+from ali.errors import UserError
+from ali.files import make_folder
+from ali.lock import folder_lock
+from ali.metrics import TEST_ERROR_MEAN, VAL_ERROR
+from benchmarks.curve_statistics import WIDTH
+from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Run, apart, train
+
+BEGUN = "options.json"  # of a comparison, which cannot be continued with others
+
+
+@dataclass(frozen=True)
+class Report:
+    """Print what has been found so far."""
+
+    output_dir: Path = Path("runs/live")
+    """Folder of all searches and trainings."""
+
+
+def run(options: Run) -> None:
+    """All that is missing, repeat by repeat, so that an unfinished comparison is a smaller one."""
+    begun, asked = make_folder(options.output_dir) / BEGUN, json.dumps(vars(options), default=str)
+    if begun.exists() and begun.read_text(encoding="utf-8") != asked:
+        raise UserError(f"{begun} has other options: give those, or another --output-dir")
+    environment.set_defaults(OMP_NUM_THREADS="1")  # the SVMs' threads, too
+    with folder_lock(options.output_dir, "the comparison"):
+        begun.write_text(asked, encoding="utf-8")
+        for repeat, method in itertools.product(range(options.repeats), SEARCHES):
+            folder = make_folder(options.output_dir / f"{method.replace(' ', '-')}-{repeat}")
+            if not (folder / FOUND).exists():
+                SEARCHES[method](options, folder, repeat)
+            apart([(train, (options, folder, seed)) for seed in range(options.seeds)])
+    report(Report(options.output_dir))
+
+
+def report(options: Report) -> None:
+    """One row per method. Raises UserError if nothing has been found yet."""
+    shown = Shown()
+    for column in (
+        *("method", "searches", "epochs", "trials", "announced"),
+        *("val_error, trained in full", "test error"),
+    ):
+        shown.add_column(column, justify="left" if column == "method" else "right")
+    for method in SEARCHES:
+        folders = sorted(options.output_dir.glob(f"{method.replace(' ', '-')}-*"))
+        found = [read(f / FOUND) for f in folders if (f / FOUND).exists()]
+        tested = [[*map(read, f.glob(f"full-*/{TESTED}"))] for f in folders]
+        tested = [its for its in tested if its]
+        if not found:
+            continue
+        shown.add_row(
+            method,
+            str(len(found)),
+            *(f"{np.mean([one[key] for one in found]):.0f}" for key in ("epochs", "trials")),
+            spread([one["value"] for one in found]),
+            spread([np.mean([one[VAL_ERROR] for one in its]) for its in tested]),
+            spread([np.mean([one[TEST_ERROR_MEAN] for one in its]) for its in tested]),
+        )
+    if not shown.row_count:
+        raise UserError(f"nothing has been found in {options.output_dir} yet: start `run` first")
+    Console(highlight=False, width=WIDTH).print(shown)
+
+
+def read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, as far as there are values."""
+    if not values:
+        return "–"
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if values[1:] else "")
+
+
+def command() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    options = parse_args(Run | Report)
+    run(options) if isinstance(options, Run) else report(options)
+
+
+if __name__ == "__main__":
+    main(command)

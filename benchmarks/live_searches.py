@@ -1,0 +1,250 @@
+"""What benchmarks/live.py compares: searches with real processes, and trainings that are tested."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from ray.tune import Stopper
+
+from ali import data
+from ali.config import Common, Config
+from ali.errors import UserError
+from ali.files import atomic_write, make_folder
+from ali.metrics import EPOCH, TEST_ERROR_MEAN, VAL_ERROR
+from benchmarks import learning_curves
+from sweeps import Options, Space, Sweep, launch, load
+from sweeps.engine import cluster
+from sweeps.engine import launch as launching
+from sweeps.engine.space import suggest
+
+OURS, RANDOM, TUNE = "this project", "random search", "OptunaSearch and ASHA"
+FOUND, TESTED = "found.json", "tested.json"
+SEEDS_APART = 10_000  # between repeats: the seeds of their trials; the last ones are the judges'
+JUDGES = 900_000
+SLOTS = 2
+BY_CHANCE = 0.9  # the error of a training that diverges
+POLL, STOPPING = 5.0, 120.0  # seconds between looks at a sweep's epochs; for which it may stop
+NAME = "ours"  # of this project's sweep, in the folder of its search
+
+
+@dataclass(frozen=True)
+class Run:
+    """Search with each method, then train and test what it announces."""
+
+    data_dir: Path
+    """Folder of SVHN's .mat files."""
+    output_dir: Path = Path("runs/live")
+    """Folder of all searches and trainings."""
+    repeats: int = 3
+    """Searches with each method."""
+    budget: int = 480
+    """Epochs of each search."""
+    epochs: int = 24
+    """Full budget of a trial."""
+    full_epochs: int = 72
+    """Epochs of the trainings that are tested."""
+    seeds: int = 2
+    """Trainings of what each search announces."""
+    width: float = 0.25
+    """Multiplier of every hidden layer's feature maps."""
+    draws: int = 100
+    """SVMs that a training is tested with."""
+
+    def base(self) -> Config:
+        """What all trials have in common."""
+        return Config(
+            data="svhn", data_dir=self.data_dir.resolve(), width=self.width, batch_size=32,
+            epochs=self.epochs, eval_every=3, draws=2, sigma="sigmoid",
+        )  # fmt: skip
+
+
+def apart(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
+    """Calls functions side by side, each in a process of its own.
+
+    Raises UserError if one fails.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=function, args=args) for function, args in calls]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise UserError("a process failed, its error stands above: run the command again")
+
+
+def announce(folder: Path, config: dict[str, Any], value: float, **more: Any) -> None:
+    """Writes what a search has found."""
+    with atomic_write(folder / FOUND) as path:
+        found = {"config": config, "value": value, **more}
+        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def ours(options: Run, folder: Path, repeat: int) -> None:
+    """This project's sweep as its scripts start it, stopped like by Ctrl-C at the budget."""
+    spawn = multiprocessing.get_context("spawn")
+    child = spawn.Process(target=sweep, args=(options, folder, repeat))
+    child.start()
+    while child.is_alive() and spent(folder) < options.budget:
+        child.join(POLL)
+    while child.is_alive():
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGINT)
+        child.join(STOPPING)
+    found = load(NAME, output_dir=folder)
+    if spent(folder) < options.budget:
+        raise UserError(f"the sweep in {folder} ended before its budget: run the command again")
+    best = found.best
+    assert best.expected is not None
+    count = {"epochs": spent(folder), "trials": len(found.trials)}
+    announce(folder, best.config, best.expected.mean, **count)
+
+
+def sweep(options: Run, folder: Path, repeat: int) -> None:
+    """In a process of its own: starts the sweep, or resumes it."""
+    begun = (folder / NAME).exists()
+    common = {field.name: getattr(options.base(), field.name) for field in fields(Common)}
+    asked = Options(
+        **common, name=NAME, output_dir=folder, race=3, num_trials=options.budget,
+        seed=SEEDS_APART * repeat, cpus_per_trial=1, max_concurrent=SLOTS, resume=begun,
+    )  # fmt: skip
+    raise SystemExit(launch(Sweep(points_to_evaluate=()), asked))
+
+
+def spent(folder: Path) -> int:
+    """Epochs that the sweep has trained and evaluated."""
+    try:
+        return sum(max(trial.values, default=0) for trial in load(NAME, output_dir=folder).trials)
+    except UserError:
+        return 0  # it is only starting
+
+
+def bare(method: str, options: Run, folder: Path, repeat: int) -> None:
+    """Random search or Ray Tune as its documentation has it, in a process of its own."""
+    apart([(tune_bare, (method, options, folder, repeat))])
+
+
+@dataclass
+class Points:
+    """Draws a point for OptunaSearch, and the seed of its trial."""
+
+    base: Config
+    seed: int
+
+    def __call__(self, trial: optuna.Trial) -> dict[str, Any]:
+        suggest(trial, Space(), self.base)
+        self.seed += 1
+        return {"seed": self.seed - 1}
+
+
+class Budget(Stopper):
+    """Ends a search of Tune's after so many epochs, `each` per result."""
+
+    def __init__(self, budget: int, each: int) -> None:
+        self.epochs, self._budget, self._each = 0, budget, each
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        self.epochs += self._each
+        return False
+
+    def stop_all(self) -> bool:
+        return self.epochs >= self._budget
+
+
+def tune_bare(method: str, options: Run, folder: Path, repeat: int) -> None:
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+    from ray.tune.search import ConcurrencyLimiter
+    from ray.tune.search.optuna import OptunaSearch
+
+    base = options.base()
+    first, random = SEEDS_APART * repeat, method == RANDOM
+    sampler = (optuna.samplers.RandomSampler if random else optuna.samplers.TPESampler)(seed=first)
+    asha = ASHAScheduler(
+        time_attr=EPOCH, metric=VAL_ERROR, mode="min", max_t=options.epochs,
+        grace_period=base.eval_every,
+    )  # fmt: skip
+    search = OptunaSearch(Points(base, first), metric=VAL_ERROR, mode="min", sampler=sampler)
+    budget = Budget(options.budget, base.eval_every)
+    launching.quiet_libraries()
+    cluster.start_ray()
+    results = tune.Tuner(
+        tune.with_resources(tune.with_parameters(trial_of_tune, base=base.to_dict()), {"cpu": 1}),
+        tune_config=tune.TuneConfig(
+            search_alg=ConcurrencyLimiter(search, SLOTS),
+            scheduler=FIFOScheduler() if random else asha,
+            num_samples=-1,
+        ),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=str(folder.resolve()), stop=budget, verbose=0
+        ),
+    ).fit()
+    last = [metrics for i in range(len(results)) if (metrics := results[i].metrics)]
+    whole = [metrics for metrics in last if metrics.get(EPOCH) == options.epochs]
+    if not whole:
+        raise UserError("no trial has reached its full budget: give more --budget")
+    best = min(whole, key=lambda metrics: metrics[VAL_ERROR])
+    config = drawn(best["config"], base.to_dict()).to_dict()
+    announce(folder, config, best[VAL_ERROR], epochs=budget.epochs, trials=len(results))
+
+
+def drawn(params: dict[str, Any], base: dict[str, Any]) -> Config:
+    """The experiment of a point that Tune's search has drawn."""
+    point = {name: value for name, value in params.items() if name != "seed"}
+    found = suggest(optuna.trial.FixedTrial(point), Space(), Config.from_dict(base))
+    return Config.from_dict({**base, **found, "seed": params["seed"]})
+
+
+def trial_of_tune(params: dict[str, Any], base: dict[str, Any]) -> None:
+    """Trains a trial of the bare side."""
+    import torch
+    from ray import tune
+
+    from ali import experiment
+
+    torch.set_num_threads(1)
+    for _, metrics in experiment.run(drawn(params, base)):
+        if VAL_ERROR in metrics:  # ASHA and OptunaSearch take no result without it
+            tune.report(metrics)
+
+
+def train(options: Run, folder: Path, number: int) -> None:
+    """In a process of its own: trains the announced configuration in full, and tests it."""
+    import torch
+
+    from ali.evaluation import protocol
+    from ali.training.state import State
+
+    here = make_folder(folder / f"full-{number}")
+    if (here / TESTED).exists():
+        return
+    torch.set_num_threads(1)
+    found = json.loads((folder / FOUND).read_text(encoding="utf-8"))["config"]
+    more = {"epochs": options.full_epochs, "seed": JUDGES + number}
+    config = Config.from_dict({**found, **more})
+    learning_curves.train(config, here, os.getppid())
+    ended = json.loads((here / learning_curves.CURVE).read_text(encoding="utf-8"))
+    tested = dict.fromkeys((TEST_ERROR_MEAN, VAL_ERROR), BY_CHANCE)
+    if not ended[learning_curves.DIVERGED]:
+        networks = State.load(here / learning_curves.STATE, "cpu", config).networks
+        test = data.load_test(config)
+        errors = protocol.test_errors(networks, data.load(config), test, config, options.draws)
+        tested = {TEST_ERROR_MEAN: float(errors.mean()), VAL_ERROR: ended["curve"][-1][VAL_ERROR]}
+    with atomic_write(here / TESTED) as path:
+        path.write_text(json.dumps(tested), encoding="utf-8")
+
+
+SEARCHES: dict[str, Callable[[Run, Path, int], None]] = {
+    OURS: ours,
+    RANDOM: partial(bare, RANDOM),
+    TUNE: partial(bare, TUNE),
+}

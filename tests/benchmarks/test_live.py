@@ -1,0 +1,49 @@
+"""The live comparison: real sweeps of each method, and trainings of what they announce."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.live_searches import FOUND, SEARCHES, TESTED
+from tests.paths import REAL_DATA, ROOT
+
+DATA = REAL_DATA / "svhn"
+needs_crops = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real images in {DATA}")
+
+
+def live(*arguments):
+    command = [sys.executable, "-m", "benchmarks.live", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+@needs_crops
+@pytest.mark.integration
+@pytest.mark.long
+def test_each_method_searches_and_what_it_announces_is_tested(tmp_path):
+    small = "--repeats 1 --budget 6 --epochs 3 --full-epochs 3 --seeds 1 --width 0.1 --draws 2"
+    options = ["run", "--data-dir", DATA, "--output-dir", tmp_path, *small.split()]
+    whole = live(*options)
+    assert whole.returncode == 0, whole.stderr
+    folders = [folder for folder in tmp_path.iterdir() if folder.is_dir()]
+    assert len(folders) == len(SEARCHES)
+    for folder in folders:
+        found = json.loads((folder / FOUND).read_text())
+        assert found["epochs"] >= 6 and 0 < found["value"] < 1
+        assert 0 < json.loads((folder / "full-0" / TESTED).read_text())["test_error_mean"] < 1
+        trained = json.loads((folder / "full-0" / "curve.json").read_text())["config"]
+        assert {**trained, "seed": 0, "epochs": 3} == {**found["config"], "seed": 0}
+        assert trained["seed"] != found["config"]["seed"]
+    again = live("report", "--output-dir", tmp_path)
+    assert all(name in again.stdout for name in SEARCHES)
+    other = live(*options, "--budget", "9")
+    assert (other.returncode, other.stderr.count("\n")) == (
+        2,
+        1,
+    ) and "other options" in other.stderr
+
+
+def test_a_report_of_nothing_says_so(tmp_path):
+    found = live("report", "--output-dir", tmp_path)
+    assert found.returncode == 2 and "start `run` first" in found.stderr
