@@ -76,7 +76,11 @@ def read_batch(path: Path, sink: Sink) -> np.ndarray:
             # Python 2 wrote the official files: their strings, the pixels too, are bytes.
             batch = _Unpickler(file, encoding="bytes").load()
         fields = {key.decode() if isinstance(key, bytes) else key: batch[key] for key in batch}
+        if "fine_labels" in fields:
+            raise UserError(f"{path} is of CIFAR-100: give --data-dir the folder {FOLDER}")
         x, y = fields["data"].array(), list(fields["labels"])
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a damaged pickle raises many types

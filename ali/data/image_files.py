@@ -184,6 +184,8 @@ def read_images(path: Path, size: int) -> tuple[np.ndarray, list[str] | None]:
             raise UserError(f"--input {path} must be an .npz, a .mat or a folder of images")
     except UserError:
         raise
+    except NotImplementedError as error:
+        raise UserError(f"{path} is a MATLAB 7.3 file: save it with -v7") from error
     except Exception as error:  # the readers raise many types on a damaged file
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"cannot read images from {path} ({reason}): is it damaged?") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from ali.config import Config
@@ -28,6 +29,8 @@ def load_splits(config: Config, wanted: tuple[str, ...]) -> Splits:
     wnids = [line.split()[0] for line in files.read_lines(root / "wnids.txt")]
     if not wnids:
         raise UserError(f"{root / 'wnids.txt'} names no classes")
+    if twice := {wnid for wnid, times in Counter(wnids).items() if times > 1}:
+        raise UserError(f"{root / 'wnids.txt'} names {files.listed(sorted(twice))} twice")
     index = {wnid: i for i, wnid in enumerate(wnids)}
     find = {"train": _find_train, "test": _find_val}
     splits: dict[str, Split] = {}

@@ -68,6 +68,8 @@ def test_mistaken_images(tmp_path):
     np.savez(tmp_path / "good.npz", x=x)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:200])
     scipy.io.savemat(tmp_path / "other.mat", {"Z": x})
+    header = b"MATLAB 7.3 MAT-file".ljust(124) + bytes([0, 2]) + b"IM"  # an HDF5 file follows
+    (tmp_path / "hdf.mat").write_bytes(header.ljust(512, b"\0") + b"\x89HDF\r\n")
     (tmp_path / "text.csv").write_text("1,2")
     for name in ("empty", "sizes", "damaged"):
         (tmp_path / name).mkdir()
@@ -81,6 +83,7 @@ def test_mistaken_images(tmp_path):
         "none.npz": "N from 1",
         "cut.npz": "damaged",
         "other.mat": "name the images X",
+        "hdf.mat": "MATLAB 7.3 file: save it with -v7",
         "text.csv": "must be",
         "empty": "no image files",
         "sizes": "31×32",

@@ -164,6 +164,7 @@ BAD_BATCHES = {
     "cut": (pickle.dumps(GOOD, 2)[:5000], "not a readable CIFAR-10 batch"),
     "text": (b"hello", "not a readable CIFAR-10 batch"),
     "no dict": ([1, 2], "not a readable CIFAR-10 batch"),
+    "CIFAR-100": ({"data": GOOD["data"], "fine_labels": [0]}, "is of CIFAR-100: give --data-dir"),
     "no labels": ({"data": GOOD["data"]}, "not a readable CIFAR-10 batch .*labels"),
     "floats": (GOOD | {"data": GOOD["data"] / 255}, "type 'f8', not uint8"),
     "objects": (GOOD | {"data": np.array([None])}, "not uint8"),

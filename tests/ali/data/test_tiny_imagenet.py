@@ -98,6 +98,8 @@ def test_bad_tiny_imagenet(tmp_path, cache):
     check_refused("cannot read the folder .*n77", settings)
     (root / "train" / "n77").mkdir()
     check_refused("n77 holds no images", settings)
+    (root / "wnids.txt").write_text("n01\nn02\nn01\n")
+    check_refused("wnids.txt names n01 twice", settings)
     (root / "wnids.txt").write_text("\n")
     check_refused("names no classes", settings)
 
