@@ -69,9 +69,14 @@ def check_ray() -> None:
 
 
 def answers(address: str) -> bool:
-    """Whether anything answers at the address of a Ray cluster."""
+    """Whether anything answers at the address of a Ray cluster, or at a raylet's socket."""
     host, _, port = address.rpartition(":")
     try:
+        if address.startswith("/"):
+            with socket.socket(socket.AF_UNIX) as raylet:
+                raylet.settimeout(5)
+                raylet.connect(address)
+            return True
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, ValueError):
         return False
@@ -85,6 +90,14 @@ def joined_address() -> str | None:
     if "://" in (environment.ray_address() or ""):
         return None
     return ray.get_runtime_context().gcs_address
+
+
+def own_raylet() -> str | None:
+    """The socket of the raylet of this process, which ends when that does; None: not known."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    return next((n.get("RayletSocketName") for n in ray.nodes() if n["NodeID"] == own), None)
 
 
 def own_temp_folder() -> Path:

@@ -13,11 +13,12 @@ from typing import Any
 
 from ali.output import write_now
 from sweeps.engine import ray_compat
-from sweeps.engine.cluster import answers, joined_address
+from sweeps.engine.cluster import answers, joined_address, own_raylet
 
 POLL_SECONDS = 0.5
 LEAVE_SECONDS = 10.0  # for the main thread to leave a call to Ray's processes that have ended
 LOST_SECONDS = 20.0  # without an answer, Ray has ended; after 60, Ray ends this process
+RAYLET_SECONDS = 3.0  # the same of this process's raylet; Ray ends it after ten
 
 
 class GracefulShutdown:
@@ -46,6 +47,7 @@ class GracefulShutdown:
         self._again, self._tell, self._say = again, tell, say
         self._tuning, self._writing = False, False
         self._address: str | None = None  # of the cluster
+        self._raylet: str | None = None  # its socket
         self._collects = gc.isenabled()
         self._first: tuple[int, float] = (0, 0.0)  # signal, and when it came
 
@@ -64,15 +66,22 @@ class GracefulShutdown:
 
     def ray_is_gone(self) -> bool:
         """Whether Ray's processes have ended: whatever asks them for something waits for ever."""
-        asked = self.requested and self._address is not None
-        return self.without_ray or (asked and not answers(self._address or ""))
+        return self.without_ray or (self.requested and bool(self._silent()))
+
+    def _silent(self) -> float:
+        """If a part of Ray does not answer, after how many seconds it has ended; 0: all answer."""
+        for address, seconds in ((self._raylet, RAYLET_SECONDS), (self._address, LOST_SECONDS)):
+            if address is not None and not answers(address):
+                return seconds
+        return 0.0
 
     @contextlib.contextmanager
     def ends_tune(self) -> Iterator[None]:
         """In the block, Tune's loop is ended, once Tune has installed its handler."""
         self._tuning = True
         self._address = joined_address()
-        threading.Thread(target=self._watch, args=(self._address,), daemon=True).start()
+        self._raylet = self._address and own_raylet()
+        threading.Thread(target=self._watch, daemon=True).start()
         try:
             yield
         finally:
@@ -113,15 +122,15 @@ class GracefulShutdown:
         soon = first != signal.SIGINT and time.monotonic() - when < 1
         return number == signal.SIGHUP or (number == signal.SIGTERM and soon)
 
-    def _watch(self, address: str | None) -> None:
+    def _watch(self) -> None:
         told, answered = False, time.monotonic()
         while self._tuning:
             if self.requested and not told:
                 self._tell()
                 told = True
-            if address is None or answers(address):
+            if not (patience := self._silent()):
                 answered = time.monotonic()
-            elif self.requested or time.monotonic() - answered > LOST_SECONDS:
+            elif self.requested or time.monotonic() - answered > patience:
                 self.without_ray = True
                 gc.disable()
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -170,6 +171,22 @@ def test_a_scheduler_stops_it_with_nobody_reading_its_output(toy):
     assert process.wait(timeout=60) == 130
     runs = [*toy.parents(), *(run for found in toy.mlflow().values() for run in found)]
     assert {run.info.status for run in runs} == {"KILLED"}
+
+
+def test_a_raylet_that_is_gone_ends_it_with_a_word_before_ray_ends_it_without(toy):
+    toy.env["TOY_SECONDS"] = "3"
+    process = toy.start("--num-trials", "2", "--grace-epochs", str(EPOCHS))
+    wait_for(lambda: toy.epochs().total() >= 1, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (raylet,) = (pid for pid in children if Path(f"/proc/{pid}/comm").read_text() == "raylet\n")
+    os.kill(int(raylet), signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Ray's processes ended; resume with: " in out, out + err
+    runs = [*toy.parents(), *(run for found in toy.mlflow().values() for run in found)]
+    assert {run.info.status for run in runs} == {"KILLED"}
+    toy.env["TOY_SECONDS"] = "0.02"
+    toy.run("--resume")
+    assert set(audit(toy, 2).values()) == {"COMPLETE"}
 
 
 def test_ctrl_c_before_there_is_a_trial_ends_cleanly_too(toy):

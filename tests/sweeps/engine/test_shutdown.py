@@ -79,6 +79,7 @@ STUCK = """
 import os, signal, time
 from sweeps.engine import shutdown
 shutdown.joined_address = lambda: "127.0.0.1:1"
+shutdown.own_raylet = lambda: None
 shutdown.LEAVE_SECONDS = 1
 with shutdown.GracefulShutdown("again") as asked, asked.ends_tune():
     asked.requested = True
@@ -124,6 +125,7 @@ def test_mlflow_is_told_at_once_and_a_ray_that_is_gone_is_not_waited_for(monkeyp
         monkeypatch.setattr(
             shutdown_module, "joined_address", lambda: f"127.0.0.1:{cluster.getsockname()[1]}"
         )
+        monkeypatch.setattr(shutdown_module, "own_raylet", lambda: None)
         with GracefulShutdown("again", lambda: told.append(time.monotonic())) as shutdown:
             before = signal.signal(signal.SIGUSR1, lambda *_: None)  # Tune, that waits for an epoch
             try:
@@ -140,6 +142,7 @@ def test_mlflow_is_told_at_once_and_a_ray_that_is_gone_is_not_waited_for(monkeyp
 
 def test_a_ray_that_ends_by_itself_is_noticed_too(monkeypatch):
     monkeypatch.setattr(shutdown_module, "joined_address", lambda: "127.0.0.1:9")
+    monkeypatch.setattr(shutdown_module, "own_raylet", lambda: None)
     monkeypatch.setattr(shutdown_module, "LOST_SECONDS", 0.3)
     with GracefulShutdown("again") as shutdown, pytest.raises(KeyboardInterrupt):  # noqa: SIM117
         with shutdown.ends_tune():
