@@ -4,7 +4,7 @@
     python docs/screenshots.py --output-dir runs --name laptop --only ui report    some of them
 
 Needs Debian's chromium and chromium-driver, and the extra `test` (selenium, optuna-dashboard).
-terminal.svg is of a sweep of its own, of two minutes on two idle cores. Each picture is a function
+terminal.svg is of a sweep of its own, of a minute on two idle cores. Each picture is a function
 below with the decorator `picture`.
 """
 
