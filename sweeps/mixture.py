@@ -8,7 +8,7 @@
 No files are needed. The objective is modes_missed, of 10,000 samples; near_modes is the share of
 them near a mode. Fig. 7 took 200,000 steps at Adam's 1e-5 and the full width of 200 units; here
 a quarter of that width has 1080 steps, at rates up to 2e-2. 8 trials take a minute on two idle
-cores; the best one missed 5 of 9 modes. This file also runs when copied elsewhere, if the project
+cores; the best one missed 4 of 9 modes. This file also runs when copied elsewhere, if the project
 is installed.
 """
 
