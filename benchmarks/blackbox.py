@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,12 @@ class Blackbox:
     def curves(self, name: str) -> np.ndarray:
         """(configurations, seeds, epochs) of one objective."""
         return self.objectives[..., self.names.index(name)]
+
+    def begun(self) -> Blackbox:
+        """The table without the configurations that have no run yet."""
+        rows = np.isfinite(self.objectives).any(axis=(1, 2, 3))
+        points = self.hyperparameters[rows].reset_index(drop=True)
+        return replace(self, hyperparameters=points, objectives=self.objectives[rows])
 
 
 def write(folder: Path, table: Blackbox, task: str, space: Mapping[str, BaseDistribution]) -> None:

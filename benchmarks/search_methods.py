@@ -40,7 +40,7 @@ class Rows:
 
     def __init__(self, name: str, tables: Path) -> None:
         self.table = TABLES[name]
-        read = blackbox.read(tables / name)
+        read = blackbox.read(tables / name).begun()
         self.curves = Curves(read)
         self.points, self.configs = [], []
         self.distributions: dict[str, Any] = {}

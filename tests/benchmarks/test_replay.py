@@ -121,6 +121,17 @@ def test_a_diverged_run_counts_as_the_worst_value(rows):
     assert curves.ends[5, 1] == np.nanmax(broken[..., 1])
 
 
+def test_a_table_that_is_not_whole_is_replayed_on_what_it_has(rows):
+    table = rows.curves.table
+    some = table.objectives.copy()
+    some[[0, 5]], some[3, 1] = np.nan, np.nan  # two without a run, one that lacks a seed
+    begun = Blackbox(table.hyperparameters, some, table.names, table.metadata).begun()
+    assert len(begun.hyperparameters) == ROWS - 2
+    assert begun.hyperparameters.loc[4, "lr_d"] == table.hyperparameters.loc[6, "lr_d"]
+    curves = Curves(begun)
+    assert np.isfinite(curves.means).all() and not curves.ran[2, 1]
+
+
 def test_interquartile_mean_and_epochs_to_a_target():
     assert interquartile_mean(np.array([0.0, 1, 2, 100])) == 1.5
     grid = np.array([10, 20, 40])
