@@ -25,6 +25,7 @@ from sweeps.engine.storage import Storage
 
 SETTLE_SECONDS = 3.0  # if two machines take it at the same moment, the later has it by then
 STOP_SECONDS = 60.0  # for a server to write what it holds
+KILL_SECONDS = 5.0  # for a killed server to be gone, on a busy machine
 SAFE = 2 / 3  # share of the lease's time without renewal after which the server is ended
 
 
@@ -39,9 +40,14 @@ class FolderLease(mirror.Lease):
         super().taken_over(what, holder)
 
     def end_server(self) -> None:
+        """Returns once the server and all it has started have ended, or after KILL_SECONDS."""
         if self.server:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.server.pid, signal.SIGKILL)
+                until = time.monotonic() + KILL_SECONDS
+                while time.monotonic() < until:
+                    os.killpg(self.server.pid, 0)
+                    time.sleep(0.01)
 
     def keep(self, ended: threading.Event) -> None:
         """Renews it until `ended`; ends the server before another machine may take over."""
