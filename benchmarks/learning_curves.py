@@ -19,7 +19,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -175,19 +175,26 @@ def run(options: Run) -> None:
     unpack(options.table, folder, options.tables)
     os.nice(options.nice)
     environment.set_defaults(OMP_NUM_THREADS="1")  # of the processes: the SVMs' threads, too
+    apart([(work, (options.table, folder, os.getpid()))] * options.processes)
+
+
+def apart(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
+    """Calls functions side by side, each in a process of its own, which does not outlive this.
+
+    Raises UserError if one fails.
+    """
     spawn = multiprocessing.get_context("spawn")
-    arguments = (options.table, folder, os.getpid())
-    workers = [spawn.Process(target=work, args=arguments) for _ in range(options.processes)]
-    for worker in workers:
-        worker.start()
+    processes = [spawn.Process(target=function, args=arguments) for function, arguments in calls]
+    for process in processes:
+        process.start()
     try:
-        for worker in workers:
-            worker.join()
+        for process in processes:
+            process.join()
     finally:
-        for worker in workers:
-            worker.terminate()
-    if any(worker.exitcode for worker in workers):
-        raise UserError("a process of the table failed, its error stands above: start it again")
+        for process in processes:
+            process.terminate()
+    if any(process.exitcode for process in processes):
+        raise UserError("a process failed, its error stands above: run the command again")
 
 
 def work(name: str, folder: Path, parent: int) -> None:

@@ -31,8 +31,9 @@ from ali.errors import UserError
 from ali.files import make_folder
 from ali.lock import folder_lock
 from ali.metrics import TEST_ERROR_MEAN, VAL_ERROR
+from benchmarks import learning_curves
 from benchmarks.curve_statistics import WIDTH
-from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Run, apart, train
+from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Run, train
 
 BEGUN = "options.json"  # of a comparison, which cannot be continued with others
 
@@ -54,10 +55,12 @@ def run(options: Run) -> None:
     with folder_lock(options.output_dir, "the comparison"):
         begun.write_text(asked, encoding="utf-8")
         for repeat, method in itertools.product(range(options.repeats), SEARCHES):
-            folder = make_folder(options.output_dir / f"{method.replace(' ', '-')}-{repeat}")
+            folder = make_folder(options.output_dir / folder_name(method, repeat))
             if not (folder / FOUND).exists():
                 SEARCHES[method](options, folder, repeat)
-            apart([(train, (options, folder, seed)) for seed in range(options.seeds)])
+            learning_curves.apart(
+                [(train, (options, folder, seed)) for seed in range(options.seeds)]
+            )
     report(Report(options.output_dir))
 
 
@@ -70,7 +73,7 @@ def report(options: Report) -> None:
     ):
         shown.add_column(column, justify="left" if column == "method" else "right")
     for method in SEARCHES:
-        folders = sorted(options.output_dir.glob(f"{method.replace(' ', '-')}-*"))
+        folders = sorted(options.output_dir.glob(folder_name(method, "*")))
         found = [read(f / FOUND) for f in folders if (f / FOUND).exists()]
         tested = [[*map(read, f.glob(f"full-*/{TESTED}"))] for f in folders]
         tested = [its for its in tested if its]
@@ -87,6 +90,10 @@ def report(options: Report) -> None:
     if not shown.row_count:
         raise UserError(f"nothing has been found in {options.output_dir} yet: start `run` first")
     Console(highlight=False, width=WIDTH).print(shown)
+
+
+def folder_name(method: str, repeat: int | str) -> str:
+    return f"{method.replace(' ', '-')}-{repeat}"
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -67,21 +67,6 @@ class Run:
         )  # fmt: skip
 
 
-def apart(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
-    """Calls functions side by side, each in a process of its own.
-
-    Raises UserError if one fails.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=function, args=args) for function, args in calls]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    if any(process.exitcode for process in processes):
-        raise UserError("a process failed, its error stands above: run the command again")
-
-
 def announce(folder: Path, config: dict[str, Any], value: float, **more: Any) -> None:
     """Writes what a search has found."""
     with atomic_write(folder / FOUND) as path:
@@ -130,7 +115,7 @@ def spent(folder: Path) -> int:
 
 def bare(method: str, options: Run, folder: Path, repeat: int) -> None:
     """Random search or Ray Tune as its documentation has it, in a process of its own."""
-    apart([(tune_bare, (method, options, folder, repeat))])
+    learning_curves.apart([(tune_bare, (method, options, folder, repeat))])
 
 
 @dataclass

@@ -70,6 +70,19 @@ def unpack_hint(folder: Path) -> str:
     return f"; unpack {listed(packed, 3)} there first" if packed else ""
 
 
+def matlab_arrays(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and type of each array in a MATLAB file, of which nothing else is read.
+
+    Raises UserError for a file of version 7.3, and scipy's many errors for a damaged one.
+    """
+    import scipy.io
+
+    try:
+        return scipy.io.whosmat(path)
+    except NotImplementedError as error:
+        raise UserError(f"{path} is a MATLAB 7.3 file: save it with -v7") from error
+
+
 def listed(names: Sequence[str], most: int = 10) -> str:
     """The first `most` names in one line."""
     return printable(", ".join(names[:most]) + (", …" if len(names) > most else ""))

@@ -184,8 +184,6 @@ def read_images(path: Path, size: int) -> tuple[np.ndarray, list[str] | None]:
             raise UserError(f"--input {path} must be an .npz, a .mat or a folder of images")
     except UserError:
         raise
-    except NotImplementedError as error:
-        raise UserError(f"{path} is a MATLAB 7.3 file: save it with -v7") from error
     except Exception as error:  # the readers raise many types on a damaged file
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"cannot read images from {path} ({reason}): is it damaged?") from error
@@ -222,7 +220,7 @@ def _read_npz(path: Path, size: int) -> np.ndarray:
 def _read_mat(path: Path, size: int) -> np.ndarray:
     import scipy.io
 
-    found = {name: header for name, *header in scipy.io.whosmat(path)}
+    found = {name: (shape, dtype) for name, shape, dtype in files.matlab_arrays(path)}
     if "X" not in found:
         raise UserError(
             f"{path} holds {files.listed(sorted(found))}: name the images X, as SVHN does"

@@ -101,7 +101,7 @@ def _read_with_scipy(path: Path, sink: Sink) -> tuple[int | None, np.ndarray | N
     import scipy.io
 
     try:
-        for name, shape, dtype in scipy.io.whosmat(path):  # before anything is decoded
+        for name, shape, dtype in files.matlab_arrays(path):  # before anything is decoded
             if name == "X":
                 _check_shape(path, shape, dtype)
             elif name == "y" and math.prod(shape) > MAX_LABELS:
@@ -109,8 +109,6 @@ def _read_with_scipy(path: Path, sink: Sink) -> tuple[int | None, np.ndarray | N
         found = scipy.io.loadmat(path, variable_names=["X", "y"])
     except UserError:
         raise
-    except NotImplementedError as error:
-        raise UserError(f"{path} is a MATLAB 7.3 file: save it with -v7") from error
     except Exception as error:  # scipy raises many types on a damaged file
         raise UserError(f"{path} is not a readable MATLAB file ({error})") from error
     n, y = None, found.get("y")

@@ -38,10 +38,8 @@ def test_each_method_searches_and_what_it_announces_is_tested(tmp_path):
     again = live("report", "--output-dir", tmp_path)
     assert all(name in again.stdout for name in SEARCHES)
     other = live(*options, "--budget", "9")
-    assert (other.returncode, other.stderr.count("\n")) == (
-        2,
-        1,
-    ) and "other options" in other.stderr
+    assert (other.returncode, other.stderr.count("\n")) == (2, 1)
+    assert "other options" in other.stderr
 
 
 def test_a_report_of_nothing_says_so(tmp_path):
