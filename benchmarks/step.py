@@ -30,7 +30,8 @@ from ali.config import Config, DataName
 from ali.data import Images
 from ali.models import narrow
 from ali.models.base import Networks
-from ali.models.networks import ALI, Chain
+from ali.models.chain import Chain
+from ali.models.networks import ALI
 from ali.models.precision import compute_dtype
 from ali.models.tables import (
     CONV,

@@ -15,7 +15,7 @@ measures equals plain torch (tests/ali/models/test_layers.py):
   of 0, are vectorised; arithmetic on bool tensors is not, and ten times slower.
 - Leaky ReLU and the next layer's dropout are one multiplier: one product forward, one backward.
 
-With one thread and few maps, ali.models.narrow does the same in C where there is a compiler.
+On one thread, ali.models.narrow_chain does the same for training where there is a C compiler.
 """
 
 from __future__ import annotations
@@ -42,24 +42,33 @@ INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 # Dropout and leaky ReLU ---------------------------------------------------------------------
 
 
-def dropout_multiplier(like: Tensor, p: float, generator: distributed.RandomSource) -> Tensor:
-    """0 with probability p, else 1/(1−p), elementwise; shape and type of `like`, channels-last.
-
-    p is rounded to 1/65536, and 1/(1−p) to the precision of the type.
-    """
-    integer = INTEGER[like.dtype]
+def dropout_words(like: Tensor, generator: distributed.RandomSource) -> Tensor:
+    """Uniform over −2¹⁵ … 2¹⁵ − 1, int16 (B, numbers a row), for `like` (B, …) in its memory."""
 
     def uniform(rows: int, rng: torch.Generator) -> Tensor:
         n = rows * like[0].numel()
         words = torch.empty((n + 3) // 4, dtype=torch.int64, device=like.device)
         # None: all 64 bits; the default range lacks the sign bit, which biases one word in four
         words.random_(-(2**63), None, generator=rng)
-        return words.view(torch.int16)[:n].view(rows, -1)  # uniform over −2¹⁵ … 2¹⁵ − 1
+        return words.view(torch.int16)[:n].view(rows, -1)
 
-    parts = distributed.draw_rows(generator, len(like), uniform)
-    torch.ge(parts, min(round(p * 2**16), 2**16 - 1) - 2**15, out=parts)  # 1: keep
+    return distributed.draw_rows(generator, len(like), uniform)
+
+
+def least_kept(p: float) -> int:
+    """The smallest of `dropout_words` whose element is kept at dropout p."""
+    return min(round(p * 2**16), 2**16 - 1) - 2**15
+
+
+def dropout_multiplier(like: Tensor, p: float, generator: distributed.RandomSource) -> Tensor:
+    """0 with probability p, else 1/(1−p), elementwise; shape and type of `like`, channels-last.
+
+    p is rounded to 1/65536, and 1/(1−p) to the precision of the type.
+    """
+    words = dropout_words(like, generator)
+    torch.ge(words, least_kept(p), out=words)  # 1: keep
     bits = _bits(1 / (1 - p), like.dtype)
-    multiplier = parts.to(integer).mul_(bits).view(like.dtype)
+    multiplier = words.to(INTEGER[like.dtype]).mul_(bits).view(like.dtype)
     if like.dim() == 2:
         return multiplier.view(like.shape)
     b, c, h, w = like.shape
@@ -82,33 +91,10 @@ def leaky_relu_dropout(
     h: Tensor, slope: float, p: float, generator: distributed.RandomSource | None
 ) -> Tensor:
     """Leaky ReLU, then dropout (none without a generator or at p = 0), slope in [0, 1]."""
-    multiplier = _multiplier(h, p, generator)
-    if narrow.fuses(h):
-        return narrow.leaky_relu(h, slope, multiplier)
+    multiplier = None
+    if generator is not None and p > 0:
+        multiplier = dropout_multiplier(h, p, generator)
     return _LeakyReLUDropout.apply(h, slope, multiplier)
-
-
-def batch_norm_leaky_relu_dropout(
-    h: Tensor,
-    running: tuple[Tensor, Tensor],
-    gamma: Tensor,
-    beta: Tensor,
-    slope: float,
-    p: float,
-    generator: distributed.RandomSource | None,
-) -> Tensor:
-    """Batch norm of one worker's batch in training mode, then `leaky_relu_dropout`."""
-    if narrow.fuses(h):
-        multiplier = _multiplier(h, p, generator)
-        return narrow.batch_norm_leaky_relu(
-            h, running, gamma, beta, BN_MOMENTUM, BN_EPS, slope, multiplier
-        )
-    h = F.batch_norm(h, *running, gamma, beta, True, BN_MOMENTUM, BN_EPS)
-    return leaky_relu_dropout(h, slope, p, generator)
-
-
-def _multiplier(h: Tensor, p: float, generator: distributed.RandomSource | None) -> Tensor | None:
-    return dropout_multiplier(h, p, generator) if generator is not None and p > 0 else None
 
 
 def maxout(h: Tensor, pieces: int) -> Tensor:
@@ -151,8 +137,8 @@ def conv(h: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     Returns (B, O, H', W') channels-last, or (B, O) where H' = 1.
     """
     k = weight.shape[2]
-    if 1 < k < h.shape[-1] and narrow.serves(h, *weight.shape[:2]):
-        return narrow.conv(h, weight, bias, stride)
+    if 1 < k < h.shape[-1] and not torch.is_grad_enabled() and narrow.serves(h, weight):
+        return narrow.conv(h, weight, bias, narrow.conv_sizes(h, weight, stride))
     weight, bias = weight.to(h.dtype), None if bias is None else bias.to(h.dtype)
     if h.dim() == 2:
         return F.linear(h, _rows(weight), bias)
@@ -170,8 +156,8 @@ def tconv(h: Tensor, weight: Tensor, stride: int) -> Tensor:
 
     weight (I, O, k, k); returns (B, O, H', W') channels-last.
     """
-    if narrow.serves(h, *weight.shape[:2]):
-        return narrow.tconv(h, weight, stride)
+    if not torch.is_grad_enabled() and narrow.serves(h, weight):
+        return narrow.tconv(h, weight, narrow.tconv_sizes(h, weight, stride))
     weight, (maps, k) = weight.to(h.dtype), weight.shape[1:3]
     if h.dim() == 2:
         return _nchw((h @ _rows(weight)).view(len(h), k, k, maps))

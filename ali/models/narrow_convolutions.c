@@ -6,27 +6,10 @@ and so are the (s(f − 1) + k)·C inputs that a row of a kernel needs for them.
 k and stride s is then, for each row of the kernel, a product of that run of inputs with a matrix
 (run × f·O) that repeats the kernel's weights, and so are its gradients. */
 
-#include <stdlib.h>
-
 #include "narrow.h"
 
-/* Memory that a thread keeps from call to call. */
-enum { MATRIX, BIAS, PLACES, IMAGE, LANED, BUFFERS };
+enum { MATRIX, BIAS, PLACES, IMAGE, LANED }; /* buffers */
 enum { SLACK = 64 }; /* numbers that may be read behind the last, and count for nothing */
-static _Thread_local struct { void *memory; size_t size; } buffers[BUFFERS];
-
-static void *buffer(int which, size_t size) {
-    size = (size + 127) / 64 * 64;
-    if (buffers[which].size < size) {
-        free(buffers[which].memory);
-        buffers[which].memory = aligned_alloc(64, size);
-        if (!buffers[which].memory) abort();
-        buffers[which].size = size;
-    }
-    return buffers[which].memory;
-}
-
-static void *zeros(int which, size_t size) { return memset(buffer(which, size), 0, size); }
 
 /* Convolutions: (B, H, W, C) → (B, H', W', O), kernel k × k, valid, weights (O, k, k, C) -------- */
 
@@ -65,53 +48,72 @@ INLINE number *packed(number *matrix, int run, int n, int r, int i, int lane) {
     return matrix + ((long)r * run + i / PAIR * PAIR) * n + lane * PAIR + i % PAIR;
 }
 
+/* The kernel's weights as numbers. */
+static const number *converted(const float *w, shape s) {
+    long n = (long)s.out * s.k * s.k * s.in;
+    number *to = buffer(LANED, n * sizeof(number));
+    put_row(w, to, n);
+    return to;
+}
+
 /* out[to + lane] = bias[lane] + Σ_r Σ_i a[from + step[r] + i] · matrix[r][i][lane], of `many` places
 at once and `wide` registers, from lane `first` on. */
 INLINE void products_block(
-    const number *a, places at, const int *step, int rows, int run, const number *matrix, int n,
+    const number *a, places at, int m, const int *step, int rows, int run, const number *matrix, int n,
     const float *bias, number *out, int first, const int wide, const int many
 ) {
-    for (int m = 0; m < at.count; m += many) {
-        vector sums[ACROSS];
-        UNROLL for (int j = 0; j < many; j++)
+    vector sums[ACROSS];
+    UNROLL for (int j = 0; j < many; j++)
+        UNROLL for (int l = 0; l < wide; l++)
+            sums[j * wide + l] = bias ? load(bias + first + LANES * l) : (vector){0};
+    for (int r = 0; r < rows; r++) {
+        const number *from[ACROSS], *w = matrix + (long)r * run * n + first * PAIR;
+        UNROLL for (int j = 0; j < many; j++) from[j] = a + at.from[least(m + j, at.count - 1)] + step[r];
+        for (int i = 0; i < run; i += PAIR) {
+            row weights[4];
             UNROLL for (int l = 0; l < wide; l++)
-                sums[j * wide + l] = bias ? load(bias + first + LANES * l) : (vector){0};
-        for (int r = 0; r < rows; r++) {
-            const number *from[ACROSS], *w = matrix + (long)r * run * n + first * PAIR;
-            UNROLL for (int j = 0; j < many; j++) from[j] = a + at.from[least(m + j, at.count - 1)] + step[r];
-            for (int i = 0; i < run; i += PAIR) {
-                row weights[4];
+                weights[l] = load_row(w + (long)i * n + LANES * PAIR * l);
+            UNROLL for (int j = 0; j < many; j++)
                 UNROLL for (int l = 0; l < wide; l++)
-                    weights[l] = load_row(w + (long)i * n + LANES * PAIR * l);
-                UNROLL for (int j = 0; j < many; j++)
-                    UNROLL for (int l = 0; l < wide; l++)
-                        sums[j * wide + l] = add_product(sums[j * wide + l], from[j] + i, weights[l]);
+                    sums[j * wide + l] = add_product(sums[j * wide + l], from[j] + i, weights[l]);
+        }
+    }
+    UNROLL for (int j = 0; j < many; j++)
+        UNROLL for (int l = 0; l < wide; l++) {
+            if (m + j >= at.count) break;
+            int lane = first + LANES * l, left = at.lanes[m + j] - lane;
+            number part[LANES], *to = out + at.to[m + j] + lane;
+            if (left >= LANES) put_vector(to, sums[j * wide + l]);
+            else if (left > 0) {
+                put_vector(part, sums[j * wide + l]);
+                memcpy(to, part, left * sizeof(number));
             }
         }
-        UNROLL for (int j = 0; j < many; j++)
-            UNROLL for (int l = 0; l < wide; l++) {
-                if (m + j >= at.count) break;
-                int lane = first + LANES * l, left = at.lanes[m + j] - lane;
-                number part[LANES], *to = out + at.to[m + j] + lane;
-                put_vector(left < LANES ? part : to, sums[j * wide + l]);
-                if (0 < left && left < LANES) memcpy(to, part, left * sizeof(number));
-            }
-    }
 }
 
+/* Blocks of as many places as fill the registers; of fewer, or two thirds twice, for the last. */
 static void products(
     const number *a, places at, const int *step, int rows, int run, const number *matrix, int n,
     const float *bias, number *out
 ) {
 #define BLOCK(wide, many) \
-    products_block(a, at, step, rows, run, matrix, n, bias, out, lane, wide, many)
+    products_block(a, at, m, step, rows, run, matrix, n, bias, out, lane, wide, many), m += many
     for (int lane = 0, wide; lane < n; lane += wide * LANES) {
         int left = (n - lane) / LANES;
         wide = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        if (wide == 4) BLOCK(4, ACROSS / 4);
-        else if (wide == 2) BLOCK(2, ACROSS / 3);
-        else if (at.count == 13) BLOCK(1, ACROSS / 3); /* in two of 8, not 12 and 1 */
-        else BLOCK(1, ACROSS / 2);
+        for (int m = 0, rest; rest = at.count - m, rest > 0;)
+            if (wide == 4) {
+                if (rest > ACROSS / 8) BLOCK(4, ACROSS / 4);
+                else BLOCK(4, ACROSS / 8);
+            } else if (wide == 2) {
+                if (rest > ACROSS / 6) BLOCK(2, ACROSS / 3);
+                else BLOCK(2, ACROSS / 6);
+            } else {
+                int some = rest > ACROSS / 2 && rest <= ACROSS / 3 * 2;
+                if (rest > ACROSS / 3 && !some) BLOCK(1, ACROSS / 2);
+                else if (rest > ACROSS / 6) BLOCK(1, ACROSS / 3);
+                else BLOCK(1, ACROSS / 6);
+            }
     }
 }
 
@@ -127,12 +129,18 @@ void convolve(const number *h, const float *w, const float *bias, number *out, s
     int f = pixels_a_group(width, s.k, s.stride, s.out), n = up(f * s.out, LANES);
     int run = up((s.stride * (f - 1) + s.k) * s.in, PAIR);
     number *matrix = zeros(MATRIX, (size_t)s.k * run * n * sizeof(number));
+    int together = s.in % PAIR == 0 ? PAIR : 1; /* inputs that lie side by side there, too */
+    const number *from = converted(w, s);
     for (int o = 0; o < s.out; o++)
         for (int y = 0; y < s.k; y++)
-            for (int x = 0; x < s.k; x++)
-                for (int c = 0; c < s.in; c++, w++)
-                    for (int q = 0; q < f; q++)
-                        *packed(matrix, run, n, y, (q * s.stride + x) * s.in + c, q * s.out + o) = put(*w);
+            for (int q = 0; q < f; q++) {
+                const number *v = from + (o * s.k + y) * s.k * s.in;
+                for (int i = 0; i < s.k * s.in; i += together)
+                    memcpy(
+                        packed(matrix, run, n, y, q * s.stride * s.in + i, q * s.out + o), v + i,
+                        together * sizeof(number)
+                    );
+            }
     float *wide = bias ? zeros(BIAS, n * sizeof(float)) : NULL;
     for (int lane = 0; bias && lane < f * s.out; lane++) wide[lane] = bias[lane % s.out];
 
@@ -160,15 +168,20 @@ void convolve_transposed(const number *g, const float *w, number *gh, shape s) {
     int run = up((f + taps - 1) * s.out, PAIR);
     size_t size = (size_t)taps * run * n;
     number *matrix = zeros(MATRIX, st * size * sizeof(number));
-    for (int o = 0; o < s.out; o++)
+    const number *from = converted(w, s);
+    long apart = (long)s.k * s.k * s.in;
+    int together = s.out % PAIR == 0 ? PAIR : 1; /* outputs that lie side by side there */
+    for (int o = 0; o < s.out; o += together)
         for (int y = 0; y < s.k; y++)
             for (int x = 0; x < s.k; x++)
-                for (int c = 0; c < s.in; c++, w++)
-                    for (int q = 0; q < f; q++)
-                        *packed(
-                            matrix + y % st * size, run, n, y / st,
-                            (q - x / st + taps - 1) * s.out + o, (q * st + x % st) * s.in + c
-                        ) = put(*w);
+                for (int q = 0; q < f; q++) {
+                    int i = (q - x / st + taps - 1) * s.out + o, lane = (q * st + x % st) * s.in;
+                    number *to = packed(matrix + y % st * size, run, n, y / st, i, lane);
+                    const number *v = from + o * apart + (y * s.k + x) * s.in;
+                    if (together == PAIR) interleave(v, v + (PAIR - 1) * apart, to, s.in);
+                    else
+                        for (int c = 0; c < s.in; c++) to[c * PAIR] = v[c];
+                }
 
     /* g in zeros, so that the first and the last pixels of gh see as many as the others */
     int border = taps - 1, padded = up(across, f) + border, tall = high + border;
@@ -253,8 +266,7 @@ static void spread(
 ) {
     int u = 0;
     for (; u + PAIR < groups; u += PAIR, from += PAIR * apart, to += PAIR * room)
-        for (int i = 0; i < size; i++)
-            for (int j = 0; j < PAIR; j++) to[i * PAIR + j] = from[j * apart + i];
+        interleave(from, from + (PAIR - 1) * apart, to, size);
     for (int j = 0; u < groups; u++, j++, from += apart)
         for (int i = 0; i < (u < groups - 1 ? size : last); i++) to[i * PAIR + j] = from[i];
 }

@@ -13,7 +13,7 @@ from ali.config import Config
 from ali.data import Images, to_unit
 from ali.errors import NonFiniteError, UserError
 from ali.evaluation.quality import frechet_distance
-from ali.models.networks import Layer
+from ali.models.chain import Layer
 from ali.training import step
 from ali.training.state import State
 

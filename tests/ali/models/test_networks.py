@@ -10,7 +10,8 @@ import torch
 from ali.config import Config
 from ali.errors import UserError
 from ali.models import layers
-from ali.models.networks import Layer, build
+from ali.models.chain import Layer
+from ali.models.networks import build
 from tests.paths import BENCHMARKS
 
 STEP = BENCHMARKS / "step.py"
@@ -143,13 +144,13 @@ def test_every_layer_of_the_discriminator_drops_its_input(part, monkeypatch):
 
     rates = {f"dropout_{name}": 0.5 if name == part else 0.0 for name in ("x", "z", "xz")}
     drawn: list[tuple[int, ...]] = []
-    draw = layers.dropout_multiplier
+    draw = layers.dropout_words
 
-    def spy(like, p, generator):
+    def spy(like, generator):
         drawn.append(tuple(like.shape[1:]))
-        return draw(like, p, generator)
+        return draw(like, generator)
 
-    monkeypatch.setattr(layers, "dropout_multiplier", spy)
+    monkeypatch.setattr(layers, "dropout_words", spy)
     d = build(Config(**rates)).discriminator.train()
     d(torch.rand(2, 3, 32, 32), torch.randn(2, 256), torch.Generator())
     assert (

@@ -15,7 +15,7 @@ from ali.data import Images
 from ali.errors import NonFiniteError, UserError
 from ali.metrics import D_LOSS, G_LOSS, IMAGES_PER_SECOND
 from ali.models import layers
-from ali.models.networks import Layer
+from ali.models.chain import Layer
 from ali.training import step as training
 from ali.training.losses import losses
 from ali.training.state import State
@@ -154,17 +154,19 @@ def test_running_statistics_come_from_the_mixed_batch():
 
 
 def test_a_step_drops_inputs_of_every_layer_of_the_discriminator(monkeypatch):
-    state, draw, drawn = fresh(), layers.dropout_multiplier, []
+    state, draw, least_kept, drawn, rates = fresh(), layers.dropout_words, layers.least_kept, [], []
 
-    def spy(like, p, generator):
-        drawn.append((len(like), p))
+    def spy(like, generator):
+        drawn.append(len(like))
         assert generator is state.generator
-        return draw(like, p, generator)
+        return draw(like, generator)
 
-    monkeypatch.setattr(layers, "dropout_multiplier", spy)
+    monkeypatch.setattr(layers, "dropout_words", spy)
+    monkeypatch.setattr(layers, "least_kept", lambda p: (rates.append(p), least_kept(p))[1])
     training.train_step(state, batch())
     # x and x̃ apart, then the other inputs of D(x); so for z; the three inputs of D(x, z)
-    assert drawn == [(m, 0.2) for m in (8, 8, 16, 16, 16, 16, 8, 8, 16, 16, 16, 16)]
+    assert drawn == [8, 8, 16, 16, 16, 16, 8, 8, 16, 16, 16, 16]
+    assert rates == [0.2] * 12
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
