@@ -123,9 +123,9 @@ class Chain(nn.Sequential):
         h = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         last = None
         for layer, following in pairwise(self.rows):
-            last = self.activation(layer.normalise(h), layer.row, following.row.dropout, rng)
+            last = self._normalised(h, layer, following.row.dropout, rng)
             h = following.operation(last)
-        return last, self.activation(self.rows[-1].normalise(h), self.rows[-1].row)
+        return last, self._normalised(h, self.rows[-1])
 
     def _compiled(
         self, parts: Sequence[Tensor], rng: distributed.RandomSource | None
@@ -138,23 +138,27 @@ class Chain(nn.Sequential):
                 chain.tconv(layer.weight, row.stride)
             else:
                 chain.conv(layer.weight, layer.map_bias, row.stride)
+            if layer.bias is not None and row.bias == PIXEL and not row.bn:
+                chain.pixel_bias(layer.bias, wide=row.nonlinearity == SIGMOID)
             if row.nonlinearity == LEAKY and row.bn and row.maps <= narrow_chain.WIDEST:
                 running = layer.running_mean, layer.running_var
                 chain.batch_norm_leaky_relu_dropout(running, layer.gamma, layer.beta, self.slope, p)
-            elif row.nonlinearity == LEAKY and not row.bn and row.bias != PIXEL:
+            elif row.nonlinearity == LEAKY and not row.bn:
                 chain.leaky_relu_dropout(self.slope, p)
-            elif row.bn or row.bias == PIXEL or row.nonlinearity == MAXOUT:
-                after = partial(self._after_operation, layer=layer, p=p, rng=rng)
-                of_pixels = [layer.bias] if layer.bias is not None and row.bias == PIXEL else []
-                of_norm = [layer.gamma, layer.beta] if row.bn else []
-                chain.by_autograd(after, [*of_norm, *of_pixels])
+            elif row.bn:
+                chain.by_autograd(
+                    partial(self._normalised, layer=layer, p=p, rng=rng), [layer.gamma, layer.beta]
+                )
+            elif row.nonlinearity == MAXOUT:
+                chain.by_autograd(partial(self.activation, row=row, p=p, rng=rng), [])
             if i == len(self.rows) - 1:
                 chain.keep()
         return chain.outputs()
 
-    def _after_operation(
-        self, h: Tensor, layer: Layer, p: float, rng: distributed.RandomSource | None
+    def _normalised(
+        self, h: Tensor, layer: Layer, p: float = 0.0, rng: distributed.RandomSource | None = None
     ) -> Tensor:
+        """What follows a layer's operation, up to and with dropout on the next layer's input."""
         return self.activation(layer.normalise(h), layer.row, p, rng)
 
     def activation(

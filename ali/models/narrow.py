@@ -95,7 +95,7 @@ def conv(h: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sizes) -> Tensor
     """The convolution: (B, C, H, W) → (B, O, H', W')."""
     height, width, _, o, k, stride = sizes
     size = h.shape[0], o, (height - k) // stride + 1, (width - k) // stride + 1
-    out, shape = _empty(size, h.dtype), Shape(h.shape[0], *sizes)
+    out, shape = empty(size, h.dtype), Shape(h.shape[0], *sizes)
     call("convolve", h.dtype, packed(h), packed(weight), bias, out, shape)
     return out
 
@@ -103,7 +103,7 @@ def conv(h: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sizes) -> Tensor
 def tconv(g: Tensor, weight: Tensor, sizes: Sizes) -> Tensor:
     """The transposed one, also the gradient of the convolution's input: to (B, C, H, W)."""
     height, width, c = sizes[:3]
-    out, shape = _empty((g.shape[0], c, height, width), g.dtype), Shape(g.shape[0], *sizes)
+    out, shape = empty((g.shape[0], c, height, width), g.dtype), Shape(g.shape[0], *sizes)
     call("convolve_transposed", g.dtype, packed(g), packed(weight), out, shape)
     return out
 
@@ -111,7 +111,7 @@ def tconv(g: Tensor, weight: Tensor, sizes: Sizes) -> Tensor:
 def conv_weights(h: Tensor, g: Tensor, sizes: Sizes, biased: bool) -> list[Tensor]:
     """Gradients of weight (O, C, k, k), and bias: h is the convolution's input, g its output's."""
     _, _, c, o, k, _ = sizes
-    g_weight, g_bias = _empty((o, c, k, k), torch.float32), torch.empty(o) if biased else None
+    g_weight, g_bias = empty((o, c, k, k), torch.float32), torch.empty(o) if biased else None
     shape = Shape(h.shape[0], *sizes)
     call("convolve_weights", h.dtype, packed(h), packed(g), g_weight, g_bias, shape)
     return [g_weight] if g_bias is None else [g_weight, g_bias]
@@ -210,5 +210,7 @@ def packed(h: Tensor) -> Tensor:
     return h.contiguous(memory_format=torch.channels_last) if h.dim() == 4 else h.contiguous()
 
 
-def _empty(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(size, dtype=dtype, memory_format=torch.channels_last)
+def empty(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory for (B, C, H, W), channels-last, or (B, C)."""
+    layout = torch.channels_last if len(size) == 4 else torch.contiguous_format
+    return torch.empty(size, dtype=dtype, memory_format=layout)

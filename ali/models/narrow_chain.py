@@ -44,11 +44,13 @@ class Recorder:
         self.begun: tuple[Gradients, Tensor | None] = (), None
         packed = [narrow.packed(part.detach()) for part in parts]
         self.drops = [self._activation(part, 1.0, p) for part in packed]
-        dropped = [
-            part if how.words is None else narrow.activate(part, part, how)
-            for part, how in zip(packed, self.drops, strict=True)
-        ]
-        self.h = torch.cat(dropped) if len(dropped) > 1 else dropped[0]
+        if p == 0 or generator is None:
+            self.h = torch.cat(packed) if len(packed) > 1 else packed[0]
+        else:
+            rows = [part.shape[0] for part in packed]
+            self.h = narrow.empty((sum(rows), *packed[0].shape[1:]), packed[0].dtype)
+            for part, how, out in zip(packed, self.drops, self.h.split(rows), strict=True):
+                narrow.activate(part, part, how, out)
 
     def conv(self, weight: Tensor, bias: Tensor | None, stride: int) -> None:
         biased = [] if bias is None else [bias]
@@ -77,6 +79,10 @@ class Recorder:
         self, running: tuple[Tensor, Tensor], gamma: Tensor, beta: Tensor, slope: float, p: float
     ) -> None:
         self._append(_BatchNorm(self.h, running, gamma, beta, self._activation(self.h, slope, p)))
+
+    def pixel_bias(self, bias: Tensor, wide: bool) -> None:
+        """Adds a bias (C, H, W); the output is fp32 if it should be wide."""
+        self._append(_PixelBias(self.h, bias, wide))
 
     def by_autograd(self, function: Callable[[Tensor], Tensor], weights: list[Tensor]) -> None:
         """Any other operation, with its weights."""
@@ -313,6 +319,19 @@ class _BatchNorm(_Step):
             g, self.h, gamma, beta, self.statistics, self.how
         )
         return of_input, found if of_weights else []
+
+
+class _PixelBias(_Step):
+    def __init__(self, h: Tensor, bias: Tensor, wide: bool) -> None:
+        super().__init__(h, [bias])
+        biased = h + bias.detach().view(h.shape[1:])  # fp32
+        self.out = biased if wide else biased.to(h.dtype)
+
+    def weight_gradients(self, g: Tensor) -> Gradients:
+        return [g.sum(dim=0, dtype=torch.float32).view(self.weights[0].shape)]
+
+    def input_gradient(self, g: Tensor, rows: slice = ALL) -> Tensor:
+        return g[rows].to(self.h.dtype)
 
 
 class _ByAutograd(_Step):
