@@ -25,8 +25,10 @@ DROPPED_BELOW = 0.05  # probability of being better than the leader
 MIN_RUNS = 2  # before a configuration may be dropped
 RACED = 4  # most promising configurations, which get more seeds during the search
 LAST_PART = 5  # a run's last fifth of evaluations is averaged: each one is noisy
-PRIOR_RUNS = 1.0  # weight of the mean over configurations: half of a run's deviation is luck
-PRIOR_AVERAGED = 0.5  # the same where several evaluations are averaged: a third is
+LUCK = 1 / 2  # share of the variance between runs that seeds make: at most, and where none is known
+LUCK_AVERAGED = 1 / 3  # the same where several evaluations are averaged
+KNOWN_AFTER = 4  # repetitions that count as much as LUCK does
+LEAST_LUCK = 0.05
 
 
 @dataclass(frozen=True)
@@ -143,10 +145,10 @@ def estimates(trials: Sequence[FrozenTrial]) -> dict[int, Estimate]:
     """What to expect of each configuration with a run that completed, by its trial's number.
 
     The best first; ties go to the better own value, then to the earlier trial. The mean over a
-    configuration's runs is shrunk towards that over all configurations as if PRIOR_RUNS of them
-    (PRIOR_AVERAGED) had ended there: a single good value counts for half. A run counts with its
-    `level`; the average difference from it to the last value is added. The spread between seeds is
-    pooled over all configurations that have several runs.
+    configuration's runs is shrunk towards that over all configurations, as if further runs had
+    ended there: the more, the more of the variance is luck. A run counts with its `level`; the
+    average difference from it to the last value is added. The spread between seeds is pooled over
+    all configurations that have several runs.
     """
     ranked = ranked_by_value(trials)
     own = {t.number: [level(t)] for t in ranked}
@@ -157,8 +159,12 @@ def estimates(trials: Sequence[FrozenTrial]) -> dict[int, Estimate]:
     spread = (squares / freedom) ** 0.5 if freedom else float("nan")
     first = [levels[0] for levels in (own or runs).values()]
     overall = float(np.mean(first)) if first else float("nan")
-    averaged = any(averages(t) > 1 for t in ranked)
-    prior = PRIOR_AVERAGED if averaged else PRIOR_RUNS
+    luck = LUCK_AVERAGED if any(averages(t) > 1 for t in ranked) else LUCK
+    total = float(np.var(first, ddof=1)) if len(first) > 1 else 0.0
+    if freedom and total:  # seeds make spread² of it
+        estimated = (KNOWN_AFTER * luck + freedom * spread**2 / total) / (KNOWN_AFTER + freedom)
+        luck = max(LEAST_LUCK, min(luck, estimated))
+    prior = luck / (1 - luck)  # runs
     drift = float(np.mean([float(t.value or 0.0) - level(t) for t in ranked])) if ranked else 0.0
     found, maximize = {}, sign(trials) < 0
     for number, levels in runs.items():

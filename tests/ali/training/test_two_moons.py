@@ -22,7 +22,7 @@ QUICK = {"width": 0.2, "lr_d": 2e-3}
 # Their share of all points: with 1, p(x | ·) has half of its weight at six, and y serves them alone
 AUXILIARY = {"known_weight": 6 / 2000, "width": 0.1, "z_size": 10, "lr_g": 1e-3, "epochs": 50}
 CONFIGS = {  # 1000 steps
-    "ali-labels": QUICK | {"lr_g": 1e-3, "dropout_xz": 0.1, "epochs": 50},
+    "ali-labels": QUICK | {"width": 0.3, "lr_g": 1e-3, "dropout_xz": 0.1, "epochs": 50},
     "gan-labels": QUICK | {"lr_g": 1e-3, "dropout_xz": 0.0, "weight_std": 0.1, "epochs": 50},
     "vae-m2": {"width": 0.2, "z_size": 10, "lr_g": 3e-3, "label_weight": 3.0, "epochs": 50},
     "sdgm": AUXILIARY,
