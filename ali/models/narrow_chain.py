@@ -172,14 +172,8 @@ class _OfWeights(torch.autograd.Function):
         return None, *ctx.chain.weight_gradients(g)
 
 
-class _OfInputs(torch.autograd.Function):
+class _OfInputs(_OfWeights):
     """The same with the gradients of its inputs."""
-
-    @staticmethod
-    def forward(ctx: Any, chain: Recorder, *inputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.chain = chain
-        return chain.values()
 
     @staticmethod
     @once_differentiable
