@@ -202,6 +202,7 @@ class RandomFeatures(nn.Module):
         return torch.cat([self._features(part) for part in x.split(self.AT_ONCE)])
 
     def _features(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)  # two thirds of the time
         features, h = [F.adaptive_avg_pool2d(x, self.COLOUR_CELLS)], x
         for filters, cells in zip(self.filters, self.CELLS, strict=True):
             h = F.conv2d(F.pad(h, (1, 1, 1, 1), mode="reflect"), filters).abs()

@@ -32,7 +32,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from ali.errors import UserError
-from ali.evaluation.systems import EPS, Factor, Spectrum, least_eigenvalue, solve
+from ali.evaluation.systems import EPS, Factor, Spectrum, least_eigenvalue, solve, times
 
 GRID = np.exp(np.linspace(-20, 20, 50))  # the penalties C of the authors' code
 MAX_STEPS = 60  # Newton steps for one C; a handful is usual
@@ -229,7 +229,7 @@ class _Kernel:
         return float(a @ f2)  # aᵀKa'
 
     def square(self, a: np.ndarray) -> float:
-        return float(a @ (self.k @ a))
+        return float(a @ times(self.k, a))
 
     def excess(self, y: np.ndarray, start: _Start, ridge: float) -> np.ndarray:
         return start.coefficients - y * np.maximum(0, start.violation) / ridge

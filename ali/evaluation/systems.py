@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.linalg import eigh, lapack
+from scipy.linalg import blas, eigh, lapack
 
 EPS = np.finfo(float).eps
 LEFT_OUT = 0.25  # share of the rows without which `Spectrum` is still faster than a new factor
@@ -20,6 +20,11 @@ EXACT, ROUGH = 1e-9, 1e-4  # residuals, in those of a = 0 on A: of a solution, a
 Apply = Callable[[np.ndarray], np.ndarray]  # (N,) right-hand sides to (N,) solutions, nearly
 Near = tuple[np.ndarray, np.ndarray]  # a (N,), 0 off A; K a (N,)
 Solution = tuple[np.ndarray, np.ndarray, bool]  # a (N,), 0 off A; K a (N,); whether exact
+
+
+def times(k: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """K a of a symmetric K: half of it is read, in two thirds of the time of k @ a."""
+    return blas.dsymv(1.0, k.T, a)  # the transpose has Fortran's order: no copy is made
 
 
 def solve(m: np.ndarray, rhs: np.ndarray, ridge: float) -> np.ndarray:
@@ -108,7 +113,7 @@ class Factor:
             return None
         if ridge == self.ridge and (active == self.active).all():
             a = apply(y)
-            return a, k @ a, True
+            return a, times(k, a), True
         return _refined(k, y, active, ridge, apply, near)
 
     def nearly(
@@ -126,7 +131,7 @@ class Factor:
             z = apply(residual)
             size = float(residual @ z)
             p = z + size / before * p
-            kp, before = k @ p, size
+            kp, before = times(k, p), size
             t = size / float(p @ kp + ridge * (p @ p))
             a, f = a + t * p, f + t * kp
             residual = residual - t * np.where(active, kp + ridge * p, 0.0)
@@ -186,7 +191,7 @@ def _refined(
     beside K's eigenvalues.
     """
     a = near[0] if near else apply(y)
-    f = near[1] if near else k @ a
+    f = near[1] if near else times(k, a)
     size = np.inf
     rounding = EPS * math.sqrt(len(k)) * (float(k.diagonal().max()) + ridge)
     for _ in range(8):
@@ -200,5 +205,5 @@ def _refined(
         if size > 0.2 * before:
             return None
         a = a + apply(residual)
-        f = k @ a
+        f = times(k, a)
     return None

@@ -143,7 +143,7 @@ def test_equal_rows_that_leave_together_leave_no_error():
     assert found is not None
     a, f, exact = found
     assert exact
-    np.testing.assert_array_equal(f, problem.k @ a)
+    np.testing.assert_array_equal(f, systems.times(problem.k, a))
     np.testing.assert_array_equal(a[~some], 0)
     residual = (y - f - ridge * a)[some]
     assert abs(residual).max() < 1e2 * np.finfo(float).eps * problem.scale * abs(a).max()
