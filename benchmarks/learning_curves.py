@@ -45,6 +45,7 @@ from sweeps.mixture import SPACE, quick
 
 KEPT = Path(__file__).with_name("tables")  # the tables of the repository
 CURVE, STATE = "curve.json", "state"  # in a run's folder
+WAIT = 5.0  # seconds, while others train what is left
 BLOCK = 20  # configurations of which all seeds are run before the next ones
 CPU_SECONDS, DIVERGED = "cpu_seconds", "diverged"
 
@@ -198,21 +199,28 @@ def apart(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
 
 
 def work(name: str, folder: Path, parent: int) -> None:
-    """Trains one run after the other until all are done or taken by other processes."""
+    """Trains one run after the other until all have ended.
+
+    Where other processes have taken all that are left, it waits: one of them may be killed, and
+    which configurations get more seeds is known only once they are done.
+    """
     import torch
 
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    table, busy = TABLES[name], False
-    while not busy:
-        busy = True
-        for number, seed in missing(table, folder):
+    table = TABLES[name]
+    while left := list(missing(table, folder)):
+        trained = False
+        for number, seed in left:
             here = run_folder(folder, number, seed)
             here.mkdir(exist_ok=True)
             with contextlib.suppress(LockedError), folder_lock(here, f"run {here.name}"):
                 if table.ended(here) is None:
                     train(table.config(number, seed), here, parent)
-                    busy = False
+                    trained = True
+        if not trained:
+            time.sleep(WAIT)
+            end_with(parent)
 
 
 def missing(table: Table, folder: Path) -> Iterator[tuple[int, int]]:
@@ -291,13 +299,18 @@ def train(config: Config, folder: Path, parent: int) -> None:
         for trained, metrics in experiment.run(config, state=state):
             curve.append({**metrics, CPU_SECONDS: time.process_time() - spent})
             write_curve(folder, config, curve, diverged=None)
-            if os.getppid() != parent:  # the parent was killed
-                raise SystemExit(1)
+            end_with(parent)
             trained.save(folder / STATE)
             spent = time.process_time()
     except NonFiniteError as error:
         write_curve(folder, config, curve, str(error))
     print(f"run {folder.name}: {json.dumps(curve[-1] if curve else {})}", flush=True)
+
+
+def end_with(parent: int) -> None:
+    """Ends this process if its parent was killed."""
+    if os.getppid() != parent:
+        raise SystemExit(1)
 
 
 def run_folder(folder: Path, number: int, seed: int) -> Path:

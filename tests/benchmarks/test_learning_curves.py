@@ -1,5 +1,6 @@
 """Tables of learning curves: whole runs, whatever happens meanwhile; a format that others read."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import torch
 
 from ali.config import Config
 from ali.errors import UserError
+from ali.lock import folder_lock
 from benchmarks import blackbox, curve_statistics, learning_curves
 from benchmarks.learning_curves import CURVE, TABLES, Export, Table, effective
 from sweeps import Space, paper_defaults
@@ -75,6 +77,25 @@ def test_a_table_from_its_runs_to_its_statistics(tiny, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "4 configurations" in out and "0 diverged" in out and "adam_apart" in out
     assert "reconstruction_distance" in out
+
+
+def test_a_process_waits_while_another_has_the_last_run(tiny, monkeypatch):
+    """Only then is it known which configurations get more seeds: it trains those."""
+    extra = [path for path in tiny.iterdir() if path.name.endswith("-2")]
+    held = tiny / "00003-1"
+    ended = (held / CURVE).read_bytes()
+    for path in [held, *extra]:
+        (path / CURVE).unlink()
+    lock = contextlib.ExitStack()
+    lock.enter_context(folder_lock(held, "run"))
+
+    def other_ends(seconds):
+        (held / CURVE).write_bytes(ended)
+        lock.close()
+
+    monkeypatch.setattr(learning_curves.time, "sleep", other_ends)
+    learning_curves.work("tiny", tiny.parent / "tiny", os.getppid())
+    assert all(len(curve(path)) == TINY.base.epochs for path in extra)
 
 
 def test_the_runs_of_a_kept_table_are_not_trained_again(tiny, tmp_path, monkeypatch):
