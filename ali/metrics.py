@@ -8,6 +8,7 @@ from collections.abc import Mapping
 VAL_ERROR = "val_error"  # fraction in [0, 1], validation split: the objective with labels
 SAMPLE_DISTANCE = "sample_distance"  # of samples from the data: the objective without labels
 SAMPLE_DIVERSITY = "sample_diversity"  # 0: all samples the same; 1: as different as the data
+SAMPLE_SEPARATION = "sample_separation"  # 0: a few pictures, repeated; 1: as distinct as the data
 CODE_USE = "code_use"  # how much reconstructions depend on ẑ: 0 not at all, 1 exact
 PRIOR_GAP = "prior_gap"  # nats per dimension between the encodings of the data and the prior
 MODES_MISSED = "modes_missed"  # of the mixture: the objective there
@@ -27,7 +28,9 @@ EPOCH = "epoch"  # epochs done
 TRAIN_SECONDS = "train_seconds"  # wall time of the epoch's training
 EVAL_SECONDS = "eval_seconds"  # wall time of its evaluation, where there was one
 
-HIGHER_IS_BETTER = frozenset({SAMPLE_DIVERSITY, CODE_USE, NEAR_MODES, IMAGES_PER_SECOND})
+HIGHER_IS_BETTER = frozenset(
+    {SAMPLE_DIVERSITY, SAMPLE_SEPARATION, CODE_USE, NEAR_MODES, IMAGES_PER_SECOND}
+)
 
 # Pictures
 SAMPLES = "samples"  # x̃ = G_x(z)
@@ -39,7 +42,10 @@ DEVICE = "device"
 ACTIVATIONS = "activations"  # their type
 COMPILED_LAYERS = "compiled_layers"  # those of narrow networks on one CPU thread
 
-COLLAPSED = 0.2  # SAMPLE_DIVERSITY below which samples are nearly identical
+COLLAPSED = {  # measures of samples, and values below which a generator has collapsed
+    SAMPLE_DIVERSITY: 0.2,  # nearly identical samples
+    SAMPLE_SEPARATION: 0.5,  # a few pictures, repeated
+}
 
 
 def format_losses(metrics: Mapping[str, float]) -> str:

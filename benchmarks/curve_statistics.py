@@ -15,7 +15,6 @@ from ali.metrics import (
     COLLAPSED,
     EVAL_SECONDS,
     IMAGES_PER_SECOND,
-    SAMPLE_DIVERSITY,
     TRAIN_SECONDS,
 )
 from benchmarks.blackbox import Blackbox
@@ -119,9 +118,10 @@ def regions(table: Blackbox, values: np.ndarray) -> Table:
         shown.add_column(column, justify="left" if column == "hyperparameter" else "right")
     diverged = table.curves("diverged")[..., -1]
     ran = np.isfinite(diverged)
-    collapsed = None
-    if SAMPLE_DIVERSITY in table.names:
-        collapsed = table.curves(SAMPLE_DIVERSITY)[..., -1] < COLLAPSED
+    measured = {key: least for key, least in COLLAPSED.items() if key in table.names}
+    collapsed = np.zeros_like(ran)
+    for key, least in measured.items():
+        collapsed |= table.curves(key)[..., -1] < least
     for name, column in table.hyperparameters.items():
         for text, rows in _parts(column):
             here = ran[rows]
@@ -129,7 +129,7 @@ def regions(table: Blackbox, values: np.ndarray) -> Table:
                 continue
             with warnings.catch_warnings(action="ignore"):  # a region where all diverged
                 mean = np.nanmean(values[rows][..., -1])
-            share = "–" if collapsed is None else f"{collapsed[rows][here].mean():.0%}"
+            share = f"{collapsed[rows][here].mean():.0%}" if measured else "–"
             count, part = str(here.sum()), f"{diverged[rows][here].mean():.0%}"
             shown.add_row(str(name), text, count, f"{mean:.3f}", part, share)
         shown.add_section()

@@ -19,7 +19,7 @@ from ali.errors import NonFiniteError, UserError
 from ali.experiment import evaluate, metric_names
 from ali.experiment import objective as own_objective
 from ali.files import append_line, make_folder
-from ali.metrics import EPOCH, IMAGES_PER_SECOND, SAMPLE_DIVERSITY, format_losses
+from ali.metrics import COLLAPSED, EPOCH, IMAGES_PER_SECOND, format_losses
 from ali.training.state import State
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import AliExperiment
@@ -207,9 +207,10 @@ class FullTraining:
         known = trial.data.metrics
         self.say(f"best trial of {self.to.sweep}: {self.trial_id}, {name} {known[name]:.4f}")
         if has_collapsed(trial):
+            shown = ", ".join(f"{key} {known[key]:.2f}" for key in COLLAPSED if key in known)
             self.say(
-                f"warning: its samples have collapsed ({SAMPLE_DIVERSITY} "
-                f"{known[SAMPLE_DIVERSITY]:.2f}): look at its pictures before you trust it"
+                f"warning: its samples have collapsed ({shown}): look at its pictures before you "
+                "trust it"
             )
         candidates = self.files.checkpoints()
         same_data = (known_data := runs.data_of(trial)) == self.fingerprint

@@ -29,6 +29,7 @@ from ali.metrics import (
     RECONSTRUCTION_DISTANCE,
     SAMPLE_DISTANCE,
     SAMPLE_DIVERSITY,
+    SAMPLE_SEPARATION,
     TRAIN_SECONDS,
     UNTRAINED_BN_ERROR,
     UNTRAINED_ERROR,
@@ -42,7 +43,7 @@ from tests.ali.noise import bits, noise
 CONFIG = Config(width=0.1, labels=20, draws=1, batch_size=20, epochs=3, precision="fp32")
 CPU = torch.device("cpu")
 TRAINED = {EPOCH, D_LOSS, G_LOSS, IMAGES_PER_SECOND, TRAIN_SECONDS}
-OF_SAMPLES = {SAMPLE_DISTANCE, SAMPLE_DIVERSITY}
+OF_SAMPLES = {SAMPLE_DISTANCE, SAMPLE_DIVERSITY, SAMPLE_SEPARATION}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -76,7 +76,7 @@ def test_trials_have_pictures_and_all_there_is_to_know(swept):
         assert {"val_error", "d_loss", "g_loss", "images_per_second", "epoch"} <= set(
             run.data.metrics
         )
-        assert {"sample_distance", "sample_diversity"} <= set(run.data.metrics)
+        assert {"sample_distance", "sample_diversity", "sample_separation"} <= set(run.data.metrics)
         assert pictures(client, run) == {"samples", "reconstructions", "interpolations"}
         assert run.data.tags["data_fingerprint"]
         assert run.data.tags["compiled_layers"] in ("yes", "no") and run.data.tags["device"]

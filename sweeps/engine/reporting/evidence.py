@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ali.metrics import COLLAPSED, SAMPLE_DIVERSITY
+from ali.metrics import COLLAPSED
 from sweeps.engine.confirmation import (
     CONFIRMS,
     CONTROL,
@@ -31,8 +31,8 @@ SURE = 0.95  # least probability at which a difference is no tie
 
 
 def has_collapsed(run: Run) -> bool:
-    """Whether a trial's samples were nearly identical at the end, whatever its objective."""
-    return run.data.metrics.get(SAMPLE_DIVERSITY, math.inf) < COLLAPSED
+    """Whether a trial's samples were nearly identical, or a few pictures repeated, at the end."""
+    return any(run.data.metrics.get(name, math.inf) < least for name, least in COLLAPSED.items())
 
 
 def control_of(trials: Sequence[FrozenTrial]) -> int | None:

@@ -17,6 +17,7 @@ from ali.metrics import (
     RAW_PIXEL_ERROR,
     SAMPLE_DISTANCE,
     SAMPLE_DIVERSITY,
+    SAMPLE_SEPARATION,
     UNTRAINED_BN_ERROR,
     UNTRAINED_ERROR,
 )
@@ -65,6 +66,7 @@ BEST_SHOWN = 10
 QUALITY = {  # metric shown beside the objective: heading
     SAMPLE_DISTANCE: "distance",
     SAMPLE_DIVERSITY: "diversity",
+    SAMPLE_SEPARATION: "separation",
     NEAR_MODES: "near modes",
 }
 COLLAPSED_WORDS, UNTRAINED = "which has collapsed", "which is no better than untrained"
@@ -252,7 +254,8 @@ def notes(found: Findings) -> Iterator[str]:
     """Lines that say how far the best trials' objective is to be trusted."""
     ids, by_id = [trial.trial_id for trial in found.complete[:BEST_SHOWN]], found.by_id
     if alike := [name for name in ids if name in by_id and has_collapsed(by_id[name])]:
-        yield f"samples have collapsed ({SAMPLE_DIVERSITY} below {COLLAPSED}) in {', '.join(alike)}"
+        below = " or ".join(f"{name} below {least}" for name, least in COLLAPSED.items())
+        yield f"samples have collapsed ({below}) in {', '.join(alike)}"
     known = found.parent.data.metrics if found.parent else {}
     if UNTRAINED_BN_ERROR in known:
         yield (

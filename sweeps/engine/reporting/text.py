@@ -1,4 +1,4 @@
-"""The report on a terminal: tables as wide as it is, or 128 characters without one."""
+"""The report on a terminal: tables as wide as it is, or 140 characters without one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sweeps.engine.reporting.findings import Findings
 from sweeps.engine.reporting.table import Table
 from sweeps.engine.tracking import runs
 
-WIDTH = 128  # characters of a report that is not printed to a terminal
+WIDTH = 140  # characters of a report that is not printed to a terminal
 OPTIONAL_WIDTH = 6  # more for each hyperparameter that is not searched by default
 WORDS = 30  # characters; a narrower column of words goes to the next block
 BAR = 40  # characters of the longest bar

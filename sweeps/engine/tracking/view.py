@@ -13,7 +13,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ali.metrics import EPOCH, INTERPOLATIONS, RECONSTRUCTIONS, SAMPLE_DIVERSITY, SAMPLES
+from ali.metrics import (
+    COLLAPSED,
+    EPOCH,
+    INTERPOLATIONS,
+    RECONSTRUCTIONS,
+    SAMPLE_DIVERSITY,
+    SAMPLE_SEPARATION,
+    SAMPLES,
+)
 from sweeps.engine.endings import END_STATE
 from sweeps.engine.tracking.schema import INTERVAL, SWEEP, log10_name
 
@@ -23,7 +31,13 @@ if TYPE_CHECKING:
 VIEW = "mlflow.sharedViewState."  # and the view's key: a tag of an experiment
 BEST = "/best"  # ends the key of the view that compares the best trials
 COMPARED = 2  # of them
-WIDTHS = {INTERVAL: 130, END_STATE: 115, EPOCH: 65, SAMPLE_DIVERSITY: 125}  # of columns, pixels
+WIDTHS = {  # of columns, pixels
+    INTERVAL: 130,
+    END_STATE: 115,
+    EPOCH: 65,
+    SAMPLE_DIVERSITY: 125,
+    SAMPLE_SEPARATION: 140,
+}
 WIDTH = 95  # of the others
 PINNED = {"attributes.`Run Name`": 140, "runDateAndNestInfo": 135}  # that MLflow always shows
 
@@ -146,7 +160,8 @@ def _view(
     ascending: bool,
 ) -> dict[str, Any]:
     """What MLflow's UI keeps of a view."""
-    columns = [("metrics", objective), ("tags", INTERVAL), ("metrics", SAMPLE_DIVERSITY)]
+    columns = [("metrics", objective), ("tags", INTERVAL)]
+    columns += [("metrics", name) for name in COLLAPSED]
     columns += [("tags", END_STATE), ("metrics", EPOCH), *(("params", name) for name in searched)]
     shown = {f"{kind}.`{name}`": WIDTHS.get(name, WIDTH) for kind, name in columns}
     widths = PINNED | shown

@@ -23,12 +23,14 @@ from ali.metrics import (
     RECONSTRUCTION_DISTANCE,
     SAMPLE_DISTANCE,
     SAMPLE_DIVERSITY,
+    SAMPLE_SEPARATION,
 )
 from ali.models import inference, networks
 
 pytestmark = pytest.mark.numerics
 
 N = 300  # images in each half of the pictures
+OF_SAMPLES = {SAMPLE_DISTANCE, SAMPLE_DIVERSITY, SAMPLE_SEPARATION}
 IMAGE_CONFIG = Config(width=0.1, precision="fp32")
 
 
@@ -159,6 +161,28 @@ def test_diversity_of_collapse_data_and_half(pair):
     assert quality.diversity(two, gauss) == pytest.approx(2.5 / mean, rel=0.03)
 
 
+def test_separation_shows_a_few_pictures_that_repeat(pair):
+    """Ten pictures with a little noise are nearly as different from each other as the data."""
+    real, held_out = map(features, pair)
+    noise = 0.02 * torch.randn(pair[1].shape, generator=torch.Generator().manual_seed(0))
+    ten = features((pair[1][torch.arange(N) % 10] + noise).clamp(0, 1))
+    assert quality.diversity(ten, real) > 0.75
+    assert quality.separation(ten, real) < 0.25
+    assert quality.separation(held_out, real) == pytest.approx(1, abs=0.1)
+    blurred = F.interpolate(F.avg_pool2d(pair[1], 4), scale_factor=4, mode="bilinear")
+    assert quality.separation(features(blurred), real) > 0.6
+    assert quality.separation(held_out / 3, real) == pytest.approx(1, abs=0.1), "scale is no matter"
+
+
+def test_separation_by_hand():
+    line = np.array([[0.0], [1.0], [4.0]])  # nearest others 1, 1, 3; pairs 1, 3, 4
+    pair = np.array([[0.0], [5.0]])
+    assert quality.separation(line, pair) == pytest.approx((5 / 3) / (8 / 3))
+    assert quality.separation(pair.repeat(2, axis=0), line) == 0
+    assert quality.separation(line, pair.repeat(3, axis=0)) == quality.separation(line, pair)
+    assert quality.separation(np.zeros((3, 1)), line) == 0
+
+
 # Use of the code
 
 
@@ -268,8 +292,8 @@ def test_measures_of_networks_that_forget():
 @pytest.mark.parametrize(
     "config, measured",
     [
-        (IMAGE_CONFIG, {SAMPLE_DISTANCE, SAMPLE_DIVERSITY, CODE_USE, PRIOR_GAP}),
-        (IMAGE_CONFIG.replace(model="gan"), {SAMPLE_DISTANCE, SAMPLE_DIVERSITY}),
+        (IMAGE_CONFIG, {*OF_SAMPLES, CODE_USE, PRIOR_GAP}),
+        (IMAGE_CONFIG.replace(model="gan"), OF_SAMPLES),
         (
             Config(data="mixture", width=0.1),
             {MODES_MISSED, NEAR_MODES, CODE_USE, PRIOR_GAP, RECONSTRUCTION_DISTANCE},
@@ -307,7 +331,7 @@ def test_a_dead_decoder_shows(pictures, no_weights):
         for parameter in built.decoder.parameters():
             parameter.zero_()
     found = quality.measure(built, dataset_of(pictures[:100]), IMAGE_CONFIG)
-    assert found[SAMPLE_DIVERSITY] == 0
+    assert found[SAMPLE_DIVERSITY] == found[SAMPLE_SEPARATION] == 0
     assert found[CODE_USE] == pytest.approx(0, abs=1e-9)
 
 

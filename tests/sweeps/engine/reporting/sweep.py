@@ -41,7 +41,8 @@ def trial(number, end, value, epochs=4, **attributes):
 def run(one):
     name = f"{one.number:05d}"
     metrics = {"epoch": 4.0, "total_train_seconds": 30.0, "total_core_seconds": 30.0}
-    metrics |= {"sample_distance": 1.0 + one.number, "sample_diversity": 0.9}
+    metrics |= {"sample_distance": 1.0 + one.number}
+    metrics |= {"sample_diversity": 0.9, "sample_separation": 0.8}
     info = SimpleNamespace(run_id=f"run{name}", status="FINISHED")
     data = SimpleNamespace(metrics=metrics, tags={"trial_id": name}, params={"threads": "2"})
     return SimpleNamespace(info=info, data=data)

@@ -24,7 +24,8 @@ def test_the_table_of_best_trials_is_not_cut():
     config = Config(bn_x=(True,) * 5, dropout_x=0.25, dropout_z=0.25, dropout_xz=0.25)
     slopes = {f"slope_{who}": 0.125 for who in ("encoder", "decoder", "discriminator")}
     plain = config.replace(**slopes).to_dict()
-    metrics = dict.fromkeys(("sample_distance", "sample_diversity", "val_error"), 0.123456)
+    of_samples = ("sample_distance", "sample_diversity", "sample_separation")
+    metrics = dict.fromkeys((*of_samples, "val_error"), 0.123456)
     other = Config.from_dict(plain).replace(weight_std=0.025, batch_size=128).to_dict()
     trials = [
         create_trial(value=0.123456, user_attrs={CONFIG: config}, intermediate_values={1: 0.123456})
@@ -42,29 +43,31 @@ def test_the_table_of_best_trials_is_not_cut():
         width = text.WIDTH + 2 * text.OPTIONAL_WIDTH * (count - 1)
         (shown,) = text.tables_of(table, width)  # in one piece
         assert "…" not in shown
-    assert "diversity" in shown and "1.0e-4/1.0e-4" in shown
+    assert "diversity  separation" in shown and "1.0e-4/1.0e-4" in shown
     assert "11111" in shown and "0.1235" in shown and ".025" in shown and "128" in shown
 
 
-def best(value, diversity):
+def best(value, diversity, separation=0.8):
     """(trial, runs, parent) of a sweep whose encoder has 0.5 untrained."""
-    run = SimpleNamespace(data=SimpleNamespace(metrics={"sample_diversity": diversity}))
+    metrics = {"sample_diversity": diversity, "sample_separation": separation}
+    run = SimpleNamespace(data=SimpleNamespace(metrics=metrics))
     known = {"untrained_error": 0.6, "untrained_bn_error": 0.5, "raw_pixel_error": 0.8}
     parent = SimpleNamespace(data=SimpleNamespace(metrics=known))
     return TrialResult("00000", {}, value, {6: value}, None, True), {"00000": run}, parent
 
 
 @pytest.mark.parametrize(
-    ("value", "diversity", "label"),
+    ("value", "diversity", "separation", "label"),
     [
-        (0.4, 0.9, "train the best"),
-        (0.4, 0.1, "train the best, which has collapsed"),
-        (0.5, 0.9, "train the best, which is no better than untrained"),
-        (0.6, 0.1, "train the best, which has collapsed, which is no better than untrained"),
+        (0.4, 0.9, 0.8, "train the best"),
+        (0.4, 0.1, 0.8, "train the best, which has collapsed"),
+        (0.4, 0.9, 0.2, "train the best, which has collapsed"),
+        (0.5, 0.9, 0.8, "train the best, which is no better than untrained"),
+        (0.6, 0.1, 0.8, "train the best, which has collapsed, which is no better than untrained"),
     ],
 )
-def test_a_doubtful_best_is_offered_with_the_doubt(value, diversity, label):
-    trial, by_id, parent = best(value, diversity)
+def test_a_doubtful_best_is_offered_with_the_doubt(value, diversity, separation, label):
+    trial, by_id, parent = best(value, diversity, separation)
     doubts = findings._doubts(trial, value, by_id, parent)
     commands = dict(findings.next_commands(Options(name="s"), doubts, "7"))
     assert list(commands) == ["compare the runs", "then open", label]

@@ -38,8 +38,9 @@ def test_it_is_written_once_and_fits_into_a_tag():
     state = json.loads(client.tags[view.VIEW + view.view_key("s" * 200)])
     assert state["orderByKey"] == "metrics.`sample_distance`" and state["orderByAsc"]
     assert {f"params.`{name}`" for name in searched} <= set(state["selectedColumns"])
-    assert state["selectedColumns"][1:4] == [
-        "tags.`interval_95`", "metrics.`sample_diversity`", "tags.`end_state`",
+    assert state["selectedColumns"][1:5] == [
+        "tags.`interval_95`", "metrics.`sample_diversity`", "metrics.`sample_separation`",
+        "tags.`end_state`",
     ]  # fmt: skip
 
 
