@@ -104,6 +104,17 @@ class Table:
         return curve[-1][self.objective] if len(curve) == self.base.epochs else np.inf
 
 
+def known(base: Config) -> InitialPoint:
+    """The best point found by hand when the tables of house numbers were begun.
+
+    Its samples repeat a few pictures, which was seen later; hence today's `short_budget`.
+    """
+    bn = {f"bn_x{i}": i != 4 for i in range(1, 6)}
+    dropout = {"dropout_x": 0.1, "dropout_z": 0.0, "dropout_xz": 0.0}
+    others = {"lr_d": 4e-4, "slope_discriminator": 0.15}
+    return InitialPoint(short_budget(base).params | bn | dropout | others)
+
+
 # The settings at which training pays: the best known point ends below an untrained encoder (0.51)
 # with all of eight seeds; with one level and an unbounded σ with three of four (docs/results.md).
 HOUSE_NUMBERS = Config(
@@ -121,14 +132,14 @@ TABLES = {
     "house-numbers": Table(
         HOUSE_NUMBERS,
         Space(),
-        (paper_defaults, short_budget),
+        (paper_defaults, known),
         VAL_ERROR,
         configurations=60,
     ),
     "house-numbers-narrow": Table(  # the first of the same configurations
         HOUSE_NUMBERS.replace(width=0.125),
         Space(),
-        (paper_defaults, short_budget),
+        (paper_defaults, known),
         VAL_ERROR,
         configurations=20,
     ),

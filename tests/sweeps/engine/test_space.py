@@ -83,11 +83,11 @@ def test_a_point_outside_the_space_is_one_trial_alone(study):
     assert drawn(study, base)[1].dropout_x is not None
 
 
-def test_the_brief_point_is_in_the_space(study):
+def test_the_short_budgets_point_is_in_the_space(study):
     study.enqueue(short_budget(Config()))
     _, config = drawn(study, Config())
-    assert (config.lr_g, config.dropout_x, config.slope_encoder) == (4e-4, 0.1, 0.15)
-    assert config.bn_x == (True, True, True, False, True)
+    assert (config.lr_g, config.dropout_x, config.slope_encoder) == (1e-3, 0.2, 0.15)
+    assert config.bn_x == (False, False, False, True, True)
 
 
 def test_the_space_is_conditional_and_within_its_bounds(study):
