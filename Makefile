@@ -10,7 +10,7 @@ ONE    := $(if $(filter file,$(origin NAME)),,--name $(NAME))
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 # The laptop-sized choice of options of sweeps/svhn.py.
-LAPTOP := --data house-numbers --width 0.25 --levels 2 --sigma sigmoid --batch-size 32 --epochs 8 --draws 2 \
+LAPTOP := --data house-numbers --width 0.25 --levels 2 --sigma sigmoid --batch-size 32 --epochs 10 --draws 2 \
           --num-trials 3 --race 3 --startup-trials 2
 
 .PHONY: help sweep ui report dashboard best test test-fast test-long test-numerics test-versions testbed faults lint bench gpu clean

@@ -86,7 +86,7 @@ def test_a_point_outside_the_space_is_one_trial_alone(study):
 def test_the_short_budgets_point_is_in_the_space(study):
     study.enqueue(short_budget(Config()))
     _, config = drawn(study, Config())
-    assert (config.lr_g, config.dropout_x, config.slope_encoder) == (1e-3, 0.2, 0.15)
+    assert (config.lr_g, config.dropout_x, config.slope_encoder) == (1e-3, 0.3, 0.15)
     assert config.bn_x == (False, False, False, True, True)
 
 
