@@ -8,8 +8,8 @@
 
 Data: ./data/svhn with the official .mat files, or --data-dir; downloaded where it is missing. The
 objective is val_error. At paper scale an epoch is 531,131 images: that needs GPUs, and has not been
-run yet. `make sweep` takes 7 minutes on two cores; its best configuration has a val_error of 0.265
-and 0.301 with two seeds, where an untrained encoder has 0.511 (docs/results.md). This file also
+run yet. `make sweep` takes 7 minutes on two cores; its best configuration has a val_error of 0.281
+and 0.328 with two seeds, where an untrained encoder has 0.511 (docs/results.md). This file also
 runs when copied elsewhere, if the project is installed.
 """
 
