@@ -130,10 +130,9 @@ def separation(a: np.ndarray, b: np.ndarray) -> float:
     Distances count in mean distances between two of a, or of b. 0: all of a are a few pictures,
     repeated, which `diversity` does not show (ten pictures of house numbers: 0.0, and a diversity
     of 0.9); 1: as distinct as those of b. Blur costs little: house numbers of 4×4 pixels, enlarged,
-    have 0.65. Where b has an image twice, it counts once. Samples that repeat tell how few a
-    generator knows (Arora, Risteski and Zhang 2018).
+    have 0.65. Samples that repeat tell how few a generator knows (Arora, Risteski and Zhang 2018).
     """
-    return _nearest(pdist(a)) / _nearest(pdist(np.unique(b, axis=0)))
+    return _nearest(pdist(a)) / _nearest_of_data(b)
 
 
 def _nearest(distances: np.ndarray) -> float:
@@ -143,6 +142,11 @@ def _nearest(distances: np.ndarray) -> float:
     square = squareform(distances)
     np.fill_diagonal(square, np.inf)
     return float(square.min(axis=1).mean() / distances.mean())
+
+
+def _nearest_of_data(b: np.ndarray) -> float:
+    """`_nearest` of features (n, D); what occurs twice counts once; 1 where all are the same."""
+    return _nearest(pdist(np.unique(b, axis=0))) or 1.0
 
 
 def code_use(x: np.ndarray, x_hat: np.ndarray) -> float:
@@ -289,8 +293,8 @@ def _held_out(valid: _Same, points: bool) -> _HeldOut:
     if points:
         return _HeldOut(images, x, x.flatten(1).numpy())
     features = RandomFeatures()(x).numpy()
-    distance, distinct = float(pdist(features).mean()), np.unique(features, axis=0)
-    return _HeldOut(images, x, features, distance, _nearest(pdist(distinct)))
+    distance = float(pdist(features).mean())
+    return _HeldOut(images, x, features, distance, _nearest_of_data(features))
 
 
 def _samples(networks: Networks, n: int) -> Tensor:
