@@ -77,7 +77,8 @@ def _is_own(ip: str) -> bool:
 def check_server(uri: str) -> None:
     """Raises UserError unless MLflow answers at an http address, and takes our login.
 
-    Asks as MLflow's client does (login, certificates, proxies), but once, not for minutes.
+    Asks as MLflow's client does (login, certificates, proxies), but once, not for minutes, so on
+    a new connection: a server may be closing one that has been idle.
     """
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -89,6 +90,7 @@ def check_server(uri: str) -> None:
             "POST",
             json={"max_results": 1},
             max_retries=0,
+            extra_headers={"Connection": "close"},
             timeout=SECONDS,
             raise_on_status=False,
         )

@@ -83,6 +83,28 @@ def refusal(uri):
     return str(caught.value)
 
 
+def test_each_check_has_a_connection_of_its_own(clean, stub):
+    """A server closes idle connections: reused just then, one ends in "connection aborted"."""
+
+    class OneAnswer(Answers):
+        protocol_version = "HTTP/1.1"
+
+        def handle(self):
+            self.handle_one_request()
+            if not self.close_connection:
+                self.rfile.readline()  # the next request gets no answer
+
+        def end_headers(self):
+            self.send_header("Content-Length", str(len(self.server.answer[1])))
+            super().end_headers()
+
+    server = stub()
+    server.RequestHandlerClass = OneAnswer
+    for _ in range(2):
+        connect(server.uri)
+    assert len(server.asked) == 2
+
+
 @pytest.mark.parametrize(
     ("wants", "variables"),
     [
