@@ -38,12 +38,12 @@ def check_seed(seed: int) -> None:
     check_between(0, MAX_SEED, seed=seed)
 
 
-def check_output(path: Path | None, suffix: str) -> None:
+def check_output(path: Path | None, suffix: str, option: str = "--output") -> None:
     """Raises UserError if the file to write has another suffix, or its folder does not exist."""
     if path is not None and path.suffix != suffix:
-        raise UserError(f"--output must end in {suffix}, not {path.name!r}")
+        raise UserError(f"{option} must end in {suffix}, not {path.name!r}")
     if path is not None and not path.parent.is_dir():
-        raise UserError(f"--output {path}: there is no folder {path.parent}: create it")
+        raise UserError(f"{option} {path}: there is no folder {path.parent}: create it")
 
 
 def set_threads(threads: int | None) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from ali.arguments import Group
 from ali.catalog import KINDS, Model
 from ali.cli import terminable
-from ali.cli.common import check_at_least, check_output, set_threads
+from ali.cli.common import check_at_least, check_output, set_threads, write_png
 from ali.config import Config, Precision
 from ali.errors import NonFiniteError, UserError
 from ali.evaluation.table1 import (
@@ -27,12 +27,13 @@ from ali.evaluation.table1 import (
     TABLE_1,
     TRAINED_ON,
     TSVM_ROW,
+    Curve,
     Measured,
     Measurements,
     hash_settings,
+    learning_curve,
     over_trainings,
     rows_of,
-    training_seconds,
 )
 from ali.files import append_line, atomic_write, make_folder
 from ali.lock import folder_lock
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 WIDTH = 124  # columns of the printed table if the output is not a terminal
 NOTE = "trained on: the unlabelled images, where they are known; else ?"
 MEASURED = "measured.json"  # in the output folder
+CURVES = {M1_KNN_ROW: "VAE (M1) + L2-SVM"}  # the classifier of its val_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class Table1:
         Group(
             "common",
             "--data house-numbers --ali runs/one",
-            "data data_dir trained ali gan draws output output_dir threads",
+            "data data_dir trained ali gan draws output figure output_dir threads",
         ),
         Group("data", "--labels 100 --unlabelled 0", "train_size labels balanced unlabelled"),
         Group("training", "--models ali sdgm --epochs 10 --width 0.5"),
@@ -84,7 +86,7 @@ class Table1:
     """For the row DCGAN: the same of a `train --model gan`; default: trained here for --epochs."""
     trained: tuple[Path, ...] = ()
     """Checkpoints, runs, trials or full trainings of any models: each goes to its model's rows.
-    Several of a model that is trained with labels are mean ± std."""
+    Several of a model, which must differ in nothing but their seeds, are mean ± std."""
     models: tuple[Model, ...] = ("ali", "gan")
     """Models trained here for --epochs, unless --trained, --ali or --gan has them."""
     epochs: int = 0
@@ -105,15 +107,18 @@ class Table1:
     """Folder of the results and of checkpoints."""
     output: Path | None = None
     """JSON file to write the table to, too."""
+    figure: Path | None = None
+    """PNG file to draw val_error by training time in, of all that was trained."""
     threads: int | None = None
     """CPU threads; default: as many as there are cores."""
 
     @lossy_output()
     def run(self) -> None:
-        """Measures what is asked for, prints the table, writes --output. Ctrl-C loses nothing."""
+        """Measures what is asked for, prints the table, writes the files. Ctrl-C loses nothing."""
         check_at_least(1, draws=self.draws, labels=self.labels, seeds=self.seeds)
         check_at_least(0, epochs=self.epochs, unlabelled=self.unlabelled)
         check_output(self.output, ".json")
+        check_output(self.figure, ".png", "--figure")
         set_threads(self.threads)
         with terminable():
             try:
@@ -123,6 +128,11 @@ class Table1:
                 stop.args = ("run the same command again to measure the other rows",)
                 raise
         _print(rows, table.title, table.notes)
+        if self.figure is not None and table.curves:
+            from ali.figures.error_curves import error_curves
+
+            title = f"Table 1's models on {self.data}, {self.labels:,} labels"
+            write_png(self.figure, error_curves(table.curves, title))
         if self.output is not None:
             plain = [
                 {
@@ -160,6 +170,7 @@ class _Table:
             **{name: getattr(options, name) for name in names}, epochs=max(1, options.epochs)
         )
         self.given = self._given()
+        self.curves: dict[str, list[Curve]] = defaultdict(list)  # by each model's first row
         self.dataset = data.load(self.config)
         test = data.load_test(self.config)
         self.measurements = Measurements(
@@ -198,10 +209,8 @@ class _Table:
             if config.data == "mixture":
                 raise UserError(f"{folder} is of the mixture, whose points are no images")
             for row in rows_of(config):
-                if found[row] and not KINDS[config.model].classifies:
-                    raise UserError(
-                        f"{found[row][0]} and {folder} are both for the row {row}: give one"
-                    )
+                if found[row]:
+                    _refuse_other(found[row][0], folder, row)
                 found[row].append(folder)
         return found
 
@@ -255,8 +264,13 @@ class _Table:
                 f"{self.options.labels}: give --labels {config.labels}, or another checkpoint"
             )
         weights = manifest.checksum(checkpoint.WEIGHTS)
+        curve = learning_curve(folder.parent / "metrics.jsonl", manifest.epoch)
+        if row == rows_of(config)[0] and curve:
+            self.curves[CURVES.get(row, row)].append(curve)
+        elif row == rows_of(config)[0] and self.options.figure:
+            self.notes.append(f"Not in the figure: {folder}, whose run kept no metrics.jsonl.")
         budget: dict[str, Any] = {
-            "seconds": training_seconds(folder.parent / "metrics.jsonl", manifest.epoch),
+            "seconds": curve.seconds[-1] if curve and curve.seconds else None,
             "epochs": manifest.epoch,
             "images": manifest.step * config.batch_size,
         }
@@ -316,6 +330,22 @@ class _Table:
         return folder
 
 
+def _refuse_other(one: Path, other: Path, row: str) -> None:
+    """Raises UserError unless two checkpoints are trainings of one configuration."""
+    from ali.training.checkpoint import read_manifest
+
+    if one.resolve() == other.resolve():
+        raise UserError(f"{other} is given twice")
+    pair = [read_manifest(folder) for folder in (one, other)]
+    seeds = {"seed", "draw", "data_dir"}
+    first, second = ({**m.config.to_dict(), "epochs": m.epoch} for m in pair)
+    if differ := [name for name in first if name not in seeds and first[name] != second[name]]:
+        raise UserError(
+            f"{one} and {other} are both for the row {row}, but differ in {', '.join(differ)}: "
+            "give trainings that differ in their seeds alone, or one"
+        )
+
+
 def _plain(result: Measured | str) -> dict[str, Any] | str:
     return f"not measured: {result}" if isinstance(result, str) else asdict(result)
 
@@ -337,9 +367,9 @@ def _print(rows: list[_Line], title: str, notes: list[str]) -> None:
             table.add_row(name, published, theirs, "not measured", result)
             continue
         error = f"{100 * result.mean:.2f} %"
-        if result.draws > 1:
+        if result.draws > 1 or result.trainings > 1:
             error += f" (± {100 * result.std:.2f} %)"
-        table.add_row(name, published, theirs, error, _budget(name, result))
+        table.add_row(name, published, theirs, error, _budget(result))
     text = console()
     if not text.is_terminal:
         text = console(width=WIDTH)
@@ -349,11 +379,10 @@ def _print(rows: list[_Line], title: str, notes: list[str]) -> None:
         text.print(note, soft_wrap=True)
 
 
-def _budget(row: str, result: Measured) -> str:
+def _budget(result: Measured) -> str:
     parts = []
     if result.epochs is not None:
-        own = any(row in names and KINDS[model].classifies for model, names in ROWS.items())
-        trainings = f"{result.draws} × " if own else ""  # otherwise draws count SVMs
+        trainings = f"{result.trainings} × " if result.trainings > 1 else ""
         parts = [f"{trainings}{result.epochs} epochs", f"{result.images:,} images"]
     if result.seconds is not None:
         parts.append(f"{result.seconds:,.0f} s")

@@ -6,18 +6,20 @@ Only this module and sweeps/best.py read the test split; neither chooses anythin
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ali.catalog import Model
 from ali.errors import UserError
 from ali.files import atomic_write
-from ali.metrics import EPOCH, TRAIN_SECONDS
+from ali.metrics import EPOCH, TRAIN_SECONDS, VAL_ERROR
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,14 +91,18 @@ METHOD = 1  # increase it when a row's measurement changes, so that older result
 
 @dataclass(frozen=True)
 class Measured:
-    """Test error of `draws` classifiers, fractions, and what went into it."""
+    """Test error of `draws` classifiers, fractions, and what went into it.
+
+    Of several trainings: the mean over them, and the standard deviation between them.
+    """
 
     mean: float
-    std: float  # n − 1 in the denominator; 0 for a single draw
-    draws: int
-    seconds: float | None  # wall time of training, for networks; else of the whole row
+    std: float  # n − 1 in the denominator; 0 of a single one
+    draws: int  # classifiers of each training
+    seconds: float | None  # wall time of a training, for networks; else of the whole row
     epochs: int | None = None
-    images: int | None = None  # seen in training, repeats counted
+    images: int | None = None  # seen in a training, repeats counted
+    trainings: int = 1
 
 
 class Measurements:
@@ -176,18 +182,17 @@ def rows_of(config: Config) -> tuple[str, ...]:
 
 
 def over_trainings(each: Sequence[Measured]) -> Measured:
-    """Mean ± std over the trainings of a model that classifies, each tested once."""
+    """Mean ± std over trainings of one configuration, with seeds of their own."""
     if len(each) == 1:
         return each[0]
-    std = statistics.stdev(one.mean for one in each)
-    seconds = [one.seconds for one in each if one.seconds is not None]
-    return Measured(
-        statistics.fmean(one.mean for one in each),
-        std,
-        len(each),
-        statistics.fmean(seconds) if len(seconds) == len(each) else None,
-        each[0].epochs,
-        each[0].images,
+    means, seconds = [one.mean for one in each], [one.seconds for one in each]
+    known = [one for one in seconds if one is not None]
+    return replace(
+        each[0],
+        mean=statistics.fmean(means),
+        std=statistics.stdev(means),
+        seconds=statistics.fmean(known) if len(known) == len(each) else None,
+        trainings=len(each),
     )
 
 
@@ -196,18 +201,28 @@ def hash_settings(settings: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
-def training_seconds(log: Path, epochs: int) -> float | None:
-    """Wall time of training up to an epoch, if the run's metrics.jsonl has all of its epochs."""
-    seconds: dict[int, float] = {}
+class Curve(NamedTuple):
+    """A training's epochs: the wall time of training up to each, and its `val_error` (or NaN)."""
+
+    seconds: list[float]
+    errors: list[float]
+
+
+def learning_curve(log: Path, epochs: int) -> Curve | None:
+    """A training up to an epoch, if the run's metrics.jsonl has all of its epochs."""
+    found: dict[int, tuple[float, float]] = {}
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     for line in text.splitlines():
         try:
-            metrics = json.loads(line)
-            seconds[metrics[EPOCH]] = metrics[TRAIN_SECONDS]  # the last, if an epoch was done twice
-        except (ValueError, KeyError, TypeError):  # a line that a kill cut short
+            metrics = json.loads(line)  # the last one counts, if an epoch was done twice
+            found[metrics[EPOCH]] = metrics[TRAIN_SECONDS], metrics.get(VAL_ERROR, math.nan)
+        except (ValueError, KeyError, TypeError, AttributeError):  # a line that a kill cut short
             continue
-    wanted = range(1, epochs + 1)
-    return sum(seconds[epoch] for epoch in wanted) if seconds.keys() >= set(wanted) else None
+    if not found.keys() >= set(range(1, epochs + 1)):
+        return None
+    ordered = [found[epoch] for epoch in range(1, epochs + 1)]
+    seconds = itertools.accumulate(seconds for seconds, _ in ordered)
+    return Curve(list(seconds), [error for _, error in ordered])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import scipy.io
+from PIL import Image
 
 from ali import __main__ as commands
 from ali import data, experiment
@@ -137,8 +138,33 @@ def test_every_model_has_its_rows(command, tmp_path, capsys):
     with pytest.raises(UserError, match="trained with 20 labels, but the other rows have 30"):
         here(capsys, *command, "--trained", trained[0], "--labels", 30)
     ali = next((tmp_path / "out").glob("ali-*"))
-    with pytest.raises(UserError, match="both for the row ALI"):
+    with pytest.raises(UserError, match="given twice"):
         here(capsys, *command, "--trained", ali, ali)
+
+
+def test_trainings_of_one_configuration_are_mean_and_std(command, tmp_path, capsys):
+    """Their error is the mean over trainings, ± between them; the figure has each one's curve."""
+    errors, runs = [], [tmp_path / f"run-{seed}" for seed in range(3)]
+    for seed, run in enumerate(runs):
+        more = ["--width", "0.05", "--epochs", 2 - seed // 2, "--seed", seed]
+        options = [*TINY[:4], *command[len(TINY) : -2], *more, "--output-dir", run]
+        commands.run(["train", "--data", "svhn", "--labels", "20", *map(str, options)])
+        errors.append(float(line(here(capsys, *command, "--trained", run), "ALI")[3].split()[0]))
+    figure = tmp_path / "curves.png"
+    out = here(capsys, *command, "--trained", *runs[:2], "--figure", figure)
+    mean, std = np.mean(errors[:2]), np.std(errors[:2], ddof=1)
+    found = line(out, "ALI")[3].replace("%", "").strip(" )").split("(± ")
+    assert [float(text) for text in found] == pytest.approx([mean, std], abs=0.011)
+    assert line(out, "ALI")[4].startswith("2 × 2 epochs, 160 images, ")
+    assert np.asarray(Image.open(figure)).std() > 0
+    figure.unlink()
+    (runs[0] / "metrics.jsonl").unlink()
+    out = here(capsys, *command, "--trained", runs[0], "--figure", figure)
+    assert "Not in the figure" in out and not figure.exists()
+    with pytest.raises(UserError, match="both for the row ALI, but differ in epochs: give"):
+        here(capsys, *command, "--trained", *runs)
+    with pytest.raises(UserError, match=r"--figure must end in \.png"):
+        here(capsys, *command, "--figure", "curves.pdf")
 
 
 def test_diverged_training_is_told(command, capsys, monkeypatch):

@@ -22,15 +22,17 @@ def test_published_rows_are_the_papers():
         assert published.split(" ")[0] in text
 
 
-def test_seconds_of_a_log(tmp_path):
-    """The last word on an epoch counts; no sum where one is missing."""
+def test_learning_curve_of_a_log(tmp_path):
+    """The last word on an epoch counts; no curve where one is missing."""
     log = tmp_path / "metrics.jsonl"
     epochs = [(1, 5.0), (2, 9.0), (2, 7.0), (3, 1.0)]
-    lines = [json.dumps({"epoch": e, "train_seconds": s}) for e, s in epochs]
-    log.write_text("\n".join([lines[0], '{"epo', *lines[1:]]))
-    assert table1.training_seconds(log, 2) == 12.0
-    assert table1.training_seconds(log, 4) is None
-    assert table1.training_seconds(tmp_path / "none", 1) is None
+    lines = [json.dumps({"epoch": e, "train_seconds": s, "val_error": s / 10}) for e, s in epochs]
+    log.write_text("\n".join([lines[0].replace("val", "no"), '{"epo', "3", *lines[1:]]))
+    seconds, errors = table1.learning_curve(log, 2)
+    assert seconds == [5.0, 12.0] and np.isnan(errors[0]) and errors[1] == 0.7
+    assert table1.learning_curve(log, 0) == ([], [])
+    assert table1.learning_curve(log, 4) is None
+    assert table1.learning_curve(tmp_path / "none", 1) is None
 
 
 def noise(n):
