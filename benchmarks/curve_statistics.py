@@ -87,11 +87,15 @@ def noise(values: np.ndarray, objective: str) -> Table:
 
 def predictors(table: Blackbox, values: np.ndarray) -> Table:
     """How well each measure, mean of three epochs, predicts the end of another seed of the same
-    configuration (mean of the last fifth): rank correlation by epoch."""
+    configuration (mean of the last fifth): rank correlation by epoch.
+
+    A measure that came later, and most runs do not have, is left out."""
     shown = Table(
         title="rank correlation with another seed's end, by measure", title_justify="left"
     )
+    ran = np.isfinite(values).any(axis=2)
     names = [name for name in table.names if name not in NOT_MEASURED]
+    names = [n for n in names if np.isfinite(table.curves(n)[ran]).any(axis=-1).mean() > 0.5]
     epochs, ends = values.shape[2], _last(values).mean(axis=2)
     for column in ("after epoch", *names):
         shown.add_column(column, justify="right")

@@ -29,7 +29,12 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("ali.models",),
         ("ali.distributed",),
         ("ali.data",),
-        ("ali.config", "ali.cli", "ali.lock"),  # ali.cli itself: what all command lines share
+        (
+            "ali.config",
+            "ali.cli",
+            "ali.lock",
+            "ali.history",
+        ),  # ali.cli itself: what all command lines share
         (
             *("ali.metrics", "ali.files", "ali.environment", "ali.output", "ali.catalog"),
             *("ali.arguments", "ali.settings", "ali.beside"),
@@ -77,7 +82,6 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         (
             *("sweeps.engine.endings", "sweeps.engine.retry"),
             *("sweeps.engine.dimensions", "sweeps.engine.objective", "sweeps.engine.pyfunc_model"),
-            "sweeps.engine.history",
             "sweeps.engine",
         ),
     ),

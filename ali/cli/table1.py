@@ -264,11 +264,11 @@ class _Table:
                 f"{self.options.labels}: give --labels {config.labels}, or another checkpoint"
             )
         weights = manifest.checksum(checkpoint.WEIGHTS)
-        curve = learning_curve(folder.parent / "metrics.jsonl", manifest.epoch)
+        curve = learning_curve(folder, manifest.epoch)
         if row == rows_of(config)[0] and curve:
             self.curves[CURVES.get(row, row)].append(curve)
         elif row == rows_of(config)[0] and self.options.figure:
-            self.notes.append(f"Not in the figure: {folder}, whose run kept no metrics.jsonl.")
+            self.notes.append(f"Not in the figure: {folder}, which has no metrics beside it.")
         budget: dict[str, Any] = {
             "seconds": curve.seconds[-1] if curve and curve.seconds else None,
             "epochs": manifest.epoch,
@@ -311,6 +311,7 @@ class _Table:
     def _train(self, config: Config) -> Path:
         """The checkpoint of a configuration trained in full."""
         from ali import experiment
+        from ali.history import LOG
         from ali.training.checkpoint import MANIFEST
         from ali.training.state import State, resumable_changes
         from ali.training.step import device
@@ -324,7 +325,7 @@ class _Table:
             begun = (folder / MANIFEST).exists()
             start = State.load(folder, device(), config) if begun else None
             for state, metrics in experiment.run(config, self.dataset, start):
-                append_line(run / "metrics.jsonl", json.dumps(metrics))
+                append_line(run / LOG, json.dumps(metrics))
                 state.save(folder)
                 print(f"{config.model}: epoch {state.epoch}/{config.epochs}", flush=True)
         return folder

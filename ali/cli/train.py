@@ -16,6 +16,7 @@ from ali.cli.common import check_at_least, set_threads, write_png
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
 from ali.files import append_line, atomic_write, make_folder
+from ali.history import LOG
 from ali.lock import LOCK, folder_lock
 from ali.metrics import (
     D_LOSS,
@@ -43,7 +44,7 @@ PROGRESS_METRICS = {
     MODES_MISSED: ".0f",
     SAMPLE_DISTANCE: ".4f",
 }
-CONFIG, LOG = "config.json", "metrics.jsonl"  # in the output folder
+CONFIG = "config.json"  # in the output folder
 DATA = "data_fingerprint.txt"  # there, too
 
 

@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ali import history
 from ali.catalog import Model
 from ali.errors import UserError
 from ali.files import atomic_write
-from ali.metrics import EPOCH, TRAIN_SECONDS, VAL_ERROR
+from ali.metrics import TRAIN_SECONDS, VAL_ERROR
 
 if TYPE_CHECKING:
     import numpy as np
@@ -208,21 +209,13 @@ class Curve(NamedTuple):
     errors: list[float]
 
 
-def learning_curve(log: Path, epochs: int) -> Curve | None:
-    """A training up to an epoch, if the run's metrics.jsonl has all of its epochs."""
-    found: dict[int, tuple[float, float]] = {}
-    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    for line in text.splitlines():
-        try:
-            metrics = json.loads(line)  # the last one counts, if an epoch was done twice
-            found[metrics[EPOCH]] = metrics[TRAIN_SECONDS], metrics.get(VAL_ERROR, math.nan)
-        except (ValueError, KeyError, TypeError, AttributeError):  # a line that a kill cut short
-            continue
-    if not found.keys() >= set(range(1, epochs + 1)):
+def learning_curve(checkpoint: Path, epochs: int) -> Curve | None:
+    """A training up to its checkpoint; None where the metrics of an epoch are not known."""
+    known = history.epochs_of(checkpoint, epochs)
+    if known is None or any(TRAIN_SECONDS not in metrics for metrics in known):
         return None
-    ordered = [found[epoch] for epoch in range(1, epochs + 1)]
-    seconds = itertools.accumulate(seconds for seconds, _ in ordered)
-    return Curve(list(seconds), [error for _, error in ordered])
+    seconds = itertools.accumulate(metrics[TRAIN_SECONDS] for metrics in known)
+    return Curve(list(seconds), [metrics.get(VAL_ERROR, math.nan) for metrics in known])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from ali.config import Config
 from ali.errors import UserError
 from ali.files import atomic_write
+from ali.history import read_history, write_history
 from ali.metrics import EPOCH
 from ali.training.checkpoint import MANIFEST, find_checkpoint, read_manifest
 from ali.training.state import State
 from ali.training.step import device
-from sweeps.engine.history import read_history, write_history
 from sweeps.engine.storage import Storage
 
 CHECKPOINT = "checkpoint"

@@ -20,11 +20,11 @@ from ray.tune.result import DONE
 
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
+from ali.history import read_history, write_history
 from ali.metrics import EPOCH, EVAL_SECONDS, TRAIN_SECONDS
 from sweeps.engine import ray_compat
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment, Metrics
-from sweeps.engine.history import read_history, write_history
 from sweeps.engine.objective import Objective
 from sweeps.engine.retry import AwayError, Retry, awaited
 from sweeps.engine.scheduler import HISTORY

@@ -9,6 +9,7 @@ from ali.config import Config
 from ali.data import Dataset, Images
 from ali.errors import UserError
 from ali.evaluation import table1
+from ali.history import LOG, write_history
 from tests.paths import REAL_DATA
 
 
@@ -22,17 +23,23 @@ def test_published_rows_are_the_papers():
         assert published.split(" ")[0] in text
 
 
-def test_learning_curve_of_a_log(tmp_path):
-    """The last word on an epoch counts; no curve where one is missing."""
-    log = tmp_path / "metrics.jsonl"
+def test_learning_curve_of_a_checkpoint(tmp_path):
+    """From the run's log, where the last word on an epoch counts; or from a trial's checkpoint."""
     epochs = [(1, 5.0), (2, 9.0), (2, 7.0), (3, 1.0)]
-    lines = [json.dumps({"epoch": e, "train_seconds": s, "val_error": s / 10}) for e, s in epochs]
-    log.write_text("\n".join([lines[0].replace("val", "no"), '{"epo', "3", *lines[1:]]))
-    seconds, errors = table1.learning_curve(log, 2)
-    assert seconds == [5.0, 12.0] and np.isnan(errors[0]) and errors[1] == 0.7
-    assert table1.learning_curve(log, 0) == ([], [])
-    assert table1.learning_curve(log, 4) is None
-    assert table1.learning_curve(tmp_path / "none", 1) is None
+    metrics = [{"epoch": e, "train_seconds": s, "val_error": s / 10} for e, s in epochs]
+    del metrics[0]["val_error"]
+    lines = [*map(json.dumps, metrics)]
+    (tmp_path / LOG).write_text("\n".join([lines[0], '{"epo', "3", *lines[1:]]))
+    for checkpoint in (tmp_path / "checkpoint", tmp_path / "trial" / "checkpoint_000001"):
+        seconds, errors = table1.learning_curve(checkpoint, 2)
+        assert seconds == [5.0, 12.0] and np.isnan(errors[0]) and errors[1] == 0.7
+        assert table1.learning_curve(checkpoint, 0) == ([], [])
+        assert table1.learning_curve(checkpoint, 4) is None
+        kept = tmp_path / "trial" / "checkpoint_000001"
+        kept.mkdir(parents=True, exist_ok=True)
+        write_history(kept, metrics)
+    (kept / "metrics.json").write_text("[")
+    assert table1.learning_curve(kept, 1) is None
 
 
 def noise(n):

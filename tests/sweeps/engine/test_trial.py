@@ -10,11 +10,11 @@ from ray import tune
 
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
+from ali.history import METRICS, read_history
 from ali.metrics import EPOCH, VAL_ERROR
 from sweeps.engine import trial as module
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment
-from sweeps.engine.history import METRICS, read_history
 from sweeps.engine.retry import Retry
 from sweeps.engine.scheduler import HISTORY
 from sweeps.engine.tracking import TrackingContext
