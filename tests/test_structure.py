@@ -80,7 +80,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("sweeps.engine.live", "sweeps.engine.option_groups"),
         ),
         (
-            *("sweeps.engine.endings", "sweeps.engine.retry"),
+            *("sweeps.engine.endings", "sweeps.engine.retry", "sweeps.engine.estimate"),
             *("sweeps.engine.dimensions", "sweeps.engine.objective", "sweeps.engine.pyfunc_model"),
             "sweeps.engine",
         ),

@@ -1,21 +1,22 @@
 """More seeds for the best configurations: during the search (race), then to confirm them.
 
 The best of many noisy values is mostly luck. So the most promising configurations are trained again
-with other seeds. The objective to expect of one is estimated from all its runs, shrunk towards the
-mean of all configurations, so that choosing the luckiest does not bias it (benchmarks/search.py
-measures that). Everything is computed from the study's trials, so a resume continues it.
+with other seeds. The objective to expect of one is estimated from all its runs and drawn towards
+where the other configurations are, so that choosing the luckiest does not bias it
+(benchmarks/search.py measures that). Everything is computed from the study's trials, so a resume continues it.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.engine.endings import RETRIES, first_try, is_broken
+from sweeps.engine.estimate import Estimate, estimate
 from sweeps.engine.objective import sign
 
 CONFIRMS = "confirms"  # user attribute of a trial: number of the one whose configuration it repeats
@@ -25,10 +26,6 @@ DROPPED_BELOW = 0.05  # probability of being better than the leader
 MIN_RUNS = 2  # before a configuration may be dropped
 RACED = 4  # most promising configurations, which get more seeds during the search
 LAST_PART = 5  # a run's last fifth of evaluations is averaged: each one is noisy
-LUCK = 1 / 2  # share of the variance between runs that seeds make: at most, and where none is known
-LUCK_AVERAGED = 1 / 3  # the same where several evaluations are averaged
-KNOWN_AFTER = 4  # repetitions that count as much as LUCK does
-LEAST_LUCK = 0.05
 
 
 @dataclass(frozen=True)
@@ -61,60 +58,9 @@ class Confirmed:
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else float("nan")
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A configuration's mean objective, estimated from a sweep's runs.
-
-    An empirical Bayes estimate: configurations are normally distributed around a common mean, and
-    the runs of each around its own, with the same variance between seeds for all configurations.
-
-    Attributes:
-        mean: its estimate.
-        std: its uncertainty; NaN if no configuration has run twice.
-        freedom: degrees of freedom of `std`: runs beyond the first, over all configurations.
-        maximize: whether the higher mean is the better one.
-    """
-
-    mean: float
-    std: float
-    freedom: int
-    maximize: bool = False
-
-    @property
-    def loss(self) -> float:
-        """The mean, signed so that less is better."""
-        return -self.mean if self.maximize else self.mean
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % credible interval of the mean (Student's t); infinite if `std` is not known."""
-        from scipy.stats import t
-
-        if not self.freedom:
-            return float("-inf"), float("inf")
-        half = t.ppf(0.975, self.freedom) * self.std
-        return self.mean - half, self.mean + half
-
-    def beats(self, other: Estimate) -> float:
-        """Probability that its mean is the better one; 0.5 where nothing is known."""
-        from scipy.stats import t
-
-        if not self.freedom:
-            return 0.5
-        apart = (self.std**2 + other.std**2) ** 0.5
-        if not apart:
-            return 0.5 + 0.5 * float(np.sign(other.loss - self.loss))
-        return float(t.cdf((other.loss - self.loss) / apart, self.freedom))
-
-
 def is_new(trial: FrozenTrial) -> bool:
     """Whether it is one of the search's own, not another seed or a retry of one."""
     return CONFIRMS not in trial.user_attrs and RETRIES not in trial.user_attrs
-
-
-def averages(trial: FrozenTrial) -> int:
-    """How many of a trial's last evaluations are averaged: a fifth of them, one at least."""
-    return max(1, len(trial.intermediate_values) // LAST_PART)
 
 
 def level(trial: FrozenTrial) -> float:
@@ -123,7 +69,7 @@ def level(trial: FrozenTrial) -> float:
     It predicts where another seed ends better than the last value alone (benchmarks/README.md).
     """
     values = [trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)]
-    last = values[-averages(trial) :]
+    last = values[-max(1, len(values) // LAST_PART) :]
     return sum(last) / len(last) if last else float(trial.value or 0.0)
 
 
@@ -144,33 +90,19 @@ def ranked_by_value(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 def estimates(trials: Sequence[FrozenTrial]) -> dict[int, Estimate]:
     """What to expect of each configuration with a run that completed, by its trial's number.
 
-    The best first; ties go to the better own value, then to the earlier trial. The mean over a
-    configuration's runs is shrunk towards that over all configurations, as if further runs had
-    ended there: the more, the more of the variance is luck. A run counts with its `level`; the
-    average difference from it to the last value is added. The spread between seeds is pooled over
-    all configurations that have several runs.
+    The best first; ties go to the better own value, then to the earlier trial. A run counts with
+    its `level`; the mean difference from it to the last value, over repetitions where there are
+    any, is added: only the search's trials that ended well so far have completed.
     """
     ranked = ranked_by_value(trials)
     own = {t.number: [level(t)] for t in ranked}
     again = {c.number: list(c.levels) for c in _fresh(trials) if c.levels}
     runs = {n: own.get(n, []) + again.get(n, []) for n in [*own, *(again.keys() - own.keys())]}
-    freedom = sum(len(levels) - 1 for levels in runs.values())
-    squares = sum(float(np.var(levels)) * len(levels) for levels in runs.values())
-    spread = (squares / freedom) ** 0.5 if freedom else float("nan")
-    first = [levels[0] for levels in (own or runs).values()]
-    overall = float(np.mean(first)) if first else float("nan")
-    luck = LUCK_AVERAGED if any(averages(t) > 1 for t in ranked) else LUCK
-    total = float(np.var(first, ddof=1)) if len(first) > 1 else 0.0
-    if freedom and total:  # seeds make spread² of it
-        estimated = (KNOWN_AFTER * luck + freedom * spread**2 / total) / (KNOWN_AFTER + freedom)
-        luck = max(LEAST_LUCK, min(luck, estimated))
-    prior = luck / (1 - luck)  # runs
-    drift = float(np.mean([float(t.value or 0.0) - level(t) for t in ranked])) if ranked else 0.0
-    found, maximize = {}, sign(trials) < 0
-    for number, levels in runs.items():
-        weight = len(levels) + prior
-        mean = (sum(levels) + prior * overall) / weight + drift
-        found[number] = Estimate(mean, spread / weight**0.5, freedom, maximize)
+    repeated = [t for t in trials if CONFIRMS in t.user_attrs and t.state == TrialState.COMPLETE]
+    drifts = [float(t.value or 0.0) - level(t) for t in repeated or ranked]
+    drift = float(np.mean(drifts)) if drifts else 0.0
+    found = estimate(runs, sign(trials) < 0)
+    found = {number: replace(one, mean=one.mean + drift) for number, one in found.items()}
     return dict(sorted(found.items(), key=lambda item: item[1].loss))
 
 

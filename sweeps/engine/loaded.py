@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ali.errors import UserError
 from ali.metrics import EPOCH
-from sweeps.engine.confirmation import MIN_FREEDOM, Estimate, estimates
+from sweeps.engine.confirmation import MIN_FREEDOM, estimates
 from sweeps.engine.dimensions import label
+from sweeps.engine.estimate import Estimate
 from sweeps.engine.formatting import varied
 from sweeps.engine.journal import OBJECTIVE
 from sweeps.engine.options import JOURNAL, OLD_OPTIONS, OPTIONS, Location, Options

@@ -13,9 +13,9 @@ from sweeps.engine.confirmation import (
     CONTROL,
     MIN_FREEDOM,
     Confirmed,
-    Estimate,
     interval_text,
 )
+from sweeps.engine.estimate import Estimate
 from sweeps.engine.formatting import MISSING
 from sweeps.engine.reporting.table import Table, without_empty
 from sweeps.engine.results import valued

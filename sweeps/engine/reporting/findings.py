@@ -24,10 +24,10 @@ from ali.metrics import (
 from ali.output import without_password
 from sweeps.engine.confirmation import (
     Confirmed,
-    Estimate,
     confirmed,
     estimates,
 )
+from sweeps.engine.estimate import Estimate
 from sweeps.engine.formatting import MISSING, format_hyperparameters, varied
 from sweeps.engine.options import Options
 from sweeps.engine.pareto import front

@@ -10,8 +10,9 @@ from optuna.trial import create_trial
 from rich.cells import cell_len
 
 from ali.config import Config
-from sweeps.engine.confirmation import Confirmed, Estimate, confirmed, estimates
+from sweeps.engine.confirmation import Confirmed, confirmed, estimates
 from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.estimate import Estimate
 from sweeps.engine.journal import CONFIG
 from sweeps.engine.options import Options
 from sweeps.engine.reporting import evidence, findings, text
