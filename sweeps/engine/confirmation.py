@@ -3,7 +3,8 @@
 The best of many noisy values is mostly luck. So the most promising configurations are trained again
 with other seeds. The objective to expect of one is estimated from all its runs and drawn towards
 where the other configurations are, so that choosing the luckiest does not bias it
-(benchmarks/search.py measures that). Everything is computed from the study's trials, so a resume continues it.
+(sweeps/engine/estimate.py; benchmarks/search.py measures that). Everything is computed from the
+study's trials, so a resume continues it.
 """
 
 from __future__ import annotations

@@ -108,8 +108,7 @@ def _posterior(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarra
     likelihood = np.exp(-0.5 * ((grid - mean[:, None]) / std[:, None]) ** 2)  # (n, grid)
     centre = np.quantile(mean, CENTRES)[:, None, None]
     scale = (_std(mean) or std.max()) * SCALES[:, None]
-    prior = 1 / (1 + ((grid - centre) / scale) ** 2)
-    prior = (prior / prior.sum(axis=-1, keepdims=True)).reshape(-1, POINTS)  # (priors, grid)
+    prior = (1 / (1 + ((grid - centre) / scale) ** 2) / scale).reshape(-1, POINTS)  # up to a factor
     evidence = likelihood @ prior.T  # (n, priors)
     weight = np.log(evidence).sum(axis=0)
     weight = np.exp(weight - weight.max())

@@ -101,7 +101,7 @@ def confirmation_table(
             )
         )
     headings = ("configuration of", "mean", "std", "seeds", "collapsed", "expected")
-    caption = "expected: the mean over other seeds, from all runs and the mean of all trials"
+    caption = "expected: the mean over other seeds, from its runs and those of all others"
     if not any(interval_text(known[one.number]) for one in found):
         caption += f"; its interval takes {MIN_FREEDOM} repetitions, of one or of several"
     table = Table(
