@@ -18,7 +18,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -33,7 +32,7 @@ from ali.lock import folder_lock
 from ali.metrics import TEST_ERROR_MEAN, VAL_ERROR
 from benchmarks import learning_curves
 from benchmarks.curve_statistics import WIDTH
-from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Run, train
+from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Run, read, train
 
 BEGUN = "options.json"  # of a comparison, which cannot be continued with others
 
@@ -94,10 +93,6 @@ def report(options: Report) -> None:
 
 def folder_name(method: str, repeat: int | str) -> str:
     return f"{method.replace(' ', '-')}-{repeat}"
-
-
-def read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def spread(values: Sequence[float]) -> str:

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ali.errors import UserError
 from ali.files import atomic_write, make_folder
 from ali.metrics import EPOCH, TEST_ERROR_MEAN, VAL_ERROR
 from benchmarks import learning_curves
-from sweeps import Options, Space, Sweep, launch, load
+from sweeps import LoadedSweep, Options, Space, Sweep, launch, load
 from sweeps.engine import cluster
 from sweeps.engine import launch as launching
 from sweeps.engine.space import suggest
@@ -74,41 +74,49 @@ def announce(folder: Path, config: dict[str, Any], value: float, **more: Any) ->
         path.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
+def read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def ours(options: Run, folder: Path, repeat: int) -> None:
-    """This project's sweep as its scripts start it, stopped like by Ctrl-C at the budget."""
+    """This project's sweep, as its scripts start it."""
+    common = {field.name: getattr(options.base(), field.name) for field in fields(Common)}
+    asked = Options(
+        **common, name=NAME, output_dir=folder, race=3, num_trials=options.budget,
+        seed=SEEDS_APART * repeat, cpus_per_trial=1, max_concurrent=SLOTS,
+    )  # fmt: skip
+    found = swept(Sweep(points_to_evaluate=()), asked, options.budget)
+    assert found.best.expected is not None
+    count = {"epochs": spent(asked), "trials": len(found.trials)}
+    announce(folder, found.best.config, found.best.expected.mean, **count)
+
+
+def swept(sweep: Sweep, options: Options, budget: int) -> LoadedSweep:
+    """A sweep that is started or resumed in a process of its own, and stopped like by Ctrl-C once
+    its trials have trained `budget` epochs. Raises UserError if it ends before."""
     spawn = multiprocessing.get_context("spawn")
-    child = spawn.Process(target=sweep, args=(options, folder, repeat))
+    child = spawn.Process(target=start, args=(sweep, options))
     child.start()
-    while child.is_alive() and spent(folder) < options.budget:
+    while child.is_alive() and spent(options) < budget:
         child.join(POLL)
     while child.is_alive():
         assert child.pid is not None
         os.kill(child.pid, signal.SIGINT)
         child.join(STOPPING)
-    found = load(NAME, output_dir=folder)
-    if spent(folder) < options.budget:
-        raise UserError(f"the sweep in {folder} ended before its budget: run the command again")
-    best = found.best
-    assert best.expected is not None
-    count = {"epochs": spent(folder), "trials": len(found.trials)}
-    announce(folder, best.config, best.expected.mean, **count)
+    if spent(options) < budget:
+        where = options.folder
+        raise UserError(f"the sweep in {where} ended before its budget: run the command again")
+    return load(options)
 
 
-def sweep(options: Run, folder: Path, repeat: int) -> None:
-    """In a process of its own: starts the sweep, or resumes it."""
-    begun = (folder / NAME).exists()
-    common = {field.name: getattr(options.base(), field.name) for field in fields(Common)}
-    asked = Options(
-        **common, name=NAME, output_dir=folder, race=3, num_trials=options.budget,
-        seed=SEEDS_APART * repeat, cpus_per_trial=1, max_concurrent=SLOTS, resume=begun,
-    )  # fmt: skip
-    raise SystemExit(launch(Sweep(points_to_evaluate=()), asked))
+def start(sweep: Sweep, options: Options) -> None:
+    raise SystemExit(launch(sweep, replace(options, resume=options.folder.exists())))
 
 
-def spent(folder: Path) -> int:
-    """Epochs that the sweep has trained and evaluated."""
+def spent(options: Options) -> int:
+    """Epochs that a sweep has trained and evaluated."""
     try:
-        return sum(max(trial.values, default=0) for trial in load(NAME, output_dir=folder).trials)
+        return sum(max(trial.values, default=0) for trial in load(options).trials)
     except UserError:
         return 0  # it is only starting
 

@@ -43,7 +43,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 WIDTH = 124  # columns of the printed table if the output is not a terminal
-NOTE = "trained on: the unlabelled images, where they are known; else ?"
+NOTE = (
+    "trained on: the unlabelled images, where they are known; else ?\n"
+    "n × : mean ± std over n trainings, and not over draws"
+)
 MEASURED = "measured.json"  # in the output folder
 CURVES = {M1_KNN_ROW: "VAE (M1) + L2-SVM"}  # the classifier of its val_error
 

@@ -107,18 +107,24 @@ def load(config: Config, check_labels: bool = True) -> Dataset:
 def check_distinct(dataset: Dataset) -> None:
     """Raises UserError if all validation images are the same, which makes the samples' distance
     from them meaningless."""
-    x = dataset.valid.x
+    _refuse_alike(dataset.name, dataset.valid, "validate")
+
+
+def _refuse_alike(data: str, images: Images, to: str) -> None:
+    x = images.x
     if all(np.array_equal(image, x[0]) for image in x[1:]):
-        raise UserError(
-            f"{dataset.name}: all {len(x)} images to validate with are the same: choose other data"
-        )
+        raise UserError(f"{data}: all {len(x)} images to {to} with are the same: choose other data")
 
 
 def load_test(config: Config) -> Images:
-    """The test split, which must not be used to choose anything. Raises UserError as `load`."""
+    """The test split, which must not be used to choose anything.
+
+    Raises UserError as `load`, and if all images are the same.
+    """
     test = load_splits(config, ("test",)).by_name["test"].images
     if len(test) < FEWEST:
         raise UserError(f"{config.data}: one test image is too few: add images")
+    _refuse_alike(config.data, test, "test")
     return test
 
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ali.metrics import COLLAPSED
+from ali.metrics import COLLAPSED, LOSS
 from sweeps.engine.confirmation import (
     CONFIRMS,
     CONTROL,
@@ -31,8 +31,12 @@ SURE = 0.95  # least probability at which a difference is no tie
 
 
 def has_collapsed(run: Run) -> bool:
-    """Whether a trial's samples were nearly identical, or a few pictures repeated, at the end."""
-    return any(run.data.metrics.get(name, math.inf) < least for name, least in COLLAPSED.items())
+    """Whether a trial's samples were nearly identical, or a few pictures repeated, at the end.
+
+    Not of a VAE and the like, which decode to means: these are alike without a collapse.
+    """
+    known = run.data.metrics
+    return LOSS not in known and any(known.get(key, math.inf) < v for key, v in COLLAPSED.items())
 
 
 def control_of(trials: Sequence[FrozenTrial]) -> int | None:

@@ -46,14 +46,18 @@ def test_test_split_is_never_read_by_load(few, cache, tmp_path):
         data.load_test(svhn_config(path.parent))
 
 
-def test_images_that_are_all_the_same_are_no_validation_set(tmp_path):
+def test_images_that_are_all_the_same_are_nothing_to_judge_by(tmp_path):
     """Between them there is no distance, which looked like divergence."""
+    folder = tmp_path / "images"
+    folder.mkdir()
     for number in range(40):
-        Image.new("RGB", (32, 32)).save(tmp_path / f"{number}.png")
-    config = Config(data="folder", data_dir=tmp_path, batch_size=8)
+        Image.new("RGB", (32, 32)).save(folder / f"{number}.png")
+    config = Config(data="folder", data_dir=folder, batch_size=8)
     dataset = data.load(config)
     with pytest.raises(UserError, match=r"all \d+ images to validate with are the same"):
         new_state(config, dataset)
+    with pytest.raises(UserError, match=r"folder: all \d+ images to test with are the same"):
+        data.load_test(config)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,9 @@ def test_a_doubtful_best_is_offered_with_the_doubt(value, diversity, separation,
     assert list(commands) == ["compare the runs", "then open", label]
     assert "/#/experiments/7/runs?" in commands["then open"]
     assert label not in dict(findings.next_commands(Options(name="s"), None, "7"))
+    by_id["00000"].data.metrics["loss"] = 1.0  # a VAE's, which decodes to means
+    vae = findings._doubts(trial, value, by_id, parent)
+    assert vae == [doubt for doubt in doubts if "collapsed" not in doubt]
 
 
 def test_a_budget_that_is_too_short_is_called_so():

@@ -1,0 +1,227 @@
+"""Table 1 with every row measured: a sweep for each model, then trainings of what it found, tested.
+
+    python -m benchmarks.table1 --data svhn --data-dir DIR      run it again to resume
+
+Each model gets the same processor time, in epochs that are counted from its own speed, so that
+other work on the machine favours none: --search-minutes of two cores for a sweep as sweeps/svhn.py
+starts it, then --training-minutes of one core for each training of the configuration that it found,
+with seeds that no sweep has used; a model that is trained with labels also gets other labelled
+images each time. The test split is read at the end, by `python -m ali table1`, which prints the
+table. All models come to two seeds before any gets more, so that what was stopped is a smaller one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+
+from ali import __main__ as commands
+from ali import environment, experiment
+from ali.catalog import KINDS, Model
+from ali.cli import main, parse_args
+from ali.cli.table1 import Table1
+from ali.cli.train import CONFIG
+from ali.config import Common, Config
+from ali.errors import UserError
+from ali.files import atomic_write, make_folder
+from ali.lock import folder_lock
+from ali.training.checkpoint import MANIFEST, find_checkpoint, read_manifest
+from benchmarks.learning_curves import apart
+from benchmarks.live_searches import FOUND, JUDGES, SLOTS, announce, read, spent, swept
+from sweeps import Options, Space, Sweep, paper_defaults, short_budget
+
+PLAIN = "swwae-plain"  # without dropout
+MODELS = (*KINDS, PLAIN)
+PACE, DIVERGED, BEGUN = "pace.json", "diverged.txt", "options.json"
+TRIALS = 4  # whole trials in the time of one training
+EVALUATIONS = 8, 12  # of a trial, of a training
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Sweep, train and test each model of Table 1, and print the table."""
+
+    data: Literal["svhn", "house-numbers"] = "svhn"
+    """Data set."""
+    data_dir: Path | None = None
+    """Folder of its files."""
+    output_dir: Path = Path("runs/table1-searched")
+    """Folder of all sweeps and trainings."""
+    models: tuple[str, ...] = MODELS
+    """Which models; swwae-plain is swwae without dropout."""
+    train_size: int | None = None
+    """Unlabelled training images used; default: all."""
+    labels: int = 1000
+    """Labelled images."""
+    width: float = 0.25
+    """Multiplier of every hidden layer's feature maps."""
+    batch_size: int = 32
+    """Images per step."""
+    search_minutes: float = 20.0
+    """Of two cores, for the sweep of each model."""
+    training_minutes: float = 10.0
+    """Of one core, for each training."""
+    seeds: int = 2
+    """Trainings of each model."""
+    draws: int = 100
+    """SVMs that a training is tested with."""
+    unlabelled: int = 4000
+    """Unlabelled training images for the transductive SVM."""
+
+    def begun(self) -> dict[str, Any]:
+        """What a comparison that goes on must have in common with its beginning."""
+        free = {"output_dir", "models", "seeds", "draws", "unlabelled"}
+        return {f.name: str(getattr(self, f.name)) for f in fields(self) if f.name not in free}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model of the comparison, its folder and its budgets."""
+
+    name: str
+    options: Comparison
+
+    @cached_property
+    def folder(self) -> Path:
+        return make_folder(self.options.output_dir / self.name)
+
+    def base(self, epochs: int, evaluations: int = 1) -> Config:
+        """What its trials and trainings have in common."""
+        options, model = self.options, self._model
+        return Config.of_model(model).replace(
+            data=options.data, data_dir=options.data_dir and options.data_dir.resolve(),
+            train_size=options.train_size, labels=options.labels, width=options.width,
+            batch_size=options.batch_size, draws=2, epochs=epochs,
+            eval_every=max(1, epochs // evaluations),
+            sigma="sigmoid" if model in ("ali", "ali-labels") else "exp",
+        )  # fmt: skip
+
+    @property
+    def _model(self) -> Model:
+        return "swwae" if self.name == PLAIN else self.name  # type: ignore[return-value]
+
+    def epochs(self, minutes: float) -> int:
+        """How many its networks train in so much processor time."""
+        if not (self.folder / PACE).exists():
+            apart([(measure_pace, (self.base(SLOTS * 2), self.folder))])
+        return max(1, round(60 * minutes / read(self.folder / PACE)["seconds"]))
+
+    def search(self) -> None:
+        """Its sweep, unless that has ended."""
+        if (self.folder / FOUND).exists():
+            return
+        epochs = max(2, self.epochs(self.options.training_minutes) // TRIALS)
+        budget = self.epochs(SLOTS * self.options.search_minutes)
+        base = self.base(epochs, EVALUATIONS[0])
+        common = {field.name: getattr(base, field.name) for field in fields(Common)}
+        asked = Options(
+            **common, name="sweep", output_dir=self.folder, race=3, num_trials=budget,
+            cpus_per_trial=1, max_concurrent=SLOTS,
+        )  # fmt: skip
+        space = Space(fixed={"dropout_fc": 0.0} if self.name == PLAIN else {})
+        points = (paper_defaults, short_budget)  # as in sweeps/svhn.py
+        best = swept(Sweep(space=space, points_to_evaluate=points), asked, budget).best
+        assert best.value is not None
+        announce(self.folder, best.config, best.value, epochs=spent(asked), trial=best.trial_id)
+
+    def trainings(self) -> Iterator[tuple[Path, Config]]:
+        """Folder and settings of each."""
+        epochs = max(2, self.epochs(self.options.training_minutes))
+        every = max(1, epochs // EVALUATIONS[1])
+        for n in range(self.options.seeds):
+            more = {"seed": JUDGES + n, "epochs": epochs, "eval_every": every}
+            if KINDS[self._model].classifies:
+                more["draw"] = n
+            found = read(self.folder / FOUND)["config"]
+            yield self.folder / f"training-{n}", Config.from_dict({**found, **more})
+
+
+def measure_pace(config: Config, folder: Path) -> None:
+    """In a process of its own: processor seconds of an epoch, without evaluation, on one thread.
+
+    The second and third of four count: M1 + M2 trains M1 in the one and M2 in the other.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    ends = [time.process_time()]
+    for _ in experiment.run(config):
+        ends.append(time.process_time())
+        if len(ends) == 4:
+            break
+    with atomic_write(folder / PACE) as path:
+        path.write_text(json.dumps({"seconds": (ends[3] - ends[1]) / 2}), encoding="utf-8")
+
+
+def train(folder: Path, config: Config, parent: int) -> None:
+    """In a process of its own: `python -m ali train`, started or resumed, unless it has ended."""
+    ended = (folder / "checkpoint" / MANIFEST).exists() and (
+        read_manifest(find_checkpoint(folder)).epoch >= config.epochs
+    )
+    if ended or (folder / DIVERGED).exists():
+        return
+    threading.Thread(target=watch, args=[parent], daemon=True).start()
+    output = ["--output-dir", str(folder), "--threads", "1"]
+    settings = folder.with_suffix(".json")
+    settings.write_text(json.dumps(config.to_dict(), default=str), encoding="utf-8")
+    source = ["--resume"] if (folder / CONFIG).exists() else ["--config", str(settings)]
+    try:
+        commands.run(["train", *source, *output])
+    except SystemExit as stopped:
+        if "diverged" not in str(stopped):
+            raise
+        (folder / DIVERGED).write_text(f"{stopped}\n", encoding="utf-8")
+
+
+def watch(parent: int) -> None:
+    """Ends this process if its parent was killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def run(options: Comparison) -> None:
+    """All that is missing. Raises UserError for options that differ from the first time's."""
+    if unknown := [name for name in options.models if name not in MODELS]:
+        raise UserError(f"--models {unknown[0]}: choose from {', '.join(MODELS)}")
+    begun = make_folder(options.output_dir) / BEGUN
+    if begun.exists() and read(begun) != options.begun():
+        raise UserError(f"{begun} has other options: give those, or another --output-dir")
+    environment.set_defaults(OMP_NUM_THREADS="1")  # of the processes: the SVMs' threads, too
+    subjects = [Subject(name, options) for name in dict.fromkeys(options.models)]
+    with folder_lock(options.output_dir, "the comparison"):
+        begun.write_text(json.dumps(options.begun()), encoding="utf-8")
+        for first in range(0, options.seeds, SLOTS):
+            for subject in subjects:
+                subject.search()
+                trainings = list(subject.trainings())[first : first + SLOTS]
+                apart([(train, (*one, os.getpid())) for one in trainings])
+    folders = [folder for subject in subjects for folder, _ in subject.trainings()]
+    diverged = [folder for folder in folders if (folder / DIVERGED).exists()]
+    for folder in diverged:
+        print(f"left out: {folder}, {(folder / DIVERGED).read_text(encoding='utf-8').strip()}")
+    Table1(
+        data=options.data, data_dir=options.data_dir, train_size=options.train_size,
+        labels=options.labels, draws=options.draws, unlabelled=options.unlabelled,
+        trained=tuple(folder for folder in folders if folder not in diverged),
+        output_dir=options.output_dir, output=options.output_dir / "table1.json",
+        figure=options.output_dir / "table1.png",
+    ).run()  # fmt: skip
+
+
+def command() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    run(parse_args(Comparison))
+
+
+if __name__ == "__main__":
+    main(command)
