@@ -124,7 +124,7 @@ class Subject:
         base = self.base(epochs, EVALUATIONS[0])
         common = {field.name: getattr(base, field.name) for field in fields(Common)}
         asked = Options(
-            **common, name="sweep", output_dir=self.folder, race=3, num_trials=budget,
+            **common, name=self.name, output_dir=self.folder, race=3, num_trials=budget,
             cpus_per_trial=1, max_concurrent=SLOTS,
         )  # fmt: skip
         space = Space(fixed={"dropout_fc": 0.0} if self.name == PLAIN else {})

@@ -77,7 +77,7 @@ def estimate(runs: Mapping[int, Sequence[float]], maximize: bool = False) -> dic
     mean = np.array([np.mean(values) for values in runs.values()])
     freedom = int((count - 1).sum())
     std = np.sqrt(_variance(runs, freedom) / count)
-    far = np.abs(mean - np.median(mean)) > REACH * _std(mean)  # nothing is known of such ones
+    far = np.abs(mean - np.median(mean)) > REACH * _std(mean)  # none is like these
     if len(runs) > 1 and std.min() > 0:
         mean[~far], std[~far] = _posterior(mean[~far], std[~far])
     return {
