@@ -1,10 +1,10 @@
 """What to expect of a configuration, from few noisy runs of many: a hierarchical Bayes estimate.
 
-Means of configurations have a Cauchy distribution, whose heavy tails let one be far better than all
-others: a normal one would draw it halfway back (benchmarks/README.md measures that). The runs of a
-configuration are normally distributed around its mean, with the same variance between seeds for all
-configurations. Centre and scale of the Cauchy distribution are averaged over a grid, with the
-likelihood of the runs as weights.
+Means of configurations have Student's t distribution with two degrees of freedom, whose heavy tails
+let one be far better than all others: a normal one would draw it back (benchmarks/README.md
+measures that). The runs of a configuration are normally distributed around its mean, with the same
+variance between seeds for all configurations. Centre and scale of the t distribution are averaged
+over a grid, with the likelihood of the runs as weights.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LUCK = 1 / 2  # share of the variance between runs of different configurations that seeds make, …
+LUCK = 2 / 3  # share of the variance between runs of different configurations that seeds make, …
 KNOWN_AFTER = 4  # … which counts as much as so many repetitions
-CENTRES = np.linspace(0.25, 0.75, 5)  # of the Cauchy distribution: quantiles of what was seen
+CENTRES = np.linspace(0.25, 0.75, 5)  # of the t distribution: quantiles of what was seen
 SCALES = np.geomspace(0.1, 2.0, 12)  # of it, in standard deviations of what was seen
 POINTS, REACH = 1001, 15.0  # of the grid of means; how far it goes, in the same
 
@@ -108,7 +108,8 @@ def _posterior(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarra
     likelihood = np.exp(-0.5 * ((grid - mean[:, None]) / std[:, None]) ** 2)  # (n, grid)
     centre = np.quantile(mean, CENTRES)[:, None, None]
     scale = (_std(mean) or std.max()) * SCALES[:, None]
-    prior = (1 / (1 + ((grid - centre) / scale) ** 2) / scale).reshape(-1, POINTS)  # up to a factor
+    prior = (2 + ((grid - centre) / scale) ** 2) ** -1.5 / scale  # Student's t₂, up to a factor
+    prior = prior.reshape(-1, POINTS)  # (priors, grid)
     evidence = likelihood @ prior.T  # (n, priors)
     weight = np.log(evidence).sum(axis=0)
     weight = np.exp(weight - weight.max())

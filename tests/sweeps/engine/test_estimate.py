@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy.integrate import quad
-from scipy.stats import cauchy, norm
+from scipy.stats import norm, t
 
 from sweeps.engine import estimate as module
 from sweeps.engine.estimate import CENTRES, KNOWN_AFTER, LUCK, SCALES, Estimate, estimate
@@ -37,7 +37,7 @@ def test_against_numerical_integration():
                 std = (variance / len(values)) ** 0.5
 
                 def density(x, k, mean=means[key], std=std, centre=centre, scale=scale):
-                    return x**k * cauchy.pdf(x, centre, scale) * norm.pdf(x, mean, std)
+                    return x**k * t.pdf(x, 2, centre, scale) * norm.pdf(x, mean, std)
 
                 span = {"points": (centre, means[key]), "limit": 200}
                 zero, one, two = (quad(density, -1, 2.5, args=(k,), **span)[0] for k in range(3))
