@@ -14,7 +14,6 @@ searches start anew if they were killed; this project's resumes, and so do the t
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +31,7 @@ from ali.lock import folder_lock
 from ali.metrics import TEST_ERROR_MEAN, VAL_ERROR
 from benchmarks import learning_curves
 from benchmarks.curve_statistics import WIDTH
-from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Run, read, train
-
-BEGUN = "options.json"  # of a comparison, which cannot be continued with others
+from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Run, begin, read, train
 
 
 @dataclass(frozen=True)
@@ -47,12 +44,10 @@ class Report:
 
 def run(options: Run) -> None:
     """All that is missing, repeat by repeat, so that an unfinished comparison is a smaller one."""
-    begun, asked = make_folder(options.output_dir) / BEGUN, json.dumps(vars(options), default=str)
-    if begun.exists() and begun.read_text(encoding="utf-8") != asked:
-        raise UserError(f"{begun} has other options: give those, or another --output-dir")
+    make_folder(options.output_dir)
     environment.set_defaults(OMP_NUM_THREADS="1")  # the SVMs' threads, too
     with folder_lock(options.output_dir, "the comparison"):
-        begun.write_text(asked, encoding="utf-8")
+        begin(options.output_dir, vars(options))
         for repeat, method in itertools.product(range(options.repeats), SEARCHES):
             folder = make_folder(options.output_dir / folder_name(method, repeat))
             if not (folder / FOUND).exists():

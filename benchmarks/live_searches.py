@@ -28,6 +28,7 @@ from sweeps.engine.space import suggest
 
 OURS, RANDOM, TUNE = "this project", "random search", "OptunaSearch and ASHA"
 FOUND, TESTED = "found.json", "tested.json"
+BEGUN = "options.json"  # of a comparison, which cannot be continued with others
 SEEDS_APART = 10_000  # between repeats: the seeds of their trials; the last ones are the judges'
 JUDGES = 900_000
 SLOTS = 2
@@ -76,6 +77,14 @@ def announce(folder: Path, config: dict[str, Any], value: float, **more: Any) ->
 
 def read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+def begin(folder: Path, options: dict[str, Any]) -> None:
+    """Keeps a comparison's options in its folder. Raises UserError if it has begun with others."""
+    begun, text = folder / BEGUN, json.dumps(options, default=str)
+    if begun.exists() and read(begun) != json.loads(text):
+        raise UserError(f"{begun} has other options: give those, or another --output-dir")
+    begun.write_text(text, encoding="utf-8")
 
 
 def ours(options: Run, folder: Path, repeat: int) -> None:

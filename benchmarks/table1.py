@@ -36,14 +36,14 @@ from ali.files import atomic_write, make_folder
 from ali.lock import folder_lock
 from ali.training.checkpoint import MANIFEST, find_checkpoint, read_manifest
 from benchmarks.learning_curves import apart
-from benchmarks.live_searches import FOUND, JUDGES, SLOTS, announce, read, spent, swept
+from benchmarks.live_searches import FOUND, JUDGES, SLOTS, announce, begin, read, spent, swept
 from sweeps import Options, Space, Sweep, paper_defaults, short_budget
 
 PLAIN = "swwae-plain"  # without dropout
 MODELS = (*KINDS, PLAIN)
-PACE, DIVERGED, BEGUN = "pace.json", "diverged.txt", "options.json"
+PACE, DIVERGED = "pace.json", "diverged.txt"
 TRIALS = 4  # whole trials in the time of one training
-EVALUATIONS = 8, 12  # of a trial, of a training
+TRIAL_EVALUATIONS, TRAINING_EVALUATIONS = 8, 12
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class Comparison:
     unlabelled: int = 4000
     """Unlabelled training images for the transductive SVM."""
 
-    def begun(self) -> dict[str, Any]:
+    def fixed(self) -> dict[str, Any]:
         """What a comparison that goes on must have in common with its beginning."""
         free = {"output_dir", "models", "seeds", "draws", "unlabelled"}
-        return {f.name: str(getattr(self, f.name)) for f in fields(self) if f.name not in free}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Subject:
     def epochs(self, minutes: float) -> int:
         """How many its networks train in so much processor time."""
         if not (self.folder / PACE).exists():
-            apart([(measure_pace, (self.base(SLOTS * 2), self.folder))])
+            apart([(measure_pace, (self.base(epochs=4), self.folder))])
         return max(1, round(60 * minutes / read(self.folder / PACE)["seconds"]))
 
     def search(self) -> None:
@@ -121,7 +121,7 @@ class Subject:
             return
         epochs = max(2, self.epochs(self.options.training_minutes) // TRIALS)
         budget = self.epochs(SLOTS * self.options.search_minutes)
-        base = self.base(epochs, EVALUATIONS[0])
+        base = self.base(epochs, TRIAL_EVALUATIONS)
         common = {field.name: getattr(base, field.name) for field in fields(Common)}
         asked = Options(
             **common, name=self.name, output_dir=self.folder, race=3, num_trials=budget,
@@ -136,7 +136,7 @@ class Subject:
     def trainings(self) -> Iterator[tuple[Path, Config]]:
         """Folder and settings of each."""
         epochs = max(2, self.epochs(self.options.training_minutes))
-        every = max(1, epochs // EVALUATIONS[1])
+        every = max(1, epochs // TRAINING_EVALUATIONS)
         for n in range(self.options.seeds):
             more = {"seed": JUDGES + n, "epochs": epochs, "eval_every": every}
             if KINDS[self._model].classifies:
@@ -193,13 +193,11 @@ def run(options: Comparison) -> None:
     """All that is missing. Raises UserError for options that differ from the first time's."""
     if unknown := [name for name in options.models if name not in MODELS]:
         raise UserError(f"--models {unknown[0]}: choose from {', '.join(MODELS)}")
-    begun = make_folder(options.output_dir) / BEGUN
-    if begun.exists() and read(begun) != options.begun():
-        raise UserError(f"{begun} has other options: give those, or another --output-dir")
+    make_folder(options.output_dir)
     environment.set_defaults(OMP_NUM_THREADS="1")  # of the processes: the SVMs' threads, too
     subjects = [Subject(name, options) for name in dict.fromkeys(options.models)]
     with folder_lock(options.output_dir, "the comparison"):
-        begun.write_text(json.dumps(options.begun()), encoding="utf-8")
+        begin(options.output_dir, options.fixed())
         for first in range(0, options.seeds, SLOTS):
             for subject in subjects:
                 subject.search()

@@ -268,9 +268,10 @@ class _Table:
             )
         weights = manifest.checksum(checkpoint.WEIGHTS)
         curve = learning_curve(folder, manifest.epoch)
-        if row == rows_of(config)[0] and curve:
+        first = row == rows_of(config)[0]  # a curve is drawn once, whatever its model's rows
+        if first and curve:
             self.curves[CURVES.get(row, row)].append(curve)
-        elif row == rows_of(config)[0] and self.options.figure:
+        elif first and self.options.figure:
             self.notes.append(f"Not in the figure: {folder}, which has no metrics beside it.")
         budget: dict[str, Any] = {
             "seconds": curve.seconds[-1] if curve and curve.seconds else None,
