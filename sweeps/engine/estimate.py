@@ -73,6 +73,8 @@ def estimate(runs: Mapping[int, Sequence[float]], maximize: bool = False) -> dic
     """
     if not runs:
         return {}
+    sign = -1 if maximize else 1  # so that maximizing is minimizing the negative, to the bit
+    runs = {key: [sign * value for value in values] for key, values in runs.items()}
     count = np.array([len(values) for values in runs.values()])
     mean = np.array([np.mean(values) for values in runs.values()])
     freedom = int((count - 1).sum())
@@ -81,7 +83,7 @@ def estimate(runs: Mapping[int, Sequence[float]], maximize: bool = False) -> dic
     if len(runs) > 1 and std.min() > 0:
         mean[~far], std[~far] = _posterior(mean[~far], std[~far])
     return {
-        key: Estimate(float(m), float(s), freedom, maximize)
+        key: Estimate(sign * float(m), float(s), freedom, maximize)
         for key, m, s in zip(runs, mean, std, strict=True)
     }
 
