@@ -53,9 +53,8 @@ class Settings:
 
     def refuse(self, name: str, problem: str) -> NoReturn:
         """Raises UserError: file, line, setting, and what is wrong with it."""
-        name_here = re.compile(
-            rf"""\s*{{?\s*["']?{re.escape(name).replace("_", "[-_]")}["']?\s*[:=]"""
-        )
+        spelt = re.escape(name).replace("_", "[-_]")
+        name_here = re.compile(rf"""\s*{{?\s*["']?{spelt}["']?\s*[:=]""")
         lines = enumerate(self.text.splitlines(), start=1)
         line = next((number for number, line in lines if name and name_here.match(line)), 1)
         raise UserError(f"{self.file}, line {line}: {f'{name} {problem}'.strip()}")
@@ -92,13 +91,13 @@ def read_settings(file: Path) -> Settings:
         raise _unreadable(file, 1, str(error)) from error
     except OSError as error:
         raise UserError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
-    found = Settings(file, text, values)
-    if isinstance(values, dict):
-        named = {str(name).replace("-", "_"): value for name, value in values.items()}
-        if len(named) < len(values):
-            given = [str(name).replace("-", "_") for name in values]
-            found.refuse(next(n for n in named if given.count(n) > 1), "is there twice")
-        found = Settings(file, text, named)
+    if not isinstance(values, dict):
+        return Settings(file, text, values)
+    names = [str(name).replace("-", "_") for name in values]
+    found = Settings(file, text, dict(zip(names, values.values(), strict=True)))
+    for name in found.values:
+        if names.count(name) > 1:
+            found.refuse(name, "is there twice")
     return found
 
 
@@ -165,19 +164,14 @@ _PARSERS: dict[str, Callable[[str], Any]] = {".json": _json, ".toml": tomllib.lo
 def problems(kind: type, plain: Any) -> Iterator[tuple[str, str]]:
     """Errors in plain JSON as the fields of a dataclass: names, and what is wrong."""
     if not isinstance(plain, dict):
-        yield (
-            "",
-            "is empty" if plain is None else f"{_shown(plain)} is not a table of settings",
-        )
+        yield "", "is empty" if plain is None else f"{_shown(plain)} is not a table of settings"
         return
     known = get_type_hints(kind)
     for name, value in plain.items():
         if name not in known:
             close = difflib.get_close_matches(str(name), known, 1)
-            other = (
-                f"did you mean {close[0]}?" if close else "it is misspelt, or of a newer version"
-            )
-            yield str(name), f"is unknown: {other}"
+            meant = f"did you mean {close[0]}?" if close else ""
+            yield str(name), f"is unknown: {meant or 'it is misspelt, or of a newer version'}"
         elif not _fits(value, known[name]):
             yield name, f"cannot be {_shown(value)}: {_expected(known[name])} is expected"
 

@@ -91,9 +91,8 @@ class Factor:
         self.active, self.ridge = active, ridge
         self.at = np.flatnonzero(active)
         self.lower = _cholesky(k, self.at, ridge)
-        self.smallest = (
-            float(self.lower.diagonal().min(initial=np.inf)) ** 2
-        )  # bounds the least eigenvalue from above
+        # Bounds the least eigenvalue from above.
+        self.smallest = float(self.lower.diagonal().min(initial=np.inf)) ** 2
 
     def solve(
         self,

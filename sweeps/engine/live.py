@@ -48,9 +48,8 @@ class LiveView:
         self._log = open_regular(log, "ab", buffering=0)
         self._lock = threading.RLock()  # a signal's handler may print amid a print
         self._history: deque[str] = deque(maxlen=KEPT_LINES)
-        self._waiting: deque[str] = deque(
-            maxlen=20 * KEPT_LINES
-        )  # for a terminal that takes no output
+        # For a terminal that takes no output.
+        self._waiting: deque[str] = deque(maxlen=20 * KEPT_LINES)
         self._live = False
 
     def __enter__(self) -> LiveView:
