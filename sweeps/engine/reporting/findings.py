@@ -297,7 +297,7 @@ def ends_table(trials: Sequence[TrialResult]) -> Table:
     for end, group in sorted(groups.items()):
         group.sort(key=lambda trial: trial.trial_id)
         epochs = [max(trial.values, default=0) for trial in group]
-        why = [f"{t.trial_id}: {t.ending.reason if t.ending else ''}" for t in group[:3]]
+        why = [f"{t.trial_id}: {t.ending.reason}" if t.ending else t.trial_id for t in group[:3]]
         span = f"{min(epochs)}–{max(epochs)}" if min(epochs) < max(epochs) else f"{epochs[0]}"
         rows.append((end, str(len(group)), span, "\n".join(why)))
     headings = ("end", "trials", "epochs", "why (the first three)")

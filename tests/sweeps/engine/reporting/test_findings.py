@@ -201,6 +201,11 @@ def test_the_text_of_an_error_is_shown_as_it_is():
     assert reason in shown(findings.ends_table([ended]))
 
 
+def test_a_trial_that_has_not_ended_is_named_alone():
+    running = TrialResult("00000", {}, None, {}, None, False)
+    assert findings.ends_table([running]).rows == [("not ended", "1", "0", "00000")]
+
+
 LONG = [f"a_hyperparameter_with_a_long_name_{i}" for i in range(7)]
 
 
