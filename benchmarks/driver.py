@@ -27,6 +27,8 @@ from typing import Any
 import optuna
 from ray import tune
 
+from ali.cli import main
+from ali.cli.common import check_at_least
 from ali.config import Config
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, VAL_ERROR
 from sweeps import Experiment, Options, Space, Sweep, launch
@@ -182,13 +184,14 @@ def ours(trials: int, results: int, folder: Path) -> Clock:
     return clock
 
 
-def main() -> None:
+def command() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--trials", type=int, default=100, help="trials of each side")
     parser.add_argument("--results", type=int, default=20, help="results of each trial")
     parser.add_argument("--parts", type=int, default=5, help="points of the curve")
     parser.add_argument("--side", choices=SIDES, help="one side alone, its times as JSON")
     options = parser.parse_args()
+    check_at_least(1, trials=options.trials, results=options.results, parts=options.parts)
     if options.side:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             clock = globals()[options.side](options.trials, options.results, Path(folder))
@@ -216,4 +219,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(command)

@@ -31,6 +31,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
 from ali import data
+from ali.cli import main
+from ali.cli.common import check_at_least
 from ali.config import Config
 from ali.evaluation import protocol, quality, svm
 from ali.models import inference
@@ -58,13 +60,14 @@ def encoder(config: Config, dataset: data.Dataset) -> State:
     return state
 
 
-def main() -> None:
+def command() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--draws", type=int, default=10, help="of the 100 machines of ours, timed")
     parser.add_argument("--penalties", type=int, default=6, help="of the 50, of LinearSVC, timed")
     parser.add_argument("--width", type=float, default=1.0, help="multiplier of the feature maps")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args()
+    check_at_least(1, draws=options.draws, penalties=options.penalties, threads=options.threads)
     torch.set_num_threads(options.threads)
     config = Config(width=options.width, train_size=2 * VALID, labels=LABELS, precision="fp32")
     dataset = data.load(config)
@@ -142,4 +145,4 @@ def _peak_gib() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(command)

@@ -31,6 +31,7 @@ from tyro.conf import Positional
 
 from ali import environment
 from ali.cli import main, parse_args
+from ali.cli.common import check_at_least
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
 from ali.files import atomic_write, make_folder
@@ -183,6 +184,7 @@ class Describe:
 
 
 def run(options: Run) -> None:
+    check_at_least(1, processes=options.processes)
     folder = make_folder(options.output_dir / options.table)
     unpack(options.table, folder, options.tables)
     os.nice(options.nice)

@@ -25,13 +25,14 @@ from rich.table import Table as Shown
 
 from ali import environment
 from ali.cli import main, parse_args
+from ali.cli.common import check_at_least
 from ali.errors import UserError
 from ali.files import make_folder
 from ali.lock import folder_lock
 from ali.metrics import TEST_ERROR_MEAN, VAL_ERROR
 from benchmarks import learning_curves
 from benchmarks.curve_statistics import WIDTH
-from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Run, begin, read, train
+from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Run, begin, check_data, read, train
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Report:
 
 def run(options: Run) -> None:
     """All that is missing, repeat by repeat, so that an unfinished comparison is a smaller one."""
+    check_at_least(
+        1, repeats=options.repeats, budget=options.budget, epochs=options.epochs,
+        full_epochs=options.full_epochs, seeds=options.seeds, draws=options.draws,
+    )  # fmt: skip
+    check_data(options.base())
     make_folder(options.output_dir)
     environment.set_defaults(OMP_NUM_THREADS="1")  # the SVMs' threads, too
     with folder_lock(options.output_dir, "the comparison"):

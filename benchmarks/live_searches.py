@@ -79,6 +79,12 @@ def read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+def check_data(config: Config) -> None:
+    """Raises UserError if the data of a comparison cannot be read, its test images included."""
+    data.load(config)
+    data.load_test(config)
+
+
 def begin(folder: Path, options: dict[str, Any]) -> None:
     """Keeps a comparison's options in its folder. Raises UserError if it has begun with others."""
     begun, text = folder / BEGUN, json.dumps(options, default=str)

@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 
 from ali import data, experiment
+from ali.cli import main
+from ali.cli.common import check_at_least
 from ali.config import Config
 from ali.metrics import VAL_ERROR
 from ali.training.step import device
@@ -26,12 +28,13 @@ from sweeps.engine.experiment import AliExperiment
 from sweeps.engine.trial import versions
 
 
-def main() -> None:
+def command() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--epochs", type=int, default=3, help="epochs of the trial")
     parser.add_argument("--width", type=float, default=0.25, help="multiplier of the feature maps")
     parser.add_argument("--train-size", type=int, default=8000, help="images an epoch")
     options = parser.parse_args()
+    check_at_least(1, epochs=options.epochs, train_size=options.train_size)
     torch.set_num_threads(1)  # a trial's share of `make sweep` on two cores
     config = Config(
         width=options.width,
@@ -79,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(command)

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 
 from ali import data
+from ali.cli import main
+from ali.cli.common import check_at_least
 from ali.config import Config
 from ali.training import step as training
 from ali.training.state import State
@@ -56,10 +58,11 @@ def proportional(pid: int, cache: str) -> tuple[float, float]:
     return found[True] / 1024, found[False] / 1024
 
 
-def main() -> None:
+def command() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--train-size", type=int, default=73_257, help="images; SVHN's own: 73257")
     options = parser.parse_args()
+    check_at_least(1, train_size=options.train_size)
     torch.set_num_threads(1)
     config = Config(train_size=options.train_size, width=0.25, precision="fp32")
     with tempfile.TemporaryDirectory() as folder:
@@ -107,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(command)

@@ -30,6 +30,8 @@ import torch
 from PIL import Image
 
 from ali import data, experiment
+from ali.cli import main
+from ali.cli.common import check_at_least
 from ali.config import Config, Model
 from ali.data import mixture
 from ali.evaluation import quality
@@ -109,7 +111,7 @@ def by_one(networks: ALI, modes: int) -> int:
     return int((mixture.count_by_mode(points, modes) > 0).sum())
 
 
-def main() -> None:
+def command() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--modes", type=int, default=9, choices=(9, 25), help="of the mixture")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each row")
@@ -125,6 +127,7 @@ def main() -> None:
     parser.add_argument("--slope", type=float, help="of encoder and decoder; 0: ReLU")
     parser.add_argument("--levels", type=int, help="stochastic layers of ALI")
     options = parser.parse_args()
+    check_at_least(1, seeds=options.seeds, epochs=options.epochs)
     given = {f.name: getattr(options, f.name) for f in dataclasses.fields(Settings)}
     given = {name: value for name, value in given.items() if value is not None}
     if "dropout" in given:
@@ -177,4 +180,4 @@ def _spread(
 
 
 if __name__ == "__main__":
-    main()
+    main(command)

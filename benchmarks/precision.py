@@ -20,6 +20,8 @@ import torch
 from scipy.stats import ttest_ind
 
 from ali import data, experiment
+from ali.cli import main
+from ali.cli.common import check_at_least
 from ali.config import Config
 from ali.metrics import CODE_USE, SAMPLE_DISTANCE, VAL_ERROR
 from sweeps import Space, short_budget
@@ -34,13 +36,14 @@ def run(config: Config) -> list[float]:
     return [last[key] for key in MEASURES]
 
 
-def main() -> None:
+def command() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of SVHN's files")
     parser.add_argument("--seeds", type=int, default=3, help="runs in each precision")
     parser.add_argument("--epochs", type=int, default=24, help="of each run")
     parser.add_argument("--width", type=float, default=0.25, help="multiplier of feature maps")
     options = parser.parse_args()
+    check_at_least(1, seeds=options.seeds, epochs=options.epochs)
     base = Config(
         data="svhn",
         data_dir=options.data_dir,
@@ -68,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(command)

@@ -32,6 +32,7 @@ from rich.table import Table as Shown
 from tyro.conf import Positional
 
 from ali.cli import main, parse_args
+from ali.cli.common import check_at_least, check_choices
 from benchmarks.curve_statistics import WIDTH
 from benchmarks.learning_curves import KEPT, Name
 from benchmarks.replay import Choice, Curves, Trace, regret, simulate
@@ -90,6 +91,9 @@ def epochs_to(target: float, curve: np.ndarray, grid: np.ndarray) -> float:
 
 
 def compare(options: Replays) -> None:
+    """Runs them and prints the table. Raises UserError for options that cannot be."""
+    check_at_least(1, replays=options.replays, processes=options.processes)
+    check_choices("methods", options.methods, METHODS)
     rows = rows_of(options.table, options.tables)
     budget = RANDOM_TRIALS * rows.curves.epochs
     grid = np.unique(np.geomspace(rows.curves.epochs, budget, 80).astype(int))

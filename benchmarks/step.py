@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ali.cli import main
+from ali.cli.common import check_at_least
 from ali.config import Config, DataName
 from ali.data import Images
 from ali.models import narrow
@@ -227,7 +229,7 @@ def seconds_a_step(step: Callable[[], object], count: int, device: torch.device)
     return (clock() - start) / count
 
 
-def main() -> None:
+def command() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", default="svhn", choices=get_args(DataName), help="whose table")
     parser.add_argument("--peer", type=Path, nargs="*", default=[], help="folders of public codes")
@@ -238,6 +240,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7, help="times each variant is measured")
     parser.add_argument("--steps", type=int, default=2, help="steps in a turn")
     options = parser.parse_args()
+    check_at_least(1, threads=options.threads, turns=options.turns, steps=options.steps)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     config = Config(data=options.data, width=options.width, batch_size=options.batch_size)
@@ -289,4 +292,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(command)

@@ -26,6 +26,8 @@ from pathlib import Path
 
 from driver import State, Toy
 
+from ali.cli import main
+from ali.cli.common import check_at_least
 from ali.config import Config
 from ali.metrics import D_LOSS, EPOCH, G_LOSS, VAL_ERROR
 from sweeps import Options, Sweep, launch
@@ -96,12 +98,13 @@ def slot_use(trials: int, seconds: float, folder: Path) -> dict[str, float]:
     return parent.data.metrics
 
 
-def main() -> None:
+def command() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--starts", type=int, default=3, help="of each side")
     parser.add_argument("--trials", type=int, default=20, help="of the sweep that sleeps")
     parser.add_argument("--trial-seconds", type=float, default=30.0, help="that each sleeps")
     options = parser.parse_args()
+    check_at_least(1, starts=options.starts, trials=options.trials)
     our_start()  # fills the cache
     starts: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(options.starts):
@@ -121,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(command)

@@ -28,6 +28,7 @@ from ali import __main__ as commands
 from ali import environment, experiment
 from ali.catalog import KINDS, Model
 from ali.cli import main, parse_args
+from ali.cli.common import check_at_least, check_choices
 from ali.cli.table1 import Table1
 from ali.cli.train import CONFIG
 from ali.config import Common, Config
@@ -36,7 +37,17 @@ from ali.files import atomic_write, make_folder
 from ali.lock import folder_lock
 from ali.training.checkpoint import MANIFEST, find_checkpoint, read_manifest
 from benchmarks.learning_curves import apart
-from benchmarks.live_searches import FOUND, JUDGES, SLOTS, announce, begin, read, spent, swept
+from benchmarks.live_searches import (
+    FOUND,
+    JUDGES,
+    SLOTS,
+    announce,
+    begin,
+    check_data,
+    read,
+    spent,
+    swept,
+)
 from sweeps import Options, Space, Sweep, paper_defaults, short_budget
 
 PLAIN = "swwae-plain"  # without dropout
@@ -76,6 +87,17 @@ class Comparison:
     """SVMs that a training is tested with."""
     unlabelled: int = 4000
     """Unlabelled training images for the transductive SVM."""
+
+    def check(self) -> None:
+        """Raises UserError before anything is written."""
+        check_choices("models", self.models, MODELS)
+        check_at_least(1, seeds=self.seeds, draws=self.draws)
+        check_at_least(0, unlabelled=self.unlabelled)
+        for option in ("search_minutes", "training_minutes"):
+            if not getattr(self, option) > 0:
+                name = option.replace("_", "-")
+                raise UserError(f"--{name} must be above 0, not {getattr(self, option)}")
+        check_data(Subject("ali", self).base(epochs=1))
 
     def fixed(self) -> dict[str, Any]:
         """What a comparison that goes on must have in common with its beginning."""
@@ -190,9 +212,9 @@ def watch(parent: int) -> None:
 
 
 def run(options: Comparison) -> None:
-    """All that is missing. Raises UserError for options that differ from the first time's."""
-    if unknown := [name for name in options.models if name not in MODELS]:
-        raise UserError(f"--models {unknown[0]}: choose from {', '.join(MODELS)}")
+    """All that is missing. Raises UserError for bad options, bad data, and options that differ from
+    the first time's."""
+    options.check()
     make_folder(options.output_dir)
     environment.set_defaults(OMP_NUM_THREADS="1")  # of the processes: the SVMs' threads, too
     subjects = [Subject(name, options) for name in dict.fromkeys(options.models)]

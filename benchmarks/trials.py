@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection
 import torch
 from step import our_step
 
+from ali.cli import main
+from ali.cli.common import check_at_least
 from ali.config import Config
 from ali.models.tables import paper_table
 from ali.training import step as training
@@ -37,7 +39,7 @@ def serve(config: Config, threads: int, pipe: Connection) -> None:
         pipe.send(steps * config.batch_size / (time.perf_counter() - start))
 
 
-def main() -> None:
+def command() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--trials", type=int, default=2, help="at a time, one core each")
     parser.add_argument("--width", type=float, default=0.25, help="multiplier of the feature maps")
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="times each side is measured")
     parser.add_argument("--seconds", type=float, default=4.0, help="of a turn of one side")
     options = parser.parse_args()
+    check_at_least(1, trials=options.trials, batch_size=options.batch_size, turns=options.turns)
     config = Config(width=options.width, batch_size=options.batch_size)
     context = multiprocessing.get_context("spawn")
     sides: dict[str, list[Connection]] = {}
@@ -77,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(command)

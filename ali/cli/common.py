@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,12 @@ def check_at_least(least: int, **options: int | None) -> None:
         if value is not None and value < least:
             domain = "0 or more" if least == 0 else f"at least {least}"
             raise UserError(f"--{name.replace('_', '-')} must be {domain}, not {value}")
+
+
+def check_choices(option: str, given: Collection[str], choices: Collection[str]) -> None:
+    """Raises UserError for the first of `given` that is not one of the choices."""
+    if unknown := [name for name in given if name not in choices]:
+        raise UserError(f"--{option} {unknown[0]}: choose from {', '.join(choices)}")
 
 
 def check_between(least: int, most: int, **options: int | None) -> None:
