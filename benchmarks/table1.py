@@ -7,7 +7,8 @@ other work on the machine favours none: --search-minutes of two cores for a swee
 starts it, then --training-minutes of one core for each training of the configuration that it found,
 with seeds that no sweep has used; a model that is trained with labels also gets other labelled
 images each time. The test split is read at the end, by `python -m ali table1`, which prints the
-table. All models come to two seeds before any gets more, so that what was stopped is a smaller one.
+table; a figure shows validation error by processor time. All models come to two seeds before any
+gets more, so that what was stopped is a smaller comparison.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -28,11 +30,13 @@ from ali import __main__ as commands
 from ali import environment, experiment
 from ali.catalog import KINDS, Model
 from ali.cli import main, parse_args
-from ali.cli.common import check_at_least, check_choices
+from ali.cli.common import check_at_least, check_choices, write_png
 from ali.cli.table1 import Table1
 from ali.cli.train import CONFIG
 from ali.config import Common, Config
 from ali.errors import UserError
+from ali.evaluation.table1 import Curve, curve_name, learning_curve
+from ali.figures.error_curves import error_curves
 from ali.files import atomic_write, make_folder
 from ali.lock import folder_lock
 from ali.training.checkpoint import MANIFEST, find_checkpoint, read_manifest
@@ -225,17 +229,34 @@ def run(options: Comparison) -> None:
                 subject.search()
                 trainings = list(subject.trainings())[first : first + SLOTS]
                 apart([(train, (*one, os.getpid())) for one in trainings])
-    folders = [folder for subject in subjects for folder, _ in subject.trainings()]
-    diverged = [folder for folder in folders if (folder / DIVERGED).exists()]
-    for folder in diverged:
-        print(f"left out: {folder}, {(folder / DIVERGED).read_text(encoding='utf-8').strip()}")
+    trained = []
+    for subject in subjects:
+        for folder, config in subject.trainings():
+            if (diverged := folder / DIVERGED).exists():
+                print(f"left out: {folder}, {diverged.read_text(encoding='utf-8').strip()}")
+            else:
+                trained.append((subject, folder, config))
     Table1(
         data=options.data, data_dir=options.data_dir, train_size=options.train_size,
         labels=options.labels, draws=options.draws, unlabelled=options.unlabelled,
-        trained=tuple(folder for folder in folders if folder not in diverged),
+        trained=tuple(folder for _, folder, _ in trained),
         output_dir=options.output_dir, output=options.output_dir / "table1.json",
-        figure=options.output_dir / "table1.png",
     ).run()  # fmt: skip
+    draw(trained, options)
+
+
+def draw(trained: Sequence[tuple[Subject, Path, Config]], options: Comparison) -> None:
+    """A picture of validation error by processor time, which other work does not change."""
+    curves: dict[str, list[Curve]] = defaultdict(list)
+    for subject, folder, config in trained:
+        each = read(subject.folder / PACE)["seconds"]
+        if curve := learning_curve(find_checkpoint(folder), config.epochs):
+            seconds = [each * epoch for epoch in range(1, config.epochs + 1)]
+            curves[curve_name(config)].append(curve._replace(seconds=seconds))
+    if curves:
+        title = f"Table 1's models on {options.data}, {options.labels:,} labels"
+        picture = error_curves(curves, title, "seconds of training on one core")
+        write_png(options.output_dir / "table1.png", picture)
 
 
 def command() -> None:

@@ -30,6 +30,7 @@ from ali.evaluation.table1 import (
     Curve,
     Measured,
     Measurements,
+    curve_name,
     hash_settings,
     learning_curve,
     over_trainings,
@@ -48,7 +49,6 @@ NOTE = (
     "n × : mean ± std over n trainings, and not over draws"
 )
 MEASURED = "measured.json"  # in the output folder
-CURVES = {M1_KNN_ROW: "VAE (M1) + L2-SVM"}  # the classifier of its val_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,7 @@ class _Table:
             **{name: getattr(options, name) for name in names}, epochs=max(1, options.epochs)
         )
         self.given = self._given()
-        self.curves: dict[str, list[Curve]] = defaultdict(list)  # by each model's first row
+        self.curves: dict[str, list[Curve]] = defaultdict(list)  # by `curve_name`
         self.dataset = data.load(self.config)
         test = data.load_test(self.config)
         self.measurements = Measurements(
@@ -270,7 +270,7 @@ class _Table:
         curve = learning_curve(folder, manifest.epoch)
         first = row == rows_of(config)[0]  # a curve is drawn once, whatever its model's rows
         if first and curve:
-            self.curves[CURVES.get(row, row)].append(curve)
+            self.curves[curve_name(config)].append(curve)
         elif first and self.options.figure:
             self.notes.append(f"Not in the figure: {folder}, which has no metrics beside it.")
         budget: dict[str, Any] = {

@@ -182,6 +182,11 @@ def rows_of(config: Config) -> tuple[str, ...]:
     return ROWS[config.model]
 
 
+def curve_name(config: Config) -> str:
+    """What a learning curve of a configuration is called: a row with its `val_error`'s method."""
+    return "VAE (M1) + L2-SVM" if config.model == "vae-m1" else rows_of(config)[0]
+
+
 def over_trainings(each: Sequence[Measured]) -> Measured:
     """Mean ± std over trainings of one configuration, with seeds of their own."""
     if len(each) == 1:

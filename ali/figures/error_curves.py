@@ -17,11 +17,14 @@ SIZE, DPI = (9.0, 5.5), 110  # inches, pixels an inch
 APART = 0.035  # of the axis, between two names at the lines' ends
 
 
-def error_curves(curves: Mapping[str, Sequence[Curve]], title: str) -> np.ndarray:
+def error_curves(
+    curves: Mapping[str, Sequence[Curve]], title: str, time: str = "seconds of training"
+) -> np.ndarray:
     """A picture (H, W, 3) uint8 of each model's trainings: their mean, and from best to worst.
 
-    Trainings of a model have the same epochs. Time is on a log scale, and starts at the first
-    epoch that was evaluated; each line has its name at its end.
+    `time` says what the curves' seconds are. Trainings of a model have the same epochs. Time is on
+    a log scale, and starts at the first epoch that was evaluated; each line has its name at its
+    end.
     """
     figure = Figure(SIZE, DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -37,7 +40,7 @@ def error_curves(curves: Mapping[str, Sequence[Curve]], title: str) -> np.ndarra
         axes.plot(x, y.mean(axis=0), linewidth=2, **style)
         axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=colour, alpha=0.15, linewidth=0)
         ends.append((float(y[:, -1].mean()), name, colour))
-    axes.set(xscale="log", xlabel="seconds of training", ylabel="validation error", title=title)
+    axes.set(xscale="log", xlabel=time, ylabel="validation error", title=title)
     for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         which(LogFormatter(minor_thresholds=(2, 0.4)))  # 60 and not 6 × 10¹
     axes.grid(alpha=0.3)
