@@ -30,8 +30,9 @@ class Common:
     """Data set, which also selects the paper's table of networks. mixture and house-numbers need no
     files; folder is your own images."""
     data_dir: Path | None = None
-    """Folder of the data set's official files, or of your images; default: ./data/<name>, where
-    svhn, cifar10 and celeba are downloaded if missing (celeba needs gdown)."""
+    """Folder of the data set's official files, or of your images; default: that name in
+    $ALI_DATA_DIR (sweeps), else in ./data, where svhn, cifar10 and celeba are downloaded if missing
+    (celeba needs gdown)."""
     image_size: Literal[32, 64] = 32
     """Pixels a side of folder's images, centre-cropped: 32 (Table 3) or 64 (Table 5)."""
     attribute: str | None = None

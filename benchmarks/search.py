@@ -123,8 +123,8 @@ def summary(
     shown = Shown()
     for column in (
         *("method", "regret at 1/8", "at 1/4", "at 1/2", "at the end", "epochs to target"),
-        *("random's ÷ its", "95 %", "announced − true", "truth in interval"),
-        *("allowing for its noise", "true best tenth stopped"),
+        *("speed-up", "95 %", "announced − true", "interval holds true"),
+        *("with its noise", "truly best tenth stopped"),
     ):
         first = column == "method"
         shown.add_column(column, justify="left" if first else "right", no_wrap=first)

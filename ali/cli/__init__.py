@@ -32,7 +32,7 @@ from ali.output import finish_output, first_line, prepare_output
 CONFIG = Option(
     Path | None,
     "File of options, YAML or TOML, read where this command runs; options given here override "
-    "it. A sweep writes its own: options.yaml in its folder.",
+    "it. Sweeps write theirs as options.yaml to their folder, full trainings as best.yaml.",
     None,
 )
 # The options of a nested dataclass have no prefix: --epochs, not --experiment.epochs

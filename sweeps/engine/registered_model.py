@@ -13,6 +13,7 @@ import ali
 from ali.catalog import KINDS
 from ali.config import Config
 from ali.metrics import EPOCH
+from ali.output import without_password
 from ali.training.checkpoint import read_manifest
 from sweeps.engine.tracking.schema import SWEEP, TRIAL
 
@@ -53,7 +54,9 @@ def register(
     folder = f"mlflow_model_{manifest.epoch:06d}"  # model_*: an earlier version's, not loadable
     source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
     try:
-        client.create_registered_model(name, description=_about_all(tags[SWEEP]))
+        client.create_registered_model(
+            name, description=_about_all(tags[SWEEP], client.tracking_uri)
+        )
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -109,10 +112,12 @@ def save_model(folder: Path, checkpoint: Path, config: Config, dataset: Dataset)
     )
 
 
-def _about_all(sweep: str) -> str:
+def _about_all(sweep: str, uri: str) -> str:
     return (
         f"The best configuration of sweep `{sweep}`, trained in full by `sweeps/best.py`.\n\n"
         "```python\n"
+        "import mlflow\n\n"
+        f'mlflow.set_tracking_uri("{without_password(uri)}")\n'
         f'model = mlflow.pyfunc.load_model("models:/{model_name(sweep)}@{CHAMPION}")\n'
         "model.predict(images)                                         # encodings\n"
         'model.predict(images, params={"output": "reconstructions"})   # or "samples"; "seed": 1\n'
