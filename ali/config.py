@@ -239,6 +239,8 @@ def _check_model(config: Config, need: Callable[[bool, str, str], None]) -> None
         tables = ("slope_encoder", "slope_decoder", "slope_discriminator", "weight_std", "bn_x")
         for name in (*tables, "dropout_x", "dropout_z", "dropout_xz"):
             need(getattr(config, name) is None, name, f"left out with --model {config.model}")
+    two = config.epochs > 1 or config.model != "vae-m1m2"
+    need(two, "epochs", "2 or more, as M2 is trained after M1")
     choices = (None, "mean", "sample")
     need(config.predict_z in choices, "predict_z", "mean or sample")
     for name in ("z_size", "components", "m1_epochs"):

@@ -7,7 +7,8 @@ one worker with the whole batch:
   the data for the whole batch; each takes its own rows. So the numbers do not depend on N, and a
   checkpoint can be resumed with any other number of workers.
 - Batch norm. Mean and variance are those of the whole batch, and so is the gradient through them.
-- Gradients and losses are averaged over the workers, each of which then takes the same step.
+- Gradients and losses are averaged over the workers, each of which then takes the same step. What a
+  loss is not linear in, such as a difference of means, is averaged before (`mean`).
 
 Where torch.distributed is not initialised there is one worker, and nothing here costs anything.
 """
@@ -93,6 +94,18 @@ def all_reduce_mean(tensors: Sequence[Tensor]) -> list[Tensor]:
     flat /= world_size()
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def mean(of_shard: Tensor) -> Tensor:
+    """The mean over the workers of what each has found, for a loss that is not linear in it.
+
+    Each worker's gradient is that of the summed losses with respect to its own share, which
+    all_reduce_mean of the weights' gradients divides.
+    """
+    if world_size() == 1:
+        return of_shard
+    (whole,) = all_reduce_mean([of_shard.detach()])
+    return of_shard + (whole - of_shard.detach())
 
 
 def on_rank_zero(function: Callable[[], T]) -> T:

@@ -30,6 +30,7 @@ from ali.evaluation.table1 import (
     Curve,
     Measured,
     Measurements,
+    check_fits,
     curve_name,
     hash_settings,
     learning_curve,
@@ -120,6 +121,8 @@ class Table1:
         """Measures what is asked for, prints the table, writes the files. Ctrl-C loses nothing."""
         check_at_least(1, draws=self.draws, labels=self.labels, seeds=self.seeds)
         check_at_least(0, epochs=self.epochs, unlabelled=self.unlabelled)
+        if self.epochs == 1 and "vae-m1m2" in self.models:
+            raise UserError("--epochs must be 2 or more, as vae-m1m2 trains M2 after M1")
         check_output(self.output, ".json")
         check_output(self.figure, ".png", "--figure")
         set_threads(self.threads)
@@ -258,17 +261,12 @@ class _Table:
 
         networks, manifest = load_networks(folder, device())
         config = manifest.config
-        if networks.image[1:] != self.dataset.valid.x.shape[1:3]:
-            size = "×".join(map(str, networks.image[1:]))
-            raise UserError(f"{folder} takes images of {size} pixels: choose another --data")
-        if networks.kind.classifies and config.labels != self.options.labels:
-            raise UserError(
-                f"{folder} is trained with {config.labels} labels, but the other rows have "
-                f"{self.options.labels}: give --labels {config.labels}, or another checkpoint"
-            )
+        check_fits(folder, networks, config, self.dataset, self.config)
         weights = manifest.checksum(checkpoint.WEIGHTS)
         curve = learning_curve(folder, manifest.epoch)
         first = row == rows_of(config)[0]  # a curve is drawn once, whatever its model's rows
+        if first and config.data != self.options.data:
+            self.notes.append(f"{folder} was trained on {config.data}.")
         if first and curve:
             self.curves[curve_name(config)].append(curve)
         elif first and self.options.figure:
@@ -307,6 +305,8 @@ class _Table:
         )
         if row == SWWAE_ROW:
             config = config.replace(dropout_fc=0.0)
+        if model == "vae-m1m2":  # so that more --epochs are another training, of M1 too
+            config = config.replace(m1_epochs=options.epochs // 2)
         if not KINDS[model].classifies:
             return [self._train(config)]
         each = range(options.seeds)

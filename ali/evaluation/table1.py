@@ -187,6 +187,31 @@ def curve_name(config: Config) -> str:
     return "VAE (M1) + L2-SVM" if config.model == "vae-m1" else rows_of(config)[0]
 
 
+def check_fits(
+    checkpoint: Path, networks: Networks, config: Config, dataset: Dataset, here: Config
+) -> None:
+    """Raises UserError if networks cannot be compared with the other rows.
+
+    Their images have another size, or they classify and know other classes or other numbers of
+    labels than those that are asked for `here`.
+    """
+    if networks.image[1:] != dataset.valid.x.shape[1:3]:
+        size = "×".join(map(str, networks.image[1:]))
+        raise UserError(f"{checkpoint} takes images of {size} pixels: choose another --data")
+    if not networks.kind.classifies:
+        return
+    if config.data != here.data:
+        raise UserError(
+            f"{checkpoint} classifies images of {config.data}: give --data {config.data}, or "
+            "another checkpoint"
+        )
+    if config.labels != here.labels:
+        raise UserError(
+            f"{checkpoint} is trained with {config.labels} labels, but the other rows have "
+            f"{here.labels}: give --labels {config.labels}, or another checkpoint"
+        )
+
+
 def over_trainings(each: Sequence[Measured]) -> Measured:
     """Mean ± std over trainings of one configuration, with seeds of their own."""
     if len(each) == 1:

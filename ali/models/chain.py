@@ -110,30 +110,42 @@ class Chain(nn.Sequential):
         return self.forward_with_penultimate(*parts, generator=generator)[1]
 
     def forward_with_penultimate(
-        self, *parts: Tensor, generator: distributed.RandomSource | None = None
+        self,
+        *parts: Tensor,
+        generator: distributed.RandomSource | None = None,
+        before_dropout: bool = False,
     ) -> tuple[Tensor | None, Tensor]:
-        """The last row's input (None if it is the only row), and the output."""
+        """The last row's input (None if it is the only row), with its dropout or before, and the
+        output.
+        """
         if not self.rows:
             return None, torch.cat(parts).flatten(1)
         rng = generator if self.training else None
         if self.training and narrow_chain.serves(parts[0]):
-            return self._compiled(parts, rng)
+            return self._compiled(parts, rng, before_dropout)
         first, p = self.rows[0], self.rows[0].row.dropout
         outputs = [first.operation(layers.dropout(part, p, rng)) for part in parts]
         h = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         last = None
         for layer, following in pairwise(self.rows):
-            last = self._normalised(h, layer, following.row.dropout, rng)
+            p = following.row.dropout
+            if before_dropout and following is self.rows[-1]:
+                last = self._normalised(h, layer)
+                h = following.operation(layers.dropout(last, p, rng))
+                continue
+            last = self._normalised(h, layer, p, rng)
             h = following.operation(last)
         return last, self._normalised(h, self.rows[-1])
 
     def _compiled(
-        self, parts: Sequence[Tensor], rng: distributed.RandomSource | None
+        self, parts: Sequence[Tensor], rng: distributed.RandomSource | None, before_dropout: bool
     ) -> tuple[Tensor | None, Tensor]:
         """The same in training mode by ali.models.narrow_chain."""
         chain = narrow_chain.Recorder(parts, self.rows[0].row.dropout, rng)
         for i, layer in enumerate(self.rows, start=1):
             row, p = layer.row, self.rows[i].row.dropout if i < len(self.rows) else 0.0
+            later = p if before_dropout and i == len(self.rows) - 1 else 0.0
+            p -= later
             if row.operation == TCONV:
                 chain.tconv(layer.weight, row.stride)
             else:
@@ -153,6 +165,8 @@ class Chain(nn.Sequential):
                 chain.by_autograd(partial(self.activation, row=row, p=p, rng=rng), [])
             if i == len(self.rows) - 1:
                 chain.keep()
+                if later:
+                    chain.by_autograd(partial(layers.dropout, p=later, generator=rng), [])
         return chain.outputs()
 
     def _normalised(

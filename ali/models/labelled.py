@@ -11,7 +11,8 @@ the data set's table. The labelled pairs train D alone.
 
 The GAN's generator is trained by feature matching: the mean of D's last hidden layer should be the
 same for images and samples. Networks are the table's here too, not its authors' (which have weight
-norm), and both players take their step at the same time on the same images, as in Algorithm 1.
+norm), and both players take their step at the same time on the same images, as in Algorithm 1. Of
+neither model does the rate fall, nor is an average of the weights tested, as in their code.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ali import distributed
 from ali.config import Config
 from ali.metrics import LOSS
 from ali.models.base import Labelled, Networks, Noise, Normal, wide
@@ -44,13 +46,14 @@ class LabelledALI(ALI):
         """(L_d, L_g): x (M, C, H, W) in [0, 1] and M labelled images."""
         assert labelled is not None
         x_l, y = labelled
-        z_l, z_hat = self.codes(x_l, noise.normal), self.codes(x, noise.normal)  # ~ q(z | x)
+        z_l = tuple(z.detach() for z in self.codes(x_l, noise.normal))  # ~ q(z | x), for D alone
+        z_hat = self.codes(x, noise.normal)  # ~ q(z | x)
         z = self.decoder.sample_prior(len(x), noise.normal)  # ~ p(z)
         x_tilde = self.decoder(*z)  # ~ p(x | z)
         z_joint = (*z_l, *z_hat, torch.cat(z, dim=1)) if self.encoder is not None else ()
         # one pass over all three, so that batch norm sees the mixed batch of 3M
         hidden, logits = self.discriminator.with_penultimate(
-            (x_l, x, x_tilde), z_joint, noise.source
+            (x_l, x, x_tilde), z_joint, noise.source, before_dropout=self.encoder is None
         )
         of_labelled, of_x, of_samples = wide(logits).chunk(3)  # (M, K) each
         s_q, s_p = of_x.logsumexp(dim=1), of_samples.logsumexp(dim=1)
@@ -121,8 +124,8 @@ def unlabelled_loss(s_q: Tensor, s_p: Tensor) -> Tensor:
 
 
 def feature_distance(h: Tensor, h_tilde: Tensor) -> Tensor:
-    """Mean over units of |E h(x) − E h(x̃)|, of features (M, D) each."""
-    return (h.mean(dim=0) - h_tilde.mean(dim=0)).abs().mean()
+    """Mean over units of |E h(x) − E h(x̃)|, of features (M, D) each; E is over all workers."""
+    return distributed.mean(h.mean(dim=0) - h_tilde.mean(dim=0)).abs().mean()
 
 
 def with_classes(table: Table, classes: int) -> Table:

@@ -150,14 +150,17 @@ class Discriminator(nn.Module):
         x: Sequence[Tensor],
         z: Sequence[Tensor],
         generator: distributed.RandomSource | None = None,
+        before_dropout: bool = False,
     ) -> tuple[Tensor | None, Tensor]:
-        """The last row's input, and its output (ΣB, maps)."""
+        """The last row's input, with its dropout or before, and its output (ΣB, maps)."""
         images = [part.to(self.dtype, memory_format=torch.channels_last) for part in x]
         h = self.x(*images, generator=generator)
         if z:
             h_z = self.z(*(part.to(self.dtype) for part in z), generator=generator)
             h = torch.cat([h, h_z], dim=1)
-        return self.xz.forward_with_penultimate(h, generator=generator)
+        return self.xz.forward_with_penultimate(
+            h, generator=generator, before_dropout=before_dropout
+        )
 
     def features(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) → (B, D) fp32: D(x)'s layers, max-pooled to 4×4 (Table 1's DCGAN row)."""

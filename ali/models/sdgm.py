@@ -13,8 +13,9 @@ with α = β N / N_l. All densities are those of samples; y is summed exactly.
 As their code has it: pixels 0 to 255 with uniform noise, divided by each colour's standard
 deviation, mean not subtracted; two ReLU layers a network; the gradient's norm is at most 5, then
 each of its elements at most 1. Ours, where they say nothing of SVHN: layers of 1000, a and z of
-300, one sample of a and z in training and 100 samples of a to classify; noise drawn anew each step;
-no schedule of the rate; the variance of p(x | ·) bounded below.
+300, one sample of a and z in training and 100 samples of a to classify; as many labelled as
+unlabelled images a step, but 100 each and not 1000; noise drawn anew each step; no schedule of the
+rate; the variance of p(x | ·) bounded below; a wider range of β in the search.
 """
 
 from __future__ import annotations

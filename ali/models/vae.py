@@ -196,7 +196,7 @@ class LabelledVAE(nn.Module):
 
         Args:
             label_weight: α.
-            labels, images: N_l and N.
+            labels, images: N_l, and N, the labelled images and the unlabelled ones together.
         """
         known = self.bound(v_l, one_hot(y, self.classes, v_l), normal).mean()
         unknown = self.unlabelled_bound(v, normal).mean()
@@ -222,7 +222,7 @@ class M2(LatentModel):
     """M2 on whitened pixels. A code is (y, z)."""
 
     LOSSES = (LOSS,)
-    images: Tensor  # N
+    images: Tensor  # N_u, the unlabelled ones; those with labels may be among them, as for SDGM
 
     def __init__(
         self, image: tuple[int, int, int], config: Config, dtype: torch.dtype, classes: int
@@ -251,7 +251,7 @@ class M2(LatentModel):
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         # Read here, so that no step waits for the device.
-        self.n = max(float(self.images), float(self.labels))
+        self.n = float(self.images) + self.labels
 
     def losses(self, x: Tensor, labelled: Labelled | None, noise: Noise) -> tuple[Tensor, ...]:
         assert labelled is not None

@@ -108,6 +108,7 @@ def apart(a, b, scale):
 GAN = CONFIG.replace(model="gan", levels=1)
 OTHERS = {
     "ali-labels": CONFIG.replace(model="ali-labels"),
+    "gan-labels": GAN.replace(model="gan-labels"),
     "sdgm": Config(model="sdgm", width=0.01, z_size=3, batch_size=8, precision="fp32"),
     "swwae": Config(model="swwae", width=0.05, batch_size=8, precision="fp32"),
 }

@@ -140,6 +140,20 @@ def test_every_model_has_its_rows(command, tmp_path, capsys):
     ali = next((tmp_path / "out").glob("ali-*"))
     with pytest.raises(UserError, match="given twice"):
         here(capsys, *command, "--trained", ali, ali)
+    other = ["--data", "house-numbers", *command[-2:], "--draws", "1"]
+    other += ["--train-size", "200", "--labels", "20", "--unlabelled", "0", "--trained"]
+    assert f"{ali / 'checkpoint'} was trained on svhn." in here(capsys, *other, ali)
+    with pytest.raises(UserError, match="classifies images of svhn: give --data svhn"):
+        here(capsys, *other, trained[0])
+
+
+def test_more_epochs_of_m1_and_m2_are_another_training(command, tmp_path, capsys):
+    """M1 is trained for half of the epochs: going on with the shorter training would be too few."""
+    small = [*command, "--models", "vae-m1m2", "--width", "0.05", "--epochs"]
+    here(capsys, *small, 2)
+    out = here(capsys, *small, 4)
+    assert line(out, "VAE (M1 + M2)")[4].startswith("4 epochs, 320 images")
+    assert len(list((tmp_path / "out").glob("vae-m1m2-*"))) == 2
 
 
 def test_trainings_of_one_configuration_are_mean_and_std(command, tmp_path, capsys):
@@ -183,6 +197,7 @@ def test_diverged_training_is_told(command, capsys, monkeypatch):
         (["--data", "celeba"], "celeba"),
         (["--draws", "0"], "--draws"),
         (["--epochs", "-1"], "--epochs"),
+        (["--epochs", "1", "--models", "ali", "vae-m1m2"], "--epochs must be 2 or more"),
         (["--unlabelled", "-1"], "--unlabelled"),
         (["--labels", "5000"], "--labels 5000"),
         (["--ali", "nowhere"], "nowhere"),

@@ -1,5 +1,6 @@
 """K classes and an implied fake one: against the binary loss, and known values."""
 
+import contextlib
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ali.config import Config
+from ali.models import narrow
 from ali.models.base import Noise
 from ali.models.labelled import feature_distance, unlabelled_loss
 from ali.models.registry import create
@@ -89,6 +91,38 @@ def test_feature_matching_compares_means_of_units():
     loss_g = made.losses(batch()[0], batch(1), noise())[1]
     theta = list(made.discriminator.xz.rows[-1].parameters())
     assert torch.autograd.grad(loss_g, theta, allow_unused=True) == (None,) * len(theta)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_features_are_matched_before_the_dropout_of_the_last_layer(compiled):
+    """That dropout would be noise in the difference of the means; the logits still have it."""
+    made = networks(Config.of_model("gan-labels").replace(width=0.1, dropout_xz=0.5))
+    with contextlib.nullcontext() if compiled else narrow.left_out():
+        hidden, logits = made.discriminator.with_penultimate(
+            (batch()[0],), (), torch.Generator().manual_seed(0), before_dropout=True
+        )
+        dropped, same = made.discriminator.with_penultimate(
+            (batch()[0],), (), torch.Generator().manual_seed(0)
+        )
+    assert (hidden == 0).float().mean() < 0.01 < 0.4 < (dropped == 0).float().mean()
+    kept = dropped != 0
+    assert torch.allclose(hidden[kept], dropped[kept] / 2, rtol=1e-2)
+    assert torch.allclose(logits, same, rtol=1e-2, atol=1e-4)
+
+
+def test_codes_of_labelled_images_train_the_encoder_nowhere(monkeypatch):
+    """Not through the batch norm that D(z) and D(x, z) share with the others' codes, either."""
+    made = networks(SMALL.replace(bn_z=True, bn_xz=True))
+    seen = []
+    codes = type(made).codes
+    monkeypatch.setattr(
+        type(made), "codes", lambda self, x, n: seen.append(codes(self, x, n)) or seen[-1]
+    )
+    loss_g = made.losses(batch()[0], batch(1), noise())[1]
+    of_labelled, of_images = torch.autograd.grad(
+        loss_g, [seen[0][0], seen[1][0]], allow_unused=True
+    )
+    assert of_labelled is None and of_images.abs().sum() > 0
 
 
 @pytest.mark.parametrize("levels", [1, 2])

@@ -204,6 +204,13 @@ def test_fewer_images_than_components_leave_the_others_at_0():
     assert v[:, 39:].abs().max() == 0 and v.isfinite().all()
 
 
+def test_unlabelled_images_count_however_few_they_are():
+    """The labelled images are drawn from the whole pool, of which --train-size may be a part."""
+    networks = made(Config(model="vae-m2", width=0.1, labels=1000), n=40)
+    networks.begin_epoch(0, 1)
+    assert networks.n == 1040
+
+
 def test_m2_waits_for_m1_and_never_goes_back():
     config = Config(model="vae-m1m2", width=0.1)
     networks = made(config)
