@@ -36,7 +36,7 @@ class Confirmed:
     Attributes:
         number: of the search's trial that has the configuration.
         values: the last objective of each run that ended, in order; one that diverged or collapsed
-            counts as the worst.
+            counts as the worst run of the sweep that completed.
         levels: the same with each run's `level`.
         diverged: runs that did either.
         begun: runs that have begun, ended and failed ones included.
@@ -146,14 +146,19 @@ def _fresh(trials: Sequence[FrozenTrial]) -> list[Confirmed]:
     for trial in trials:
         if CONFIRMS in trial.user_attrs:
             runs[trial.user_attrs[CONFIRMS]].append(trial)
-    worst = worst_value(trials)
+    known = [t for t in trials if t.state == TrialState.COMPLETE]
+    # Not the worst value of any epoch: one run that goes far off would tell of nothing else.
+    worst = min if sign(trials) < 0 else max
+    at_worst = worst_value(trials)
+    worst_end = worst((float(t.value or 0.0) for t in known), default=at_worst)
+    worst_level = worst(map(level, known), default=at_worst)
     found = []
     for number, its in runs.items():
         diverged = [t for t in its if is_broken(t)]
         complete = [t for t in its if t.state == TrialState.COMPLETE]
         ended = sorted([*diverged, *complete], key=lambda t: t.number)
-        values = tuple(worst if t in diverged else float(t.value or 0.0) for t in ended)
-        levels = tuple(worst if t in diverged else level(t) for t in ended)
+        values = tuple(worst_end if t in diverged else float(t.value or 0.0) for t in ended)
+        levels = tuple(worst_level if t in diverged else level(t) for t in ended)
         begun = len({*map(first_try, its)})
         found.append(Confirmed(number, values, levels, len(diverged), begun))
     return found
@@ -167,8 +172,7 @@ def next_to_race(trials: Sequence[FrozenTrial], every: int, seeds: int) -> int |
     """
     begun = [t for t in trials if t.state != TrialState.WAITING]
     again = [t for t in begun if CONFIRMS in t.user_attrs and RETRIES not in t.user_attrs]
-    new = sum(map(is_new, begun))
-    if not every or len(begun) < len(trials) or len(again) >= new // every:
+    if not every or len(begun) < len(trials) or not _is_due(begun, every):
         return None
     running = {t.user_attrs[CONFIRMS] for t in again if not t.state.is_finished()}
     counts = Counter(t.user_attrs[CONFIRMS] for t in again)
@@ -176,6 +180,27 @@ def next_to_race(trials: Sequence[FrozenTrial], every: int, seeds: int) -> int |
     if len(order) < 2:
         return None
     return next((n for n in order[:RACED] if counts[n] < seeds and n not in running), None)
+
+
+def _is_due(begun: Sequence[FrozenTrial], every: int) -> bool:
+    """Whether the race is behind. Repetitions beyond its share are a confirmation's, after which
+    a sweep went on with more trials."""
+    new = again = 0
+    for trial in sorted(begun, key=lambda t: t.number):
+        new += is_new(trial)
+        repeats = CONFIRMS in trial.user_attrs and RETRIES not in trial.user_attrs
+        again += repeats and again < new // every
+    return again < new // every
+
+
+def controls(trials: Iterable[FrozenTrial]) -> list[int]:
+    """Numbers of the trials at the paper's own point, the last try of each."""
+    last: dict[int, int] = {}
+    for trial in sorted(trials, key=lambda t: t.number):
+        first = first_try(trial)
+        if trial.user_attrs.get(CONTROL) or (first in last and CONFIRMS not in trial.user_attrs):
+            last[first] = trial.number
+    return list(last.values())
 
 
 def next_to_confirm(trials: Sequence[FrozenTrial], count: int, seeds: int) -> int | None:
@@ -189,7 +214,7 @@ def next_to_confirm(trials: Sequence[FrozenTrial], count: int, seeds: int) -> in
         return None
     last = max((t.number for t in trials if CONFIRMS not in t.user_attrs), default=0)
     chosen = ranking([t for t in trials if t.number <= last])[:count]  # when the search ended
-    chosen += [t.number for t in trials if t.user_attrs.get(CONTROL) and t.number not in chosen]
+    chosen += [number for number in controls(trials) if number not in chosen]
     known = {c.number: c for c in _fresh(trials)}
     found = [known.get(number, Confirmed(number, (), (), 0, 0)) for number in chosen]
     now = estimates(trials)

@@ -19,6 +19,7 @@ KNOWN_AFTER = 4  # … which counts as much as so many repetitions
 CENTRES = np.linspace(0.25, 0.75, 5)  # of the t distribution: quantiles of what was seen
 SCALES = np.geomspace(0.1, 2.0, 12)  # of it, in standard deviations of what was seen
 POINTS, REACH = 1001, 15.0  # of the grid of means; how far it goes, in the same
+FAR = 5.0  # how far a run counts as from its configuration's mean, at most, in the same
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,13 @@ def estimate(runs: Mapping[int, Sequence[float]], maximize: bool = False) -> dic
 
 def _variance(runs: Mapping[int, Sequence[float]], freedom: int) -> float:
     """Between seeds: from repetitions, and a guess while they are few."""
-    squares = sum(float(np.var(values)) * len(values) for values in runs.values())
+    first = [values[0] for values in runs.values()]
+    far = FAR * _std(first) or np.inf  # one run that is further off would drown all others
+    apart = [np.clip(np.subtract(values, np.mean(values)), -far, far) for values in runs.values()]
+    squares = sum(float(np.sum(each**2)) for each in apart)
     if len(runs) == 1:
         return squares / freedom if freedom else 0.0
-    guess = LUCK * _std([values[0] for values in runs.values()]) ** 2
+    guess = LUCK * _std(first) ** 2
     return (KNOWN_AFTER * guess + squares) / (KNOWN_AFTER + freedom)
 
 

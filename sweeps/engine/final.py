@@ -17,7 +17,7 @@ from ali.errors import NonFiniteError, UserError
 from ali.files import make_folder
 from ali.lock import LOCK, folder_lock
 from ali.output import lossy_output
-from sweeps.engine.final_test import Outcome, over_seeds, result_table, seeds_table
+from sweeps.engine.final_test import Outcome, best_of, over_seeds, result_table, seeds_table
 from sweeps.engine.full_training import SAME_COMMAND, FullTraining, TrainingContext
 from sweeps.engine.options import BEST_OPTIONS, JOURNAL, Location
 from sweeps.engine.results import results
@@ -203,8 +203,9 @@ def finish(trained: Sequence[tuple[FullTraining, Outcome | NonFiniteError]]) -> 
         print(f"all {len(trained)} seeds diverged: nothing was registered")
         return 1
     objective = tested[0][0].objective
-    better = max if objective.maximize else min
-    training, best = better(tested, key=lambda pair: pair[1].found[objective.name])
+    outcomes = [found for _, found in tested]
+    best = best_of(outcomes, objective.name, objective.maximize)
+    training = next(training for training, found in tested if found is best)
     if training.context.fresh_seed:
         training.register(best)
     print(result_table(best.found, best.config, best.epoch, bool(training.notes)))
@@ -230,7 +231,8 @@ def best_run(options: Location, client: MlflowClient, experiment: str) -> Run:
     """
     parent = runs.require_sweep(client, experiment, options.name)
     if (options.folder / JOURNAL).exists() and not options.storage.remote:
-        ids = [trial.trial_id for trial in results(options) if trial.complete]
+        ended = [trial for trial in results(options) if trial.complete]
+        ids = [trial.trial_id for trial in ended if trial.confirms is None]
     else:
         ids = runs.best_trials(parent)
     to = TrackingContext(options.uri, experiment, options.name, parent.info.run_id, "")

@@ -64,15 +64,28 @@ def test_metrics(
 test_metrics.__test__ = False  # type: ignore[attr-defined]  # nothing for pytest to collect
 
 
+def best_of(found: Sequence[Outcome], objective: str, maximize: bool = False) -> Outcome:
+    """The training with the best objective; one without a value, as log(0), comes last."""
+    sign = -1 if maximize else 1
+
+    def loss(one: Outcome) -> float:
+        value = one.found[objective]
+        return sign * value if np.isfinite(value) else np.inf
+
+    return min(found, key=loss)
+
+
 def over_seeds(found: Sequence[dict[str, float]]) -> dict[str, float]:
     """Each metric's mean and standard deviation over trainings, by their names in MLflow.
 
-    A training's own standard deviation, over SVMs, is left out.
+    A training's own standard deviation, over SVMs, is left out, and so are values that are no
+    numbers, unless all are.
     """
     names = [name for name in found[0] if name != TEST_ERROR_STD]
     summary: dict[str, float] = {"seeds": float(len(found))}
     for name in names:
         values = np.array([one[name] for one in found])
+        values = values[np.isfinite(values)] if np.isfinite(values).any() else values
         summary[f"{name}_over_seeds"] = float(values.mean())
         summary[f"{name}_std_over_seeds"] = float(values.std(ddof=1 if len(values) > 1 else 0))
     return summary
@@ -85,8 +98,7 @@ def seeds_table(
     ended = [found for _, found in trained if not isinstance(found, NonFiniteError)]
     names = [name for name in ended[0].found if name != TEST_ERROR_STD]
     names.sort(key=lambda name: name != objective)
-    better = max if maximize else min
-    best = better(ended, key=lambda found: found.found[objective])
+    best = best_of(ended, objective, maximize)
     table = Table(title="Seeds that the sweep has not used", title_justify="left")
     table.add_column("seed")
     for name in names:

@@ -135,9 +135,10 @@ def chosen_objective(sweep: Sweep, options: Options, base: Config, dataset: Any)
     """What trials are compared by. Raises UserError if the experiment does not have it."""
     own = sweep.experiment.objective(base, dataset)
     chosen = options.objective or sweep.objective or own
+    known = sweep.experiment.metric_names(base, dataset)
     if isinstance(chosen, str):
-        chosen = Objective.parse(chosen, options.direction)
-    chosen.check(sweep.experiment.metric_names(base, dataset))
+        chosen = Objective.parse(chosen, options.direction, {own, *(known or ())})
+    chosen.check(known)
     return chosen
 
 

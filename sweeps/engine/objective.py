@@ -57,15 +57,18 @@ class Objective:
             _ = self.metrics  # raises if it is not arithmetic
 
     @classmethod
-    def parse(cls, text: str, direction: Direction | None = None) -> Objective:
+    def parse(
+        cls, text: str, direction: Direction | None = None, known: Collection[Any] = ()
+    ) -> Objective:
         """From "metric" or "name = formula"; a formula without a name is called "objective".
 
-        Raises UserError if it is neither.
+        `known`: metrics, whose names are no arithmetic ("val/loss"). Raises UserError if it is
+        neither.
         """
         name, equals, formula = (part.strip() for part in text.partition("="))
         if equals:
             return cls(name, direction, formula)
-        if re.fullmatch(r"[A-Za-z_][\w.]*", name):
+        if name in known or re.fullmatch(r"[A-Za-z_][\w.]*", name):
             return cls(name, direction)
         return cls("objective", direction, name)
 

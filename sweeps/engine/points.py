@@ -19,6 +19,7 @@ from sweeps.engine import dimensions
 from sweeps.engine.dimensions import GROUPS, NETWORK
 from sweeps.engine.space import InitialPoint, Space, suggest
 
+ADAM = ("lr", "beta1", "beta2")
 Changes = dict[str, tuple[Any, Any]]  # by field of Config: a point's own value, its trial's
 
 
@@ -33,6 +34,7 @@ def within(point: InitialPoint, space: Space, base: Config) -> tuple[InitialPoin
     It gets values for the further dimensions, too; those that have no nearest are left to the
     search. `base` has what all trials share.
     """
+    point = replace(point, params=_with_switches(point.params, space))
     own = {name: value_of(point, name, base) for name in (*space.extra, *space.fixed)}
     params = point.params | {k: v for k, v in own.items() if k in space.extra and v is not None}
     found = _fit(params, space, base)
@@ -48,6 +50,37 @@ def within(point: InitialPoint, space: Space, base: Config) -> tuple[InitialPoin
         elif own[name] not in (None, fixed) and name not in NETWORK:
             changes[name] = own[name], fixed
     return replace(point, params=kept), dict(sorted(changes.items()))
+
+
+def _with_switches(params: Mapping[str, Any], space: Space) -> dict[str, Any]:
+    """The point with the switches that its other values imply, where it does not name them.
+
+    Otherwise a search that draws them would not use these values, or use them unchecked.
+    """
+    found = dict(params)
+    of_g = ("lr_g", "beta1_g", "one_minus_beta2_g")
+    if any(name in params and not space.has_own(name) for name in of_g):
+        found.setdefault("adam_apart", True)
+    if any(params.get(name) for name in params if re.fullmatch(r"bn_x\d+", name)):
+        found.setdefault("bn", True)
+    return found
+
+
+def params_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The search's parameters of what `suggest` has drawn, or the space had fixed.
+
+    What is None, as the paper's table has it, is left out.
+    """
+    params = {name: value for name, value in config.items() if value is not None}
+    for beta2 in params.keys() & {"beta2_d", "beta2_g"}:
+        params[f"one_minus_{beta2}"] = round(1 - params[beta2], 12)
+    adam = [(params.get(f"{name}_d"), params.get(f"{name}_g")) for name in ADAM]
+    if all(None not in pair for pair in adam):
+        params["adam_apart"] = any(d != g for d, g in adam)
+    if layers := params.pop("bn_x", None):
+        params["bn"] = any(layers)
+        params |= {f"bn_x{i}": on for i, on in enumerate(layers, start=1)}
+    return params
 
 
 def value_of(point: InitialPoint, name: str, base: Config) -> Any:

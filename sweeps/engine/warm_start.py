@@ -10,7 +10,7 @@ from ali.errors import UserError
 from sweeps.engine.dimensions import label
 from sweeps.engine.journal import CONFIG
 from sweeps.engine.options import JOURNAL, Location, Options
-from sweeps.engine.points import fitted
+from sweeps.engine.points import fitted, params_of
 from sweeps.engine.results import load_study
 from sweeps.engine.space import PAPER_VALUES, InitialPoint, Space
 
@@ -62,9 +62,9 @@ def warm_points(
 def moved(trial: FrozenTrial, space: Space, base: Config) -> InitialPoint:
     """A trial's point in `space`: the nearest value where its own lies outside.
 
-    Parameters that the trial lacks are left to the search.
+    What its own space had fixed, and this one searches, is taken from its configuration.
     """
     config = trial.user_attrs.get(CONFIG, {})
     own = {name: label(name, config[name]) for name in space.extra if name in config}
-    params = fitted({**trial.params, **own}, space, base)
+    params = fitted({**params_of(config), **trial.params, **own}, space, base)
     return InitialPoint(params, tuple(trial.user_attrs.get(PAPER_VALUES, ())))

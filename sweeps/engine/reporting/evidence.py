@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from ali.metrics import COLLAPSED, LOSS
 from sweeps.engine.confirmation import (
     CONFIRMS,
-    CONTROL,
     MIN_FREEDOM,
     Confirmed,
+    controls,
     interval_text,
 )
 from sweeps.engine.estimate import Estimate
@@ -41,7 +41,7 @@ def has_collapsed(run: Run) -> bool:
 
 def control_of(trials: Sequence[FrozenTrial]) -> int | None:
     """Number of the trial at the paper's own point, if the sweep has one."""
-    return next((t.number for t in trials if t.user_attrs.get(CONTROL)), None)
+    return next(iter(controls(trials)), None)
 
 
 def announcement(

@@ -11,6 +11,7 @@ from sweeps.engine.confirmation import (
     RACED,
     Confirmed,
     confirmed,
+    controls,
     estimates,
     level,
     next_to_confirm,
@@ -18,7 +19,7 @@ from sweeps.engine.confirmation import (
     ranked_by_value,
     ranking,
 )
-from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.endings import RETRIES, Ending, EndState
 from sweeps.engine.estimate import estimate
 from sweeps.engine.study import best_trials
 
@@ -87,6 +88,41 @@ def test_a_run_that_diverged_counts_as_the_worst_value(sweep):
     sweep.add(None, TrialState.FAIL, **{CONFIRMS: 4})  # a lost worker says nothing
     (found,) = confirmed(sweep.trials)
     assert found == Confirmed(4, (0.35, 0.7), (0.35, 0.7), 1, 3)
+
+
+def test_a_run_that_diverged_counts_no_worse_than_runs_that_end(sweep):
+    """Though its first epoch, or another's, was far off: that says nothing of where runs end."""
+    sweep.add(0.2, TrialState.PRUNED, [100.0, 0.2], **DIVERGED, **{CONFIRMS: 4})
+    (found,) = confirmed(sweep.trials)
+    assert found == Confirmed(4, (0.7,), (0.7,), 1, 1)
+
+
+def test_a_control_that_was_retried_is_one_configuration():
+    found = Sweep()
+    found.add(None, TrialState.FAIL, **{CONTROL: True})
+    found.add(0.5)
+    found.add(0.4)
+    found.add(0.7, **{RETRIES: 0})
+    assert controls(found.trials) == [3]
+    asked = []
+    while (number := next_to_confirm(found.trials, 1, 2)) is not None:
+        asked.append(number)
+        found.add([0.7, 0.5, 0.4, 0.7][number], **{CONFIRMS: number})
+    assert sorted(asked) == [2, 2, 3, 3]
+
+
+def test_the_race_goes_on_where_a_confirmed_sweep_gets_more_trials(sweep):
+    """What was confirmed at the end counts for no share of the race."""
+    for number in (4, 4, 2, 2, 0, 0):  # the first of five trials' race, and five to confirm
+        sweep.add(0.5, **{CONFIRMS: number})
+    order = ""
+    for value in (0.6, 0.55, 0.5, 0.62, 0.58, 0.7, 0.66):
+        sweep.add(value)
+        order += "n"
+        while (number := next_to_race(sweep.trials, 3, 4)) is not None:
+            sweep.add(0.5, **{CONFIRMS: number})
+            order += "r"
+    assert order == "nrnnnrnnnr"
 
 
 def test_runs_that_always_fail_end_the_race_too(sweep):

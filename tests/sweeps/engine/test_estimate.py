@@ -109,3 +109,16 @@ def test_thousands_of_configurations_are_no_matter():
     found = estimate({i: [v] for i, v in enumerate(rng.normal(size=5000))} | {-1: [-4.0, -4.1]})
     assert min(found, key=lambda i: found[i].mean) == -1
     assert module.POINTS * 5000 * 8 < 50e6, "bytes of its largest array"
+
+
+def test_one_run_far_off_does_not_drown_the_others():
+    """A repetition that diverges late, or a formula near a pole: the rest are as they were."""
+    rng = np.random.default_rng(0)
+    runs = {i: [v] for i, v in enumerate(rng.normal(0.5, 0.1, 15))}
+    runs[0] = [0.30, 0.34, 0.31]
+    before = estimate(runs)
+    for far in (3.0, 1e3, 1e6):
+        found = estimate({**runs, 1: [*runs[1], far]})
+        low, high = found[0].interval
+        assert low < 0.30 < 0.34 < high and abs(found[0].mean - before[0].mean) < 0.12
+        assert found[0].beats(found[5]) > 0.5

@@ -1,10 +1,12 @@
 """What several full trainings come to, as text and as metrics."""
 
+import math
+
 import pytest
 
 from ali.config import Config
 from ali.errors import NonFiniteError
-from sweeps.engine.final_test import Outcome, over_seeds, seeds_table
+from sweeps.engine.final_test import Outcome, best_of, over_seeds, seeds_table
 
 
 def outcome(seed, value, error):
@@ -27,3 +29,13 @@ def test_a_row_a_seed_and_the_best_by_validation_marked():
     (best,) = [line for line in lines.splitlines() if "best by validation" in line]
     assert best.split()[1] == "2" and "0.6000" in best
     assert "diverged" in lines and "0.4000 ± 0.1414" in lines and "0.5000 ± 0.1414" in lines
+
+
+def test_a_seed_without_a_value_is_never_the_best():
+    """A formula as log(0) has none."""
+    trained = [outcome(1, math.nan, 0.4), outcome(2, 0.2, 0.6), outcome(3, 0.1, 0.5)]
+    ended = [found for _, found in trained]
+    assert best_of(ended, "val_error").config.seed == 3
+    assert best_of(ended, "val_error", maximize=True).config.seed == 2
+    lines = seeds_table(trained, "val_error")
+    assert "3 (best by validation)" in lines and "0.1500 ± 0.0707" in lines

@@ -106,6 +106,14 @@ def fill(study, point, values):
         study.tell(number, COMPLETED, value)
 
 
+def test_the_name_of_a_known_metric_is_no_arithmetic():
+    for name in ("val/loss", "val-loss", "2x"):
+        assert Objective.parse(name, known={name, "epoch"}) == Objective(name)
+        assert Objective.parse(name, known={name}).metrics == {name}
+    with pytest.raises(UserError, match="has no metric 'loss'"):
+        Objective.parse("val/loss", known={"epoch"}).check({"epoch", "val"})
+
+
 def test_to_maximize_is_to_minimize_the_negative(tmp_path, point):
     """The whole ranking: with one seed, with several, and what is confirmed next."""
     values = [0.3, 0.7, 0.5, 0.1]

@@ -6,6 +6,7 @@ from optuna.distributions import CategoricalDistribution
 from ali.config import Config
 from sweeps.engine.points import within
 from sweeps.engine.space import InitialPoint, Space, paper_defaults, suggest
+from sweeps.engine.study import Study
 
 SVHN = Config(data="svhn")
 
@@ -56,3 +57,17 @@ def test_what_a_point_does_not_name_is_left_to_the_search():
     assert point.params == {"lr_d": 1e-3, "lr_g": 1e-4} and changes == {"lr_g": (1e-3, 1e-4)}
     point, changes = within(InitialPoint({}), Space(extra={"lr_g": (1e-5, 1e-4)}), SVHN)
     assert point.params == {} and changes == {}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_values_imply_their_switch(tmp_path, seed):
+    """Else a search that draws the switch would take them unchecked, or not at all."""
+    given = InitialPoint({"lr_d": 1e-3, "lr_g": 5e-3, "bn_x2": True})
+    point, changes = within(given, Space(), SVHN)
+    assert changes == {"lr_g": (5e-3, 2e-3)}
+    study = Study(tmp_path / "journal", "s", seed=seed)
+    study.enqueue(point)
+    config = study.ask(lambda trial: suggest(trial, Space(), SVHN)).user_attrs["config"]
+    assert (config["lr_d"], config["lr_g"]) == (1e-3, 2e-3) and config["bn_x"][1]
+    _, changes = within(given, Space(fixed={"adam_apart": False}), SVHN)
+    assert changes["adam_apart"] == (True, False), "said, since lr_g is then not used"

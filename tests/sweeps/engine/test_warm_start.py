@@ -45,11 +45,35 @@ def test_what_is_tried_anyway_is_left_out(options, earlier):
 
 def test_in_another_space_each_value_is_the_nearest_and_what_is_new_is_left_to_the_search(earlier):
     trial = earlier.trial(3)
-    narrow = Space(lr=(1e-3, 2e-3), dropout=(0.0, 0.01), bn_with_z=True)
+    narrow = Space(
+        lr=(1e-3, 2e-3), dropout=(0.0, 0.01), bn_with_z=True, extra={"width": (0.1, 0.5)}
+    )
     point = moved(trial, narrow, BASE)
     assert 1e-3 <= point.params["lr_d"] <= 2e-3 and point.params["dropout_x"] <= 0.01
     assert point.params["slope_encoder"] == trial.params["slope_encoder"]
-    assert "bn_z" not in point.params and "bn_xz" not in point.params
+    assert "width" not in point.params
+    assert point.params["bn_z"] is point.params["bn_xz"] is False, "as they were"
+
+
+def test_what_the_earlier_space_had_fixed_is_as_it_was(options):
+    """The README's example fixes the slopes: the best of it has them, and Adam's rates apart."""
+    (options.output_dir / "old").mkdir()
+    study = Study(options.output_dir / "old" / JOURNAL, "old", seed=1, startup_trials=20)
+    fixed = Space(
+        fixed={"slope": 0.1, "adam_apart": True, "bn_x": [True, False, True, True, False]}
+    )
+    base = fixed.apply_fixed(BASE)
+    study.ask(lambda trial: {**base.to_dict(), **suggest(trial, fixed, base)})
+    study.tell(0, Ending(EndState.COMPLETED, ""), 0.5)
+    (point,) = warm_points(options, Space(), BASE)
+    got = Study(options.output_dir / "journal", "new", seed=2)
+    got.enqueue(point)
+    found = got.ask(lambda t: suggest(t, Space(), BASE)).user_attrs[CONFIG]
+    earlier = study.trial(0).user_attrs[CONFIG]
+    names = ("lr_d", "lr_g", "beta2_d", "beta2_g", "slope_encoder", "bn_x", "dropout_xz")
+    assert {name: found[name] for name in names} == {
+        name: pytest.approx(earlier[name]) for name in names
+    }
 
 
 def test_what_other_networks_lack_is_left_out(earlier):
