@@ -19,6 +19,7 @@ from ali.lock import LOCK, folder_lock
 from ali.output import lossy_output
 from sweeps.engine.final_test import Outcome, best_of, over_seeds, result_table, seeds_table
 from sweeps.engine.full_training import SAME_COMMAND, FullTraining, TrainingContext
+from sweeps.engine.journal import ALI
 from sweeps.engine.options import BEST_OPTIONS, JOURNAL, Location
 from sweeps.engine.results import results
 from sweeps.engine.retry import Retry, is_temporary
@@ -26,7 +27,7 @@ from sweeps.engine.scripts import here, running_command
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import OUTAGE_SECONDS, connect, open_client
 from sweeps.engine.tracking.moved import follow_move
-from sweeps.engine.tracking.schema import PARENT, TrackingContext
+from sweeps.engine.tracking.schema import EXPERIMENT_CLASS, PARENT, TrackingContext
 from sweeps.engine.tracking.search import restore
 
 if TYPE_CHECKING:
@@ -227,9 +228,14 @@ def best_run(options: Location, client: MlflowClient, experiment: str) -> Run:
     """The MLflow run of a sweep's best trial, as its study defines "best".
 
     The study is read if it is in the output folder; otherwise MLflow has what its driver wrote.
-    Raises UserError if no trial has completed.
+    Raises UserError if no trial has completed, or trials are not ALI's.
     """
     parent = runs.require_sweep(client, experiment, options.name)
+    if (other := parent.data.tags.get(EXPERIMENT_CLASS, ALI)) != ALI:
+        raise UserError(
+            f"the trials of sweep {options.name!r} are an experiment of your own, {other}, and "
+            "best.py trains ALI's: train it with your own code"
+        )
     if (options.folder / JOURNAL).exists() and not options.storage.remote:
         ended = [trial for trial in results(options) if trial.complete]
         ids = [trial.trial_id for trial in ended if trial.confirms is None]

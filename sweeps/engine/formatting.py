@@ -65,9 +65,9 @@ def _format(name: str, value: Any) -> str:
         return "01"[value]
     if isinstance(value, (int, str)):
         return str(value)
-    if name == "weight_std":
+    if name == "weight_std" and value >= 0.0005:
         return f"{value:.3f}".lstrip("0")
-    if name.startswith("lr"):
+    if name.startswith("lr") or 0 < abs(value) < 0.005:
         return f"{value:.1e}".replace("e-0", "e-")
     if name.startswith("beta2"):
         return f"{1 - value:.0e}".replace("e-0", "e-")

@@ -38,12 +38,14 @@ class Importance:
     Attributes:
         trials: how many it is computed from.
         chance: the share that the largest one reaches in 95 of 100 sweeps without any influence.
-        shares: all, largest first; empty with too few trials.
+        shares: all, largest first.
+        why_none: why there are no shares, if there are none.
     """
 
     trials: int
     chance: float
     shares: tuple[Share, ...]
+    why_none: str = ""
 
     @property
     def significant(self) -> tuple[Share, ...]:
@@ -62,8 +64,8 @@ class Importance:
 def importance(trials: Sequence[FrozenTrial], seed: int = 0) -> Importance:
     """Importance in trials with values, of the parameters that all of them have."""
     values = sign(trials) * np.array([trial.value for trial in trials])  # less is better
-    if len(trials) < MIN_TRIALS or np.ptp(values) == 0:
-        return Importance(len(trials), 1.0, ())
+    if why := _why_none(trials, values):
+        return Importance(len(trials), 1.0, (), why)
     rng = np.random.default_rng(seed)
     found = _shares(trials, values)
     largest = [max(_shares(trials, rng.permutation(values)).values()) for _ in range(REPEATS)]
@@ -77,6 +79,18 @@ def importance(trials: Sequence[FrozenTrial], seed: int = 0) -> Importance:
         low, high = np.quantile([again.get(name, 0.0) for again in sampled], [0.05, 0.95])
         shares.append(Share(name, value, float(low), float(high)))
     return Importance(len(trials), float(np.quantile(largest, 0.95)), tuple(shares))
+
+
+def _why_none(trials: Sequence[FrozenTrial], values: np.ndarray) -> str:
+    """Why nothing can be said of importance; empty if something can."""
+    if len(trials) < MIN_TRIALS:
+        return f"{len(trials)} trials are too few to tell; it takes {MIN_TRIALS}"
+    if np.ptp(values) == 0:
+        return f"all {len(trials)} trials have the same value"
+    shared = set.intersection(*(set(trial.params) for trial in trials))
+    if len(shared) < 2:
+        return f"of {', '.join(shared) or 'nothing'} alone there are no shares to compare"
+    return ""
 
 
 def _shares(trials: Sequence[FrozenTrial], values: np.ndarray) -> dict[str, float]:

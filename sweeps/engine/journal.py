@@ -27,6 +27,7 @@ SPACE = "space"  # user attribute of a study: what its search draws from (`Space
 OBJECTIVE = "objective"  # user attribute of a study: name of the metric that is its value
 # More of them, for people who look at it: the sweep's script, and what a trial runs
 SCRIPT, EXPERIMENT = "script", "experiment"
+ALI = "AliExperiment"  # the experiment of all sweeps but one's own
 WAY_ON = "restore it from a copy, or start a sweep with another --name"
 
 _NUMBER, _NAMES = (int, float), {"op_code": int, "worker_id": str}

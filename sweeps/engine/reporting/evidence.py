@@ -131,10 +131,8 @@ def importance_of(trials: Sequence[FrozenTrial]) -> Importance:
 
 def importance_table(found: Importance) -> Table | str:
     """The shares that exceed chance, or a sentence that says why there are none."""
-    from sweeps.engine.importance import MIN_TRIALS
-
     if not found.shares:
-        return f"Importance: {found.trials} trials are too few to tell; it takes {MIN_TRIALS}."
+        return f"Importance: {found.why_none}."
     if not found.significant:
         first = found.shares[0]
         return (

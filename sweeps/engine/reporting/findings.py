@@ -27,8 +27,10 @@ from sweeps.engine.confirmation import (
     confirmed,
     estimates,
 )
+from sweeps.engine.endings import first_try
 from sweeps.engine.estimate import Estimate
 from sweeps.engine.formatting import MISSING, format_hyperparameters, varied
+from sweeps.engine.journal import ALI, EXPERIMENT
 from sweeps.engine.options import Options
 from sweeps.engine.pareto import front
 from sweeps.engine.reporting.evidence import (
@@ -134,8 +136,13 @@ class Findings:
         return _doubts(best, self.expected(best).mean, self.by_id, self.parent)
 
     @property
+    def of_ali(self) -> bool:
+        """Whether its trials are ALI's, which the project's other commands train, too."""
+        return self.attributes.get(EXPERIMENT, ALI) == ALI
+
+    @property
     def next_commands(self) -> list[tuple[str, str]]:
-        doubts = self.doubts if self.complete else None
+        doubts = self.doubts if self.complete and self.of_ali else None
         return list(next_commands(self.options, doubts, self.experiment))
 
     def expected(self, trial: TrialResult) -> Estimate:
@@ -215,7 +222,8 @@ def _too_short(options: Options, values: Sequence[float], expected: float, paren
 def next_commands(
     options: Options, doubts: Sequence[str] | None, experiment: str
 ) -> Iterator[tuple[str, str]]:
-    """What to do next, and the command; `doubts`: of the best trial, None if there is none."""
+    """What to do next, and the command; `doubts`: of the best trial, None if there is none
+    that best.py can train."""
     uri, local = without_password(options.uri), is_database(options.uri)
     server = "http://127.0.0.1:5000" if local else uri
     link = f"{server}/{view_path(experiment, options.name)}"
@@ -318,18 +326,25 @@ def trials_table(found: Findings) -> Table:
     return Table("All trials", (*own, *headings), rows, left=("end",))
 
 
-def cost_table(by_id: Runs) -> Table:
+def last_tries(trials: Sequence[FrozenTrial]) -> set[str]:
+    """Ids of trials, of those that were retried the last try, which goes on with all before it."""
+    tries = {first_try(t): t.number for t in sorted(trials, key=lambda t: t.number)}
+    return {trial_id(number) for number in tries.values()}
+
+
+def cost_table(found: Findings) -> Table:
     """What the trials took."""
-    metrics = [run.data.metrics for run in by_id.values()]
+    counted = last_tries(found.frozen)
+    metrics = [run.data.metrics for name, run in found.by_id.items() if name in counted]
     train = sum(m.get(TOTAL_TRAIN_SECONDS, 0.0) for m in metrics)
     evaluation = sum(m.get(TOTAL_EVAL_SECONDS, 0.0) for m in metrics)
     cores = sum(m.get(TOTAL_CORE_SECONDS, 0.0) for m in metrics)
     row = (
-        str(len(by_id)),
+        str(len(metrics)),
         str(sum(int(m.get(EPOCH, 0)) for m in metrics)),
         f"{train:.0f}",
         f"{evaluation:.0f}",
-        f"{(train + evaluation) / max(1, len(by_id)):.1f}",
+        f"{(train + evaluation) / max(1, len(metrics)):.1f}",
         f"{cores / 3600:.2f}",
     )
     headings = ("trials", "epochs", "training s", "evaluation s", "s/trial", "core-hours")

@@ -102,7 +102,7 @@ def parallel(found: Findings, records: Records) -> go.Figure | None:
             "ticktext": [f"{value:.3f}" for value in ticks],
         }
     )
-    line = {"color": data.values, "colorscale": series.GOOD_TO_BAD}
+    line = {"color": data.values, "colorscale": series.GOOD_TO_BAD, "reversescale": found.sign < 0}
     figure = go.Figure(go.Parcoords(dimensions=dimensions, line=line))
     figure.update_layout(margin={"l": 60, "r": 60, "t": 50, "b": 20}, height=380)
     return figure

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("report.html")
 CAPTIONS = {  # figure: its title, and what to see in it
-    "history": ("Objective by trial", "Each point is a trial at its last value; lower is better."),
+    "history": (
+        "Objective by trial",
+        "Each point is a trial at its last value; {better} is better.",
+    ),
     "learning_curves": (
         "Learning curves",
         "Each line is a trial; its last point says how it ended. The best is drawn wide.",
@@ -95,7 +98,8 @@ def _unbroken(text: str) -> str:
 
 def state(found: Findings) -> str:
     """How far the sweep is, in a few words."""
-    new = [trial for trial in found.trials if trial.confirms is None]
+    counted = findings.last_tries(found.frozen)
+    new = [t for t in found.trials if t.confirms is None and t.trial_id in counted]
     ended = sum(trial.ending is not None for trial in new)
     text = f"{ended} of {found.options.num_trials} trials ended"
     reason = found.parent and runs.why_interrupted(found.parent)
@@ -114,7 +118,7 @@ def numbers(found: Findings) -> list[tuple[str, str]]:
         shown.append((f"{expected.mean:.4f}", what))
     if found.parent and (untrained := findings.untrained_error(found.parent)) < 1:
         shown.append((f"{untrained:.4f}", "an untrained encoder"))
-    cost = findings.cost_table(found.by_id)
+    cost = findings.cost_table(found)
     row = dict(zip(cost.headings, cost.rows[0], strict=True))
     shown.append((row["trials"], f"trials, {row['epochs']} epochs"))
     shown.append((row["core-hours"], "core-hours"))
@@ -136,7 +140,7 @@ def tables(found: Findings) -> dict[str, list[Table | str]]:
         "importance": [evidence.importance_table(found.importance)],
         "ends": [ends],
         "all": [findings.trials_table(found)],
-        "cost": [t for t in (findings.cost_table(found.by_id), findings.slot_use(found)) if t],
+        "cost": [t for t in (findings.cost_table(found), findings.slot_use(found)) if t],
     }
 
 
@@ -146,6 +150,7 @@ def _figures(found: Findings, records: Records, drawn: dict[str, Figure]) -> lis
     figures = []
     for name, figure in drawn.items():
         title, caption = CAPTIONS[name]
+        caption = caption.format(better="lower" if found.sign > 0 else "higher")
         live = interactive.FIGURES[name](found, records)
         text = live.to_json() if live is not None else "null"
         wide = name == "parallel_coordinates"

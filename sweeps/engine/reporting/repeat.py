@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from typing import Any
 
@@ -11,13 +10,11 @@ from ali.cli import command
 from ali.config import Config
 from ali.errors import UserError
 from ali.metrics import COMPILED_LAYERS, DEVICE
-from sweeps.engine.journal import EXPERIMENT, SCRIPT
-from sweeps.engine.options import OF_A_START, Location, Options
+from sweeps.engine.journal import SCRIPT
+from sweeps.engine.options import OPTIONS
 from sweeps.engine.reporting.findings import Findings
 from sweeps.engine.results import TrialResult
-from sweeps.engine.scripts import script_command
-
-ALI = "AliExperiment"  # what a trial of a sweep runs that `python -m ali train` runs, too
+from sweeps.engine.scripts import here, script_command
 
 
 def commands(found: Findings) -> list[tuple[str, str]]:
@@ -29,22 +26,17 @@ def commands(found: Findings) -> list[tuple[str, str]]:
         ("the state of a running sweep", script_command("status.py", *options.arguments())),
     ]
     if script := found.attributes.get(SCRIPT):
-        again = script_command(script, "--name", f"{options.name}-again", *arguments_of(options))
+        own = here(options.folder / OPTIONS)  # the script's defaults may differ from `Options`'
+        again = script_command(script, "--config", own, "--name", f"{options.name}-again")
         shown.append(("the whole sweep, under another name", again))
-    if found.complete and found.attributes.get(EXPERIMENT, ALI) == ALI:
+    if not found.of_ali:
+        return shown
+    if found.complete:
         best = found.complete[0]
         with contextlib.suppress(UserError):  # of a version that had other settings
             shown.append((f"trial {best.trial_id} alone", trial_command(found, best)))
     shown.append(("the test error of the best", script_command("best.py", *options.arguments())))
     return shown
-
-
-def arguments_of(options: Options) -> list[str]:
-    """A sweep's options that differ from the defaults of `Options`, except its location."""
-    left_out = set(OF_A_START) | {field.name for field in dataclasses.fields(Location)}
-    defaults = Options(name=options.name).to_dict()
-    changed = {k: v for k, v in options.to_dict().items() if v != defaults[k]}
-    return _arguments({k: v for k, v in changed.items() if k not in left_out})
 
 
 def trial_command(found: Findings, trial: TrialResult) -> str:

@@ -109,11 +109,13 @@ def value_range(found: Findings) -> tuple[float, float]:
     values += baselines(found).values()
     if not values:
         return 0.0, 1.0
-    low, high = min(values), max(values)
-    typical = float(np.quantile(values, 0.9))
-    high = min(high, low + 3 * (typical - low)) if typical > low else high
-    room = 0.06 * (high - low) or 0.05
-    return low - room, high + room
+    losses = [found.sign * value for value in values]
+    best, worst = min(losses), max(losses)
+    typical = float(np.quantile(losses, 0.9))
+    worst = min(worst, best + 3 * (typical - best)) if typical > best else worst
+    room = 0.06 * (worst - best) or 0.05
+    low, high = sorted([found.sign * (best - room), found.sign * (worst + room)])
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,8 @@ def _axis(name: str, trials: Sequence[FrozenTrial]) -> Axis | None:
     kind = next(t.distributions[name] for t in trials if name in t.distributions)
     log = bool(getattr(kind, "log", False))
     if isinstance(kind, CategoricalDistribution) or any(isinstance(v, bool | str) for v in values):
-        choices = sorted({str(value) for value in values})
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        choices = [str(value) for value in sorted({*values}, key=None if numbers else str)]
         last = len(choices) - 1
         where: dict[Any, float] = {choice: i / last for i, choice in enumerate(choices)}
         ticks = [(where[choice], _choice(choice)) for choice in choices]

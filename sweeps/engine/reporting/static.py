@@ -97,10 +97,11 @@ def parallel(found: Findings, records: Records) -> Figure | None:
     shade = LinearSegmentedColormap.from_list("", [colour for _, colour in series.GOOD_TO_BAD])
     columns = [*(axis.positions for axis in data.axes)]
     columns.append(tuple((v - low) / ((high - low) or 1) for v in data.values))
-    for i in sorted(range(len(data.values)), key=lambda i: -data.values[i]):
+    for i in sorted(range(len(data.values)), key=lambda i: -found.sign * data.values[i]):
         place = columns[-1][i]
+        bad = place if found.sign > 0 else 1 - place
         line = [column[i] for column in columns]
-        axes.plot(line, color=shade(place), linewidth=2.5 if i == 0 else 1.3, alpha=0.85)
+        axes.plot(line, color=shade(bad), linewidth=2.5 if i == 0 else 1.3, alpha=0.85)
     axes.set_axis_off()
     axes.set_title(title, loc="left", pad=44)
     objective = series.Axis(

@@ -57,7 +57,7 @@ def as_text(found: Findings, width: int | None = None) -> str:
             show(evidence.confirmation_table(again, found.estimates, found.by_id, found.frozen))
     show(findings.ends_table(found.trials))
     show(evidence.importance_table(found.importance))
-    show(findings.cost_table(found.by_id))
+    show(findings.cost_table(found))
     show(findings.slot_use(found))
     show(runs.lost_records(found.runs))
     text.print("Next:")

@@ -19,6 +19,7 @@ DATA = "data_fingerprint"  # of the data it has; earlier versions have it as a p
 SWEEP, TRIAL, KIND = "sweep", "trial_id", "kind"
 OBJECTIVE = "objective"  # the metric that trials are compared by; val_error if the tag is absent
 DIRECTION, FORMULA = "direction", "formula"  # of the objective; minimize, and none, if absent
+EXPERIMENT_CLASS = "experiment_class"  # of a sweep's run: what its trials run, if not ALI
 BEST_TRIALS = "best_trials"  # of a sweep's run: ids of its best trials, best first, as JSON
 CONFIRMS = "confirms"  # of a trial that repeats another with a fresh seed: the other's id
 BEST_OF = "best_of_run"  # of a full training: run id of the trial whose configuration it has

@@ -34,3 +34,11 @@ def test_optional_dimensions_are_shown_where_they_differ():
 
 def test_a_model_with_one_optimiser_has_one_rate():
     assert format_line({"model": "sdgm", "lr_d": 1e-4, "lr_g": 3e-4}) == "lr D/EG –/3.0e-4"
+
+
+def test_small_values_can_be_told_apart():
+    found = [
+        format_hyperparameters({"model": "sdgm", name: value}, {"one": (name,)})["one"]
+        for name, value in (("known_weight", 0.004), ("known_weight", 0.0004), ("weight_std", 3e-4))
+    ]
+    assert found == ["4.0e-3", "4.0e-4", "3.0e-4"]

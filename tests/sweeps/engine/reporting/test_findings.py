@@ -231,3 +231,17 @@ def test_no_cell_is_cut_at_any_width():
         assert all(cell in whole for row in table.rows for cell in row[:-1]), width
         assert all(heading in whole for heading in table.headings), width
         assert max(map(cell_len, whole.splitlines())) <= width
+
+
+def test_importance_that_cannot_be_told_says_why():
+    assert "5 trials are too few to tell; it takes 12" in importance(study(5, 1.0, 0))
+    alike = study(20, 0.0, 0)
+    for one in alike:
+        one.value, one.intermediate_values = 3.0, {1: 3.0}
+    assert "all 20 trials have the same value" in importance(alike)
+    for left, says in ((0, "of nothing alone"), (1, "of p0 alone there are no shares")):
+        fixed = study(20, 1.0, 0)
+        for one in fixed:
+            one.params = dict(list(one.params.items())[:left])
+            one.distributions = dict(list(one.distributions.items())[:left])
+        assert says in importance(fixed)

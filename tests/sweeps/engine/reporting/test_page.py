@@ -3,15 +3,21 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
+import optuna
 import pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 
+from sweeps.engine.endings import RETRIES, EndState
+from sweeps.engine.journal import EXPERIMENT, SCRIPT
+from sweeps.engine.objective import MAXIMIZE
 from sweeps.engine.options import Options
 from sweeps.engine.reporting import findings, interactive, page, repeat, series, sheet, static
-from tests.sweeps.engine.reporting.sweep import REASON, Logged, sweep
+from tests.sweeps.engine.reporting.sweep import REASON, Logged, run, sweep, trial
 
 pytestmark = pytest.mark.versions
 
@@ -54,7 +60,7 @@ def test_the_page_is_one_file_with_the_verdict_first(written):
     verdict = findings.verdict(FOUND)
     places = [text.index(sentence) for sentence in (*verdict, "Best trials", "Time and cost")]
     assert places == sorted(places)
-    assert "--html report.html" in text and "svhn.py --name shown-again" in text
+    assert "--html report.html" in text and "options.yaml --name shown-again" in text
     assert written.count("Plotly.react") > 0 and len(written.encode()) < 8 * 2**20
 
 
@@ -106,6 +112,66 @@ def test_one_value_far_off_does_not_flatten_the_others():
     assert low < 0.3 and 0.9 < high < 2
 
 
+def maximized():
+    """The same sweep with the negative objective, to maximize."""
+    found = sweep()
+    for one in found.frozen:
+        one.user_attrs[MAXIMIZE] = True
+        one.intermediate_values = {e: -v for e, v in one.intermediate_values.items()}
+        if one.values:
+            one.value = -one.value
+    found.parent.data.tags["direction"] = "maximize"
+    found.parent.data.metrics.clear()
+    return found
+
+
+def test_of_a_maximized_objective_the_best_is_shown_as_the_best():
+    found = maximized()
+    assert found.complete[0].trial_id == "00000"
+    far = found.frozen[13].intermediate_values
+    far[2] = -1e6  # diverged
+    low, high = series.value_range(found)
+    assert high > -0.3 > -0.9 > low > -5, "the best is within, what diverged is not"
+    for one in (found, FOUND):
+        lines = [
+            line for line in static.parallel(one, LOGGED).axes[0].lines if len(line.get_xdata()) > 2
+        ]
+        colours = [to_hex(line.get_color()) for line in (lines[0], lines[-1])]
+        assert colours == ["#9aa5b1", "#d55e00"], "the worst first and grey, the best on top"
+        assert lines[-1].get_linewidth() == 2.5
+    assert interactive.parallel(found, LOGGED).data[0].line.reversescale
+    assert "higher is better" in page.html(found, LOGGED, static.draw(found, LOGGED), None)
+
+
+def test_numeric_choices_are_in_their_order():
+    kind = optuna.distributions.CategoricalDistribution([50, 100, 200])
+    trials = [
+        optuna.trial.create_trial(value=1.0, params={"n": n}, distributions={"n": kind})
+        for n in (200, 50, 100)
+    ]
+    axis = series._axis("n", trials)
+    assert axis.labels == ("50", "100", "200") and axis.positions == (1.0, 0.0, 0.5)
+
+
+def test_a_retried_trial_counts_once():
+    """The retry goes on with all that its first try has done, and so do its totals."""
+    found = sweep()
+    before, state = findings.cost_table(found).rows, page.state(found)
+    again = trial(16, EndState.COMPLETED, 0.5, **{RETRIES: 14})
+    found.frozen.append(again)
+    found.runs.append(run(again))
+    del found.__dict__["by_id"], found.__dict__["trials"]
+    assert findings.cost_table(found).rows == before
+    assert page.state(found) == state
+
+
+def test_of_an_experiment_of_ones_own_nothing_is_offered_that_trains_alis():
+    found = replace(sweep(), attributes={SCRIPT: "toy.py", EXPERIMENT: "Toy"})
+    lines = [line for _, line in (*repeat.commands(found), *found.next_commands)]
+    assert not [line for line in lines if "best.py" in line or "ali train" in line]
+    assert [line for line in lines if "toy.py" in line]
+
+
 def test_the_contact_sheet_has_the_best_and_the_papers_point():
     assert sheet.shown_trials(FOUND)[0].trial_id == FOUND.complete[0].trial_id
     drawn = sheet.contact_sheet(FOUND, LOGGED)
@@ -120,9 +186,7 @@ def test_the_contact_sheet_has_the_best_and_the_papers_point():
 def test_commands_repeat_the_sweep_and_its_best_trial():
     lines = {what: shlex.split(line) for what, line in repeat.commands(FOUND)}
     again = lines["the whole sweep, under another name"]
-    words = " ".join(again)
-    assert "--num-trials 15" in words and "--race 3" in words and "--width 0.25" in words
-    assert "--output-dir" not in again and "--resume" not in again
+    assert again[2:] == ["--config", "runs/shown/options.yaml", "--name", "shown-again"]
     best = FOUND.complete[0]
     alone = lines[f"trial {best.trial_id} alone"]
     train = alone[alone.index("train") :]
