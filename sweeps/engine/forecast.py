@@ -56,25 +56,43 @@ class Forecast:
     reduction_factor: float
     _curves: dict[str, Curve] = field(default_factory=dict)
     _completed: dict[str, Curve] = field(default_factory=dict)
+    _levels: dict[str, dict[int, float]] = field(default_factory=dict)  # known ones, of completed
 
     def report(self, trial_id: str, epoch: int, value: float) -> Cut | None:
         """Records a trial's value after an epoch, and decides: None to continue."""
+        self.record(trial_id, epoch, value)
+        return self.judge(trial_id, epoch) if math.isfinite(value) else None
+
+    def record(self, trial_id: str, epoch: int, value: float) -> None:
+        """Records a trial's value after an epoch, if it is finite."""
         if not math.isfinite(value):
-            return None
+            return
         curve = self._curves.setdefault(trial_id, {})
         curve[epoch] = value
+        self._levels.pop(trial_id, None)
         if epoch >= self.max_epochs:
             self._completed[trial_id] = curve
+
+    def judge(self, trial_id: str, epoch: int) -> Cut | None:
+        """Why a trial with a value after this epoch is to stop; None if it continues."""
+        if epoch >= self.max_epochs:
             return None
         if epoch < self.grace_epochs or len(self._completed) < MIN_COMPLETED:
             return None
-        early = np.array([_level(c, epoch) for c in self._completed.values()])
-        ends = np.array([_level(c, self.max_epochs) for c in self._completed.values()])
+        curve = self._curves[trial_id]
+        early = np.array([self._level(name, epoch) for name in self._completed])
+        ends = np.array([self._level(name, self.max_epochs) for name in self._completed])
         here, target = _level(curve, epoch), float(np.quantile(ends, 1 / self.reduction_factor))
         chance = chance_below(target, here, early, ends)
         if chance >= UNLIKELY:
             return None
         return Cut(epoch, here, target, chance, len(ends))
+
+    def _level(self, completed: str, epoch: int) -> float:
+        known = self._levels.setdefault(completed, {})
+        if epoch not in known:
+            known[epoch] = _level(self._completed[completed], epoch)
+        return known[epoch]
 
 
 def _level(curve: Curve, epoch: int) -> float:

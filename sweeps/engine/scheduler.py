@@ -56,12 +56,14 @@ class EarlyStopping(FIFOScheduler):
         """
         stopped = []
         for trial in sorted(trials, key=lambda t: not t.state.is_finished()):
-            name, cut = trial_id(trial.number), None
+            name, curve = trial_id(trial.number), trial.intermediate_values
             if CONFIRMS in trial.user_attrs:
                 continue
-            for epoch, value in sorted(trial.intermediate_values.items()):
-                cut = self._forecast.report(name, epoch, self._sign * value)
-            if cut is not None and not trial.state.is_finished():
+            for epoch, value in curve.items():
+                self._forecast.record(name, epoch, self._sign * value)
+            if trial.state.is_finished() or not curve:
+                continue
+            if (cut := self._forecast.judge(name, max(curve))) is not None:
                 self.endings[name] = self._ending(cut)
                 stopped.append(trial)
         return stopped
@@ -72,7 +74,7 @@ class EarlyStopping(FIFOScheduler):
         judged = trial.trial_id not in self.never_stop
         for epoch, value in result.get(HISTORY, ()):
             if judged:
-                self._forecast.report(trial.trial_id, int(epoch), self._sign * value)
+                self._forecast.record(trial.trial_id, int(epoch), self._sign * value)
         if END_STATE in result:
             return TrialScheduler.STOP
         value = result.get(self.objective)

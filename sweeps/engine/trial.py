@@ -71,7 +71,7 @@ class SweepTrial(tune.Trainable):
     def setup(self, config: dict[str, Any], context: TrialContext) -> None:  # type: ignore[override]
         context.experiment.set_threads(context.threads)
         self._context = context
-        self._runs: list[TrialRun] = []  # of all its trials
+        self._runs: list[TrialRun] = []  # of its trials, until all is delivered
         self._loaded: list[Any] = []  # the data set, once it is loaded
         self._begin(config)
 
@@ -255,6 +255,7 @@ class SweepTrial(tune.Trainable):
         """Starts the next trial in this worker."""
         if self._opened is not None:
             self._opened.queue.finish()
+        self._runs = [run for run in self._runs if not run.queue.ended]  # each keeps its records
         self._begin(new_config)
         return True
 

@@ -56,6 +56,11 @@ class AsyncLogQueue:
         """Ends the threads after the records that are queued; does not wait for it."""
         self._files.queue.put(None)
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to deliver, after `finish`."""
+        return not self._files.is_alive() and not self._records.is_alive()
+
     def _finish_records(self) -> None:
         if self._last:
             self.put(self._last)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import linregress
 
+from sweeps.engine import forecast as module
 from sweeps.engine.forecast import MIN_COMPLETED, SMOOTH, UNLIKELY, Forecast, chance_below
 
 pytestmark = pytest.mark.versions
@@ -101,3 +102,23 @@ def test_equal_ends_and_missing_values():
     same = np.full(6, 0.5)
     assert chance_below(0.5, 0.9, same, same) == 1 and chance_below(0.4, 0.1, same, same) == 0
     assert chance_below(0.0, 0.9, np.array([0.1, math.nan, math.nan]), np.zeros(3)) == 1
+
+
+def test_decisions_in_a_long_sweep_are_those_of_curves_read_afresh(monkeypatch):
+    """And cost one step a completed trial: what is known of its curve is not computed again."""
+    calls, level = [], module._level
+    monkeypatch.setattr(module, "_level", lambda *given: calls.append(given) or level(*given))
+    long, epochs = Forecast(50, 1, 2.0), range(1, 51)
+    for n in range(30):
+        for epoch in epochs:
+            long.record(str(n), epoch, n / 30 + epoch / 100)
+    for epoch in epochs:
+        long.record("new", epoch, 0.9)
+        afresh = Forecast(50, 1, 2.0, dict(long._curves), dict(long._completed))
+        assert long.judge("new", epoch) == afresh.judge("new", epoch)
+        if epoch == 40:
+            break
+    long.record("other", 7, 0.5)
+    calls.clear()
+    long.judge("other", 7)
+    assert len(calls) == 1

@@ -75,6 +75,7 @@ def logged(monkeypatch):
             return True
 
         finish = close = lambda self: None
+        ended = True
 
     class Run:
         def __init__(self, to, trial_id, params, outage_seconds, tags):
@@ -249,6 +250,7 @@ def test_the_next_trial_of_a_worker_starts_clean_and_keeps_the_data(logged):
     result = trial.step()
     assert (result[EPOCH], result["total_train_seconds"]) == (1, 2)
     assert experiment.loads == 1 and trial._opened.params["seed"] == 5
+    assert trial._runs == [trial._opened], "what the trial before had logged is let go"
     assert trial._opened.tags["data_fingerprint"] == "data 1"
     assert trial._opened.tags["compiled_layers"] == "no"
 
