@@ -164,7 +164,7 @@ def verdict(found: Findings) -> list[str]:
         waiting, begun = sum(trial.ending is None for trial in found.trials), len(found.trials)
         none = f"No trial has reached its full budget of {found.options.epochs} epochs"
         if begun and not waiting:
-            return [f"{none}: all {begun} ended before; why is said below."]
+            return [f"{none} with a value: all {begun} ended otherwise; why is said below."]
         return [f"{none} yet: of {begun} that have begun, {waiting} have not ended."]
     best, said = found.complete[0], []
     values, expected = runs_of(best, found.again), found.expected(best).mean
