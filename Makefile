@@ -6,7 +6,7 @@ NAME   ?= laptop
 PORT   ?= 5000
 URI    ?=
 ARGS   ?=
-ONE    := $(if $(filter file,$(origin NAME)),,--name $(NAME))
+ONE    := $(if $(filter file,$(origin NAME)),,--name "$(NAME)")
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 # The laptop-sized choice of options of sweeps/svhn.py.
@@ -34,19 +34,19 @@ $(VENV)/installed-dashboard: $(VENV)/installed
 	$(call install,.[dashboard])
 
 sweep: $(VENV)/installed  ## a laptop-sized sweep on the embedded data (NAME=…, ARGS=--resume)
-	@$(BIN)/python sweeps/svhn.py --name $(NAME) $(LAPTOP) $(ARGS)
+	@$(BIN)/python sweeps/svhn.py --name "$(NAME)" $(LAPTOP) $(ARGS)
 
 ui: $(VENV)/installed  ## the MLflow UI, and the link that opens each sweep in it (NAME=…, PORT=…, URI=…)
 	@$(BIN)/python sweeps/ui.py $(if $(URI),--tracking-uri "$(URI)") --port $(PORT) $(ONE)
 
 report: $(VENV)/installed  ## the tables of a finished or running sweep, or a page (NAME=…, ARGS="--html report.html")
-	@$(BIN)/python sweeps/report.py --name $(NAME) $(ARGS)
+	@$(BIN)/python sweeps/report.py --name "$(NAME)" $(ARGS)
 
 dashboard: $(VENV)/installed-dashboard  ## the sweep in Optuna's dashboard, at http://127.0.0.1:8080 (NAME=…, ARGS="--port 8081")
-	@$(BIN)/python sweeps/dashboard.py --name $(NAME) $(ARGS)
+	@$(BIN)/python sweeps/dashboard.py --name "$(NAME)" $(ARGS)
 
 best: $(VENV)/installed  ## trains the best trial of a sweep in full and tests it (NAME=…, ARGS="--epochs 50")
-	@$(BIN)/python sweeps/best.py --name $(NAME) $(ARGS)
+	@$(BIN)/python sweeps/best.py --name "$(NAME)" $(ARGS)
 
 lint: $(VENV)/installed-test  ## ruff and mypy
 	$(BIN)/ruff check .

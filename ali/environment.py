@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"  # set by its operator
 NO_PROXY = "no_proxy"
 
 
@@ -99,6 +100,11 @@ def ray_address() -> str | None:
     return os.environ.get("RAY_ADDRESS") or None
 
 
+def in_kuberay() -> bool:
+    """Whether this is a pod of a Ray cluster on Kubernetes."""
+    return bool(os.environ.get(KUBERAY))
+
+
 def ray_tmpdir() -> Path | None:
     """$RAY_TMPDIR: folder of Ray's sockets and logs; default: ali-UID in $TMPDIR."""
     folder = os.environ.get("RAY_TMPDIR")
@@ -114,6 +120,11 @@ def set_defaults(**values: str) -> None:
     """Sets variables that libraries read, where the user has not set them."""
     for name, value in values.items():
         os.environ.setdefault(name, value)
+
+
+def set_values(**values: str) -> None:
+    """Sets variables that libraries read, whatever the user has set."""
+    os.environ.update(values)
 
 
 @contextlib.contextmanager

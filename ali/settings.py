@@ -9,7 +9,7 @@ import reprlib
 import socket
 import tomllib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +138,17 @@ for _tag, _pattern in {
 }.items():
     _Loader.add_implicit_resolver(_tag, re.compile(_pattern), [*"-+.0123456789"])
 _Loader.add_constructor(_INT, lambda _, node: int(node.value))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that `_Loader` would read as something else: 1e-3, 08."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Plain JSON types as YAML that `read_settings` reads back."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 
 def _yaml(text: str) -> Any:

@@ -19,8 +19,8 @@ export RAY_AUTH_MODE=token           # the token is in ~/.ray/auth_token
 # MLflow's, made of Ray's, so that it need not be spread, and tells a wrong server nothing of Ray's
 [ ! -s ~/.ray/auth_token ] || export MLFLOW_TRACKING_TOKEN=\$( (echo mlflow; cat ~/.ray/auth_token) | sha256sum | cut -c 1-64)
 export RAY_USAGE_STATS_ENABLED=0
-export ALI_OUTPUT_DIR=$shared/runs   # --output-dir where none is given
-export ALI_DATA_DIR=$shared/data     # data sets by name, where no --data-dir is given
+export ALI_OUTPUT_DIR="$shared/runs"   # --output-dir where none is given
+export ALI_DATA_DIR="$shared/data"     # data sets by name, where no --data-dir is given
 ${bucket:+export ALI_STORAGE_PATH=$bucket/runs}
 [ ! -f $own/mlflow-uri ] || export MLFLOW_TRACKING_URI=\$(cat $own/mlflow-uri)
 # the cluster's own addresses, RAY_HEAD_IP above all, are not asked for through a proxy

@@ -220,14 +220,33 @@ def allocate_resources(options: Options, resources: dict[str, float]) -> TrialRe
     trial_gpus = options.gpus_per_trial
     if trial_gpus is None:
         trial_gpus = 1.0 if gpus else 0.0
+    if trial_gpus > 1 and trial_gpus != int(trial_gpus):
+        raise UserError(f"--gpus-per-trial {trial_gpus:g}: Ray takes whole GPUs above 1")
     node = int(resources.get(NODE_CPU, cpus))  # a trial runs on one node
-    if trial_gpus > gpus or (options.cpus_per_trial or 1) > node:
+    least, most = options.cpus_per_trial or 1, options.max_concurrent
+    if (trial_gpus > gpus or least > node) and environment.in_kuberay() and most:
+        # Its autoscaler adds machines that Ray knows nothing of before.
+        return TrialResources(least, trial_gpus, threads=least, concurrent=most)
+    if trial_gpus > gpus or least > node:
         raise UserError(
-            f"a trial asks for {options.cpus_per_trial or 1} CPUs and {trial_gpus:g} GPUs, but "
+            f"a trial asks for {least} CPUs and {trial_gpus:g} GPUs, but "
             f"there are {node} on a node and {gpus:g}: lower --cpus-per-trial or --gpus-per-trial"
         )
-    by_gpu = int(gpus / trial_gpus) if trial_gpus else cpus
-    concurrent = min(options.max_concurrent or cpus, options.num_trials, by_gpu)
+    by_gpu = _fit_on_gpus(gpus, trial_gpus) if trial_gpus else cpus
+    concurrent = min(most or cpus, options.num_trials, by_gpu)
     trial_cpus = options.cpus_per_trial or min(node, max(1, cpus // concurrent))
-    at_once = max(1, min(concurrent, cpus // trial_cpus))
+    while not options.cpus_per_trial and _fit(cpus, node, trial_cpus) < concurrent:
+        trial_cpus -= 1
+    at_once = max(1, min(concurrent, _fit(cpus, node, trial_cpus)))
     return TrialResources(trial_cpus, trial_gpus, threads=trial_cpus, concurrent=at_once)
+
+
+def _fit(cpus: int, node: int, each: int) -> int:
+    """How many trials of `each` CPUs run at a time on nodes like the largest one."""
+    return cpus // node * (node // each) + cpus % node // each
+
+
+def _fit_on_gpus(gpus: float, each: float) -> int:
+    """The same of GPUs: a trial has whole ones, or a part of one."""
+    whole = int(gpus / each + 1e-6)
+    return whole if each >= 1 else min(whole, max(1, int(gpus)) * int(1 / each + 1e-6))

@@ -56,13 +56,14 @@ class StudyCopy:
 
     def __init__(self, options: Options, source: optuna.Study, objective: str) -> None:
         self.storage = InMemoryStorage()
-        self.study = optuna.create_study(study_name=options.name, storage=self.storage)
+        self.study = optuna.create_study(
+            study_name=options.name, storage=self.storage, direction=source.direction
+        )
         self.study.set_metric_names([objective])
         for name, value in {**source.user_attrs, "full budget": options.epochs}.items():
             self.study.set_user_attr(name, value)
         self._source, self.number = source, self.storage.get_study_id_from_name(options.name)
         self._ids: dict[int, int] = {}  # of trials in the copy, by their number
-        self._constant = constant_parameters(source.get_trials(deepcopy=False))
 
     def update(self, links: Mapping[str, str]) -> None:
         """Copies what is new. `links`: addresses of runs in MLflow, by trial id."""
@@ -93,7 +94,8 @@ class StudyCopy:
             self.storage.set_trial_state_values(copy, trial.state, trial.values)
 
     def _copied(self, trial: FrozenTrial, shown: dict[str, Any]) -> FrozenTrial:
-        params = {k: v for k, v in trial.params.items() if k not in self._constant}
+        searched = {k for k, kind in trial.distributions.items() if not kind.single()}
+        params = {k: v for k, v in trial.params.items() if k in searched}
         copied = create_trial(
             state=trial.state,
             values=trial.values,
@@ -105,15 +107,6 @@ class StudyCopy:
         copied.datetime_start = trial.datetime_start
         copied.datetime_complete = trial.datetime_complete
         return copied
-
-
-def constant_parameters(trials: list[FrozenTrial]) -> set[str]:
-    """Names of parameters that have one value in all of several trials."""
-    values: dict[str, set[str]] = {}
-    for trial in trials:
-        for name, value in trial.params.items():
-            values.setdefault(name, set()).add(str(value))
-    return {name for name, its in values.items() if len(its) == 1} if len(trials) > 2 else set()
 
 
 def attributes(trial: FrozenTrial) -> dict[str, Any]:

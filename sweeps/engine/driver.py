@@ -21,7 +21,7 @@ from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.objective import Objective
 from sweeps.engine.options import JOURNAL, Options
 from sweeps.engine.retry import AwayError, Retry, is_temporary
-from sweeps.engine.scripts import is_interactive, running_command, running_script
+from sweeps.engine.scripts import resume_command, running_script
 from sweeps.engine.space import InitialPoint, Space, paper_defaults, searched_fields, suggest
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import experiment_id
@@ -108,8 +108,7 @@ class Driver:
     def _run(self) -> int:
         from sweeps.engine.shutdown import GracefulShutdown
 
-        again = running_command(*self.options.arguments(), "--resume")
-        again = "resume=True among its options" if is_interactive() else again
+        again = resume_command(*self.options.arguments())
         tell = partial(self._interrupted, STOPPED)
         with GracefulShutdown(again, tell, self.view.urgent) as shutdown:
             self._wait_for_what_is_away(lambda: shutdown.requested)

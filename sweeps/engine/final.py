@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from ali.output import lossy_output
 from sweeps.engine.final_test import Outcome, best_of, over_seeds, result_table, seeds_table
 from sweeps.engine.full_training import SAME_COMMAND, FullTraining, TrainingContext
 from sweeps.engine.journal import ALI
-from sweeps.engine.options import BEST_OPTIONS, JOURNAL, Location
+from sweeps.engine.options import BEST_OPTIONS, JOURNAL, Location, read_options
 from sweeps.engine.results import results
 from sweeps.engine.retry import Retry, is_temporary
 from sweeps.engine.scripts import here, running_command
@@ -94,7 +95,8 @@ def train_best(options: FinalOptions) -> int:
     import torch
 
     uri = options.uri
-    options = replace(options, output_dir=options.output_dir.resolve())
+    bucket = options.storage_path or read_options(options.folder).get("storage_path")
+    options = replace(options, output_dir=options.output_dir.resolve(), storage_path=bucket)
     options.storage.check()
     client = connect(uri, existing=True)
     ask = Retry("MLflow", options.outage_seconds, is_temporary, way_on=SAME_COMMAND)
@@ -145,6 +147,9 @@ def train_best(options: FinalOptions) -> int:
         options.save()
         try:
             trained = [(training, train(training, test)) for training in trainings]
+        except NonFiniteError as error:
+            print(f"training diverged: {error}", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             print("stopped; run the same command again to resume from the last checkpoint")
             return 130

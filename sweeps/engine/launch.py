@@ -56,6 +56,7 @@ def launch(sweep: Sweep, options: Options) -> int:
     Raises UserError before anything is written if the name is taken, the data, the tracking server
     or the Ray cluster cannot be reached, or the output folder cannot be written.
     """
+    options = options.automatic()
     if "runtime_resources" in options.folder.parts:
         raise UserError(
             f"--output-dir {options.output_dir} lies in the copy of --working-dir that Ray deletes "

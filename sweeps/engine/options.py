@@ -9,14 +9,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import yaml
-
 from ali import environment
 from ali.config import Common, Config
 from ali.errors import UserError
 from ali.files import atomic_write, refuse_address
 from ali.output import without_password
-from ali.settings import missing_file, read_settings
+from ali.settings import missing_file, read_settings, to_yaml
 from sweeps.engine.objective import Direction, Objective
 from sweeps.engine.option_groups import LOCATION_GROUPS, OPTION_GROUPS
 from sweeps.engine.scripts import here, running_command
@@ -27,6 +25,7 @@ NOT_IN_NAMES = "'`:\\"  # MLflow's registry refuses names with ":", its queries 
 MAX_NAME = 200  # bytes; longer ones, with what we add, exceed what MLflow's tables hold
 JOURNAL, OPTIONS = "optuna.journal", "options.yaml"  # files in a sweep's folder
 BEST_OPTIONS = "best.yaml"  # there, too: options of the full training
+DEFAULT_FOLDER = Path("runs")
 OLD_OPTIONS = "sweep.json"  # of a sweep that an earlier version has started
 
 
@@ -79,8 +78,12 @@ class Location:
     @property
     def uri(self) -> str:
         """The MLflow address, by the same rule in every command."""
+        return self._known_uri or default_uri(self.output_dir)
+
+    @property
+    def _known_uri(self) -> str | None:
         saved = self.tracking_uri or read_options(self.folder).get("tracking_uri")
-        return saved or environment.tracking_uri() or default_uri(self.output_dir)
+        return saved or environment.tracking_uri()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -103,17 +106,16 @@ class Location:
         plain, text = self.absolute().to_dict(), "".join(f"# {line}\n" for line in about)
         for group in self.GROUPS:
             known = {name: plain[name] for name in group.names.split() if name not in OF_A_START}
-            shown = yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=10**6)
-            text += f"\n# {group.title} options\n{shown}"
+            text += f"\n# {group.title} options\n{to_yaml(known)}"
         with atomic_write(file) as path:
             path.write_text(text, encoding="utf-8")
 
     def arguments(self) -> list[str]:
         """The command-line arguments by which another command finds this sweep."""
-        shown = ["--name", self.name]
-        if self.output_dir != environment.output_dir():
+        shown = ["--name", self.name]  # and what a shell without our environment would miss
+        if self.output_dir != DEFAULT_FOLDER:
             shown += ["--output-dir", str(self.output_dir)]
-        if self.storage_path and self.storage_path != environment.storage_path():
+        if self.storage_path:
             shown += ["--storage-path", self.storage_path]
         if self.tracking_uri:
             shown += ["--tracking-uri", self.tracking_uri]
@@ -237,14 +239,22 @@ class Options(Common, Location):
     def save(self) -> None:
         """Writes them to the sweep's folder, where a resume and --config find them, all or nothing.
 
-        A resume from another working folder means the same places. Raises UserError if it fails.
+        A resume from another working folder, or another environment, means the same places. Raises
+        UserError if it fails.
         """
         file = self.folder / OPTIONS
         again = running_command("--config", here(file), "--name", "again")
         what = f"The options of sweep {self.name}; a resume reads them. To repeat it:"
-        self.write(file, what, again)
+        replace(self, tracking_uri=self._known_uri).write(file, what, again)
         with contextlib.suppress(OSError):  # no longer read
             (self.folder / OLD_OPTIONS).unlink(missing_ok=True)
+
+    def automatic(self) -> Options:
+        """The same, resuming if that is asked for and the sweep has begun."""
+        if self.resume or not self.auto_resume:
+            return self
+        begun = (self.folder / JOURNAL).exists() or self.storage.has(JOURNAL)
+        return replace(self, resume=begun)
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Options:
@@ -320,11 +330,15 @@ def _read(kind: type[Location], file: Path, name: str | None = None) -> dict[str
 
 def _moved(plain: dict[str, Any], output_dir: Path) -> dict[str, Any]:
     """The saved options that may be paths, updated to the present output folder."""
-    before = re.compile(re.escape(str(plain.get("output_dir"))) + "(?=/|$)")
+    before = re.compile(f"^(sqlite:///)?{re.escape(str(plain.get('output_dir')))}(?=/|$)")
     if not str(plain.get("output_dir")).startswith("/"):  # of an earlier version
         return {}
     places = {key: plain.get(key) for key in ("tracking_uri", "storage_path", "data_dir")}
-    return {key: before.sub(str(output_dir), where) for key, where in places.items() if where}
+
+    def now(found: re.Match[str]) -> str:
+        return (found[1] or "") + str(output_dir)
+
+    return {key: before.sub(now, where) for key, where in places.items() if where}
 
 
 def _with_paths(plain: dict[str, Any]) -> dict[str, Any]:

@@ -167,12 +167,15 @@ class Overview(tune.Callback):
     def _to_come(self, running: list[tuple[str, Running]], expected: float) -> float:
         """Epochs of the trials that have not started."""
         options = self._options
-        again = options.num_trials // options.race if options.race else 0
-        again += options.confirm_seeds * (options.confirm + 1) if options.confirm else 0
         repeating = sum(run.confirms is not None for _, run in running)
-        again = max(0, again - self._again - repeating)
-        new = options.num_trials - self._ended.total() - (len(running) - repeating)
-        return max(0, new) * expected + again * options.epochs
+        begun = self._ended.total() + len(running) - repeating
+        made, due = self._again + repeating, begun // options.race if options.race else 0
+        later = options.num_trials // options.race - due if options.race else 0
+        # The race leaves out repetitions once the most promising have had theirs.
+        again = max(0, later) * (min(1.0, made / due) if due else 1.0)
+        if options.confirm:
+            again += max(0, options.confirm_seeds * (options.confirm + 1) - max(0, made - due))
+        return max(0, options.num_trials - begun) * expected + again * options.epochs
 
     def _best(self, width: int, running: list[tuple[str, Running]]) -> list[Text]:
         """The best completed trial, and before it a running one whose objective is better."""
@@ -181,7 +184,8 @@ class Overview(tune.Callback):
         completed = self._progress.best[:1]
         limit = completed[0].value if completed else None
         less = self._sign
-        values = [(less * run.value, name, run) for name, run in running if run.value is not None]
+        known = [(name, run, run.value) for name, run in running if run.value is not None]
+        values = [(less * value, name, run) for name, run, value in known if math.isfinite(value)]
         best, name, run = min(values, key=lambda found: found[:2], default=(math.inf, "", None))
         if run and (limit is None or best < less * limit):
             where = f"after epoch {run.epoch}/{self._options.epochs}, running"

@@ -7,6 +7,7 @@ from functools import cache, partial
 
 from ali.cli import parse_args
 from ali.errors import UserError
+from sweeps.engine import scripts
 from sweeps.engine.options import (
     JOURNAL,
     OLD_OPTIONS,
@@ -64,15 +65,14 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
     Raises UserError if a resume would make the sweep's trials incomparable.
     """
     read = cache(partial(read_config, Options))  # a pipe can be read once
-    options = parse_args(Options, argv, default=defaults, read=read)
-    if options.auto_resume:
-        begun = (options.folder / JOURNAL).exists() or options.storage.has(JOURNAL)
-        options = replace(options, resume=begun)
+    scripts.arguments.are_read = argv is None
+    options = parse_args(Options, argv, default=defaults, read=read).automatic()
     if not options.resume:
         return options
-    if options.storage_path and is_behind(options):
+    bucket = options.storage_path or read_options(options.folder).get("storage_path")
+    if bucket and is_behind(stored := replace(options, storage_path=bucket)):
         for name in (OLD_OPTIONS, OPTIONS):
-            options.storage.fetch(options.folder / name)
+            stored.storage.fetch(options.folder / name)
     if not (plain := read_options(options.folder)):
         refuse_missing(options)
         raise UserError(

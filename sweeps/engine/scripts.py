@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from ali.cli import command
@@ -15,9 +16,21 @@ def script_command(name: str, *arguments: object) -> str:
     return _command(_SCRIPTS / name, *arguments)
 
 
-def is_interactive() -> bool:
-    """Whether this process is a notebook or a Python prompt, which no command repeats."""
-    return "ipykernel" in sys.modules or hasattr(sys, "ps1")
+@dataclass
+class Arguments:
+    """Whether this process has read its command line, so that its script takes --resume."""
+
+    are_read: bool = False
+
+
+arguments = Arguments()
+
+
+def resume_command(*found_by: object) -> str:
+    """How the sweep of this process is resumed; `found_by`: arguments that name it."""
+    if arguments.are_read:
+        return running_command(*found_by, "--resume")
+    return "resume=True among its options"
 
 
 def running_command(*arguments: object) -> str:

@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import platform
+import re
 import subprocess
 import time
 import traceback
@@ -43,6 +44,7 @@ from sweeps.engine.tracking.trial_run import TrialRun
 
 log = logging.getLogger(__name__)
 
+METRIC_NAME = re.compile(r"[/\w.\- :]+")  # what MLflow takes
 FLUSH_SECONDS = 30.0
 SAVE_AFTER = 5.0  # times the duration of a failed checkpoint: the wait before the next one
 CONFIG_FILE = "config.json"  # artifact of a run, for `python -m ali train --config`
@@ -84,6 +86,7 @@ class SweepTrial(tune.Trainable):
         self._past_values: list[tuple[float, float]] = []  # of a checkpoint, for the next result
         self._opened: TrialRun | None = None
         self._next_save = 0.0  # on the monotonic clock
+        self._unsaved: Exception | None = None  # why an own experiment's state cannot be saved
 
     @property
     def _dataset(self) -> Any:
@@ -128,6 +131,8 @@ class SweepTrial(tune.Trainable):
         """Trains an epoch. A trial that ends early returns how (`Ending`) in place of metrics."""
         history, self._past_values = self._past_values, []
         try:
+            if self._unsaved is not None:
+                raise self._unsaved
             broken = self._broken_down()
             result = self._end(broken.state, broken.reason) if broken else self._epoch()
         except NonFiniteError as error:
@@ -161,6 +166,7 @@ class SweepTrial(tune.Trainable):
             self._state, metrics = next(self._epochs)
         except StopIteration:  # restored after its last epoch: the same result again
             return {**self._history[-1], DONE: True}
+        metrics = checked(metrics)
         if self._context.objective:
             self._context.objective.add_to(metrics, last=metrics[EPOCH] >= config.epochs)
         self._add_totals(metrics)
@@ -218,6 +224,9 @@ class SweepTrial(tune.Trainable):
             now = time.monotonic()
             self._next_save = now + SAVE_AFTER * (now - began)
             return ray_compat.result_without_checkpoint(self)
+        except Exception as error:  # of the experiment: as in a step, a restart would not help
+            self._unsaved = error
+            return ray_compat.result_without_checkpoint(self)
 
     def restore(self, checkpoint_path: Any) -> None:
         # An unavailable bucket costs a trial time, but no restarts (--max-failures).
@@ -243,7 +252,7 @@ class SweepTrial(tune.Trainable):
             inner = folder / "state"  # where checkpoints of earlier versions have the state's files
             state = inner if inner.is_dir() else folder
             self._state = self._context.experiment.load_state(state, self._experiment_config)
-        except (UserError, OSError, ValueError) as error:
+        except Exception as error:
             log.warning("trial %s: %s", self.trial_id, error)
             return False
         self._history = history
@@ -264,6 +273,16 @@ class SweepTrial(tune.Trainable):
             run.tell_missing()
         for run in self._runs:
             run.queue.close()
+
+
+def checked(metrics: Metrics) -> Metrics:
+    """An epoch's metrics as plain numbers. Raises UserError for a name that MLflow refuses."""
+    for name in metrics:
+        if not METRIC_NAME.fullmatch(name):
+            raise UserError(
+                f"MLflow takes no metric called {name!r}: use letters, digits, spaces and _ - . : /"
+            )
+    return {name: value if type(value) is int else float(value) for name, value in metrics.items()}
 
 
 def _is_missing(error: Exception) -> bool:

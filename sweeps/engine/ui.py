@@ -88,7 +88,7 @@ def serve_ui(options: UiOptions) -> None:
     print("serving MLflow's UI; Ctrl-C ends it", flush=True)
     # The address may hold a password, which a command line would show to all users.
     environment.set_defaults(**MLFLOW_ENVIRONMENT, **SERVER_ENVIRONMENT)
-    environment.set_defaults(MLFLOW_BACKEND_STORE_URI=uri)
+    environment.set_values(MLFLOW_BACKEND_STORE_URI=uri)  # of the links above
     serve = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", HOST]
     serve += ["--port", str(options.port), "--uvicorn-opts", "--log-level warning"]
     os.execv(sys.executable, serve)

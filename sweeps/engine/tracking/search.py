@@ -45,9 +45,16 @@ def search_sweeps(client: MlflowClient, sweep: str | None = None, view: str = AC
     """As `search`, the parent runs of sweeps in all experiments: theirs may have been renamed."""
     from mlflow.entities import ViewType
 
-    known = client.search_experiments(view_type=ViewType.ALL, max_results=1000)
+    known: list[str] = []
+    token = None
+    while True:
+        page = client.search_experiments(ViewType.ALL, max_results=1000, page_token=token)
+        known += [experiment.experiment_id for experiment in page]
+        token = page.token
+        if not token:
+            break
     tags = {KIND: KIND_SWEEP} | ({SWEEP: sweep} if sweep else {})
-    return search(client, [experiment.experiment_id for experiment in known], tags, view)
+    return search(client, known, tags, view)
 
 
 def restore_sweep(client: MlflowClient, sweep: str) -> str | None:

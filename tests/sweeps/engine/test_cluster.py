@@ -51,6 +51,38 @@ def test_shares(asked, resources, share):
     assert allocate_resources(options(**asked), resources) == share
 
 
+@pytest.mark.parametrize(
+    ("asked", "resources", "cpus", "at_once"),
+    [
+        ({"max_concurrent": 3}, {"CPU": 12, NODE_CPU: 6}, 3, 3),
+        ({"max_concurrent": 3, "cpus_per_trial": 4}, {"CPU": 12, NODE_CPU: 6}, 4, 2),
+        ({"cpus_per_trial": 5}, {"CPU": 16, NODE_CPU: 8}, 5, 2),
+        ({"gpus_per_trial": 0.6}, {"CPU": 8, "GPU": 2}, 4, 2),
+        ({"gpus_per_trial": 0.4}, {"CPU": 8, "GPU": 2}, 2, 4),
+        ({"gpus_per_trial": 0.1}, {"CPU": 32, "GPU": 1}, 3, 10),
+        ({"gpus_per_trial": 2}, {"CPU": 8, "GPU": 4}, 4, 2),
+    ],
+)
+def test_as_many_run_at_a_time_as_fit_on_the_nodes(asked, resources, cpus, at_once):
+    share = allocate_resources(options(**asked), resources)
+    assert (share.cpus, share.concurrent) == (cpus, at_once)
+
+
+def test_parts_above_one_gpu_are_refused():
+    with pytest.raises(UserError, match="whole GPUs above 1"):
+        allocate_resources(options(gpus_per_trial=1.5), {"CPU": 8, "GPU": 4})
+
+
+def test_on_kubernetes_machines_that_are_still_to_come_are_asked_for(monkeypatch):
+    """As cluster/kuberay.yaml does: its head has no cores, and no worker runs yet."""
+    asked = options(gpus_per_trial=1, cpus_per_trial=4, max_concurrent=8)
+    empty = {NODE_CPU: 0, "memory": 1}
+    with pytest.raises(UserError, match="there are 0 on a node"):
+        allocate_resources(asked, empty)
+    monkeypatch.setenv("RAY_USAGE_STATS_KUBERAY_IN_USE", "1")
+    assert allocate_resources(asked, empty) == TrialResources(4, 1.0, 4, 8)
+
+
 @pytest.mark.parametrize("asked", [{"gpus_per_trial": 1}, {"cpus_per_trial": 3}])
 def test_a_share_larger_than_the_node(asked):
     with pytest.raises(UserError, match="lower --cpus-per-trial"):

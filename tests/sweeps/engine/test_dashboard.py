@@ -3,9 +3,10 @@
 import optuna
 import pytest
 
-from sweeps.engine.dashboard import StudyCopy, constant_parameters
+from sweeps.engine.dashboard import StudyCopy
 from sweeps.engine.endings import EndState
 from sweeps.engine.options import Options
+from sweeps.engine.study import CONFIG
 from tests.sweeps.engine.reporting.sweep import sweep, trial
 
 pytestmark = pytest.mark.versions
@@ -58,7 +59,15 @@ def test_the_copy_follows_a_running_sweep():
     assert copy.study.best_trial.number == 16 and copy.study.best_value == 0.1
 
 
-def test_a_parameter_with_one_value_is_left_out():
-    fixed = [trial(0, EndState.COMPLETED, value) for value in (0.1, 0.2, 0.3)]
-    assert constant_parameters(fixed) == {"lr_d", "dropout_x"}
-    assert constant_parameters(fixed[:2]) == set(), "so few may yet differ"
+def test_a_parameter_that_can_have_one_value_alone_is_left_out():
+    study = optuna.create_study(direction="maximize")
+    for value in (0.1, 0.9, 0.2, 0.3):
+        one = study.ask()
+        one.suggest_float("fixed", 0.5, 0.5)
+        one.suggest_float("lr", 0.0, 1.0)
+        one.set_user_attr(CONFIG, {})
+        study.tell(one, value)
+    copy = StudyCopy(Options(name="shown"), study, "val_error")
+    copy.update({})
+    assert all(t.params.keys() == {"lr"} for t in copy.study.get_trials())
+    assert copy.study.best_value == 0.9, "of an objective to maximize"

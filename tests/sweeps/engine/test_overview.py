@@ -1,5 +1,6 @@
 """What the live view says: time left, the best so far, and what fits into a narrow terminal."""
 
+import math
 from collections import Counter
 from types import SimpleNamespace
 
@@ -138,3 +139,10 @@ def test_a_resume_starts_from_what_the_study_has(sweep, study, point, clock):
 def test_a_duration_is_told_in_two_units_at_most():
     told = [duration(s) for s in (0.4, 59, 61, 3599, 3700, 86400, 200_000)]
     assert told == ["0 s", "59 s", "1 min", "1 h 00 min", "1 h 02 min", "1 d 0 h", "2 d 7 h"]
+
+
+def test_a_running_trial_without_a_value_is_not_the_best(sweep):
+    sweep.result(sweep.start(), 1, math.nan)
+    sweep.result(sweep.start(), 1, 0.5)
+    (best,) = [line for line in sweep.lines() if "best so far" in line]
+    assert "00001" in best and "0.5000" in best

@@ -5,13 +5,16 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ray import tune
+from ray.tune.result import DONE
 
 from ali.config import Config
 from ali.errors import NonFiniteError, UserError
 from ali.history import METRICS, read_history
 from ali.metrics import EPOCH, VAL_ERROR
+from sweeps.engine import ray_compat
 from sweeps.engine import trial as module
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment
@@ -130,6 +133,46 @@ def test_an_error_is_an_ending_and_no_restart(logged, error, ending):
     result = trial.step()
     assert result["done"] and Ending.from_result(result) == ending
     assert any("traceback.txt" in record for record in logged) == (ending.state is EndState.FAILED)
+
+
+class Odd(Counting):
+    """Reports a metric of its own."""
+
+    def __init__(self, name, value):
+        super().__init__()
+        self.metric = {name: value}
+
+    def run(self, config, dataset, state):
+        for made, metrics in super().run(config, dataset, state):
+            yield made, metrics | self.metric
+
+
+def test_a_metric_that_mlflow_refuses_fails_the_trial_at_once_with_its_name(logged):
+    result = started(Odd("hits@10", 0.5)).step()
+    assert result["end_state"] == "failed" and "no metric called 'hits@10'" in result["end_reason"]
+
+
+def test_numbers_of_numpy_are_numbers(logged, tmp_path):
+    trial = started(Odd("score", np.float32(0.5)))
+    assert trial.step()["score"] == 0.5
+    trial.save_checkpoint(str(tmp_path))
+    assert read_history(tmp_path)[0]["score"] == 0.5
+
+
+def test_a_state_that_cannot_be_saved_fails_its_trial(logged, tmp_path, monkeypatch):
+    def save(self, folder):
+        raise RuntimeError("no way to save this")
+
+    monkeypatch.setattr(State, "save", save)
+    trial = started(Counting())
+    trial.step()
+    monkeypatch.setattr(
+        tune.Trainable, "save", lambda self, folder=None: self.save_checkpoint(str(tmp_path))
+    )
+    monkeypatch.setattr(ray_compat, "result_without_checkpoint", lambda trial: None)
+    trial.save()
+    result = trial.step()
+    assert result["end_reason"] == "RuntimeError: no way to save this" and result[DONE]
 
 
 def test_a_trial_that_broke_down_ends_after_that_epochs_result(logged, tmp_path):

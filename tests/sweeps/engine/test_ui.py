@@ -36,7 +36,8 @@ def served(monkeypatch, capsys, **options):
     called, variables = [], {}
     monkeypatch.setattr(ui, "refuse_taken_port", lambda *_: None)  # by whoever works here
     monkeypatch.setattr(ui.os, "execv", lambda *command: called.append(command))
-    monkeypatch.setattr(ui.environment, "set_defaults", lambda **more: variables.update(more))
+    for setting in ("set_defaults", "set_values"):
+        monkeypatch.setattr(ui.environment, setting, lambda **more: variables.update(more))
     serve_ui(UiOptions(**options))
     return capsys.readouterr().out, called, variables
 
