@@ -169,9 +169,16 @@ def test_the_report_names_ends_and_next_commands(swept):
         "Importance",
         "sweeps/ui.py --name toy",
         "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning",
-        "sweeps/best.py --name toy",
     ):
         assert text in swept.output
+    assert "best.py" not in swept.output
+
+
+def test_what_is_no_experiment_of_alis_is_not_trained_as_one(swept):
+    best = [sys.executable, STATUS.with_name("best.py"), "--output-dir", swept.runs]
+    found = subprocess.run([*best, "--name", "toy"], capture_output=True, text=True)
+    assert (found.returncode, found.stderr.count("\n")) == (2, 1)
+    assert "an experiment of your own, ToyExperiment" in found.stderr
 
 
 def test_disk_used_by_checkpoints_is_bounded(swept):
