@@ -14,7 +14,7 @@ from ali.cli.interpolate import Interpolate
 from ali.cli.reconstruct import Reconstruct
 from ali.cli.sample import Sample
 from ali.cli.table1 import Table1
-from ali.cli.train import Train
+from ali.cli.train import Train, settings_first
 
 Commands = (
     Annotated[Train, subcommand("train")]
@@ -33,7 +33,8 @@ def run(argv: list[str] | None = None) -> None:
     def parse(default: Any = None) -> Any:
         return parse_args(Commands, argv, default=default, prog=PROG)
 
-    options = parse()
+    # What is given may only fit the file's settings, not the defaults.
+    options = parse(settings_first(argv))
     if isinstance(options, Train):
         options = options.with_settings(parse)
     options.run()

@@ -60,8 +60,8 @@ class TrainedNetworks:
         return self.networks.decoder
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """The mean of q(z | x) of images, fp32 (N, z)."""
-        return inference.mu(self.networks, self._checked(x))
+        """The mean of q(z | x) of images, fp32 (N, z); of the mixture's points ẑ ~ q(z | x)."""
+        return inference.encode(self.networks, self._checked(x))
 
     def reconstruct(self, x: np.ndarray, seed: int = 0) -> np.ndarray:
         """G_x(ẑ) of images, ẑ ~ q(z | x)."""

@@ -62,9 +62,10 @@ def load_image_networks(options: NetworkOptions) -> tuple[Networks, Config]:
     networks, config = load_networks(options.checkpoint, options.precision)
     if config.data == "mixture":
         figure = ("figure", 7, "--checkpoint", options.checkpoint, "--output", "figure7.png")
+        shown = f"; figure 7 shows its panels: {command('-m', 'ali', *figure)}"
         raise UserError(
-            "these networks are of the mixture, whose points are no images; figure 7 shows its "
-            f"samples, reconstructions and encodings: {command('-m', 'ali', *figure)}"
+            "these networks are of the mixture, whose points are no images"
+            + shown * (config.model == "ali")
         )
     return networks, config
 

@@ -7,7 +7,15 @@ from typing import ClassVar
 
 from ali.arguments import Group
 from ali.cli.checkpoints import ImageOptions, load_image_networks, validation_images
-from ali.cli.common import check_between, check_output, check_seed, set_threads, write_png
+from ali.cli.common import (
+    MAX_TILES,
+    check_between,
+    check_output,
+    check_seed,
+    set_threads,
+    write_png,
+)
+from ali.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,8 @@ class Interpolate(ImageOptions):
 
     def run(self) -> None:
         check_between(1, 1000, rows=self.rows, steps=self.steps)
+        if self.rows * (self.steps + 2) > MAX_TILES:
+            raise UserError(f"--rows and --steps make more than {MAX_TILES} pictures: lower one")
         check_seed(self.seed)
         check_output(self.output, ".png")
         set_threads(self.threads)

@@ -7,7 +7,14 @@ from typing import ClassVar
 
 from ali.arguments import Group
 from ali.cli.checkpoints import ImageOptions, load_image_networks, validation_images
-from ali.cli.common import check_at_least, check_output, check_seed, set_threads, write_png
+from ali.cli.common import (
+    MAX_TILES,
+    check_between,
+    check_output,
+    check_seed,
+    set_threads,
+    write_png,
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class Reconstruct(ImageOptions):
     """Images reconstructed."""
 
     def run(self) -> None:
-        check_at_least(1, count=self.count)
+        check_between(1, MAX_TILES // 2, count=self.count)
         check_seed(self.seed)
         check_output(self.output, ".png")
         set_threads(self.threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -267,10 +268,11 @@ class _Table:
         first = row == rows_of(config)[0]  # a curve is drawn once, whatever its model's rows
         if first and config.data != self.options.data:
             self.notes.append(f"{folder} was trained on {config.data}.")
-        if first and curve:
+        judged = curve is not None and any(map(math.isfinite, curve.errors))
+        if first and curve and judged:
             self.curves[curve_name(config)].append(curve)
         elif first and self.options.figure:
-            self.notes.append(f"Not in the figure: {folder}, which has no metrics beside it.")
+            self.notes.append(f"Not in the figure: {folder}, which has no val_error beside it.")
         budget: dict[str, Any] = {
             "seconds": curve.seconds[-1] if curve and curve.seconds else None,
             "epochs": manifest.epoch,

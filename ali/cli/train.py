@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -136,6 +139,30 @@ class Train:
                 raise
 
 
+def settings_first(argv: Sequence[str] | None) -> Train | None:
+    """The settings of a file that `train --config` or `train --resume` names, as defaults.
+
+    None where there are none, or they are mistaken: `Train.with_settings` says so.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("command")
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--output-dir", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    with contextlib.suppress(argparse.ArgumentError, SystemExit, UserError, OSError):
+        named = parser.parse_known_args(argv)[0]
+        if named.command != "train" or named.output_dir is None:
+            return None
+        if (source := named.output_dir / CONFIG if named.resume else named.config) is not None:
+            settings = read_settings(source)
+            settings.check(Config)
+            model = settings.values.get("model", Config.model)
+            whole = Config.of_model(model).to_dict() | settings.values
+            return Train(output_dir=named.output_dir, experiment=Config.from_dict(whole))
+    return None
+
+
 def _refuse_used(folder: Path) -> None:
     """Raises UserError if a new run would write over something."""
     if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {LOCK}):
@@ -148,6 +175,8 @@ def _train(options: Train, folder: Path, config: Config) -> None:
     from ali.training.state import State
     from ali.training.step import device
 
+    if config.data_dir is not None:  # so that what is written is found from any folder
+        config = config.replace(data_dir=config.data_dir.resolve())
     dataset = data.load(config)
     for note in dataset.notes:
         print(note, flush=True)
@@ -163,9 +192,8 @@ def _train(options: Train, folder: Path, config: Config) -> None:
         if state is None or has_checkpoint():
             state = State.load(checkpoint, device(), config)
         _refuse_other_data(folder / DATA, dataset.fingerprint, state.epoch)
-        places = {"data_dir": config.data_dir and config.data_dir.resolve()}  # for any folder
         with atomic_write(folder / CONFIG) as path:
-            content = json.dumps(config.replace(**places).to_dict(), indent=1)
+            content = json.dumps(config.to_dict(), indent=1)
             path.write_text(content + "\n", encoding="utf-8")
         _cut_log(folder / LOG, state.epoch)
         if state.epoch >= config.epochs:

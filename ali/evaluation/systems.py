@@ -129,6 +129,8 @@ class Factor:
         for _ in range(CG_STEPS):
             z = apply(residual)
             size = float(residual @ z)
+            if size <= 0:  # it is exact, as far as fp64 goes
+                break
             p = z + size / before * p
             kp, before = times(k, p), size
             t = size / float(p @ kp + ridge * (p @ p))

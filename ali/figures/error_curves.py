@@ -35,6 +35,8 @@ def error_curves(
         errors = np.array([one.errors for one in trainings])
         seconds = np.array([one.seconds for one in trainings]).mean(axis=0)
         known = np.isfinite(errors).all(axis=0)
+        if not known.any():
+            continue
         x, y = seconds[known], errors[:, known]
         style = {"color": colour, "linestyle": dashes, "marker": "." if known.sum() == 1 else ""}
         axes.plot(x, y.mean(axis=0), linewidth=2, **style)

@@ -19,6 +19,7 @@ from ali.models.inference import chunks, evaluating, normal
 
 SHOWN = 50  # images reconstructed: a grid as large as that of 100 samples
 PAIRS = 8  # rows of interpolations
+AT_ONCE = 100  # images decoded together
 
 
 def epoch_pictures(networks: Networks, dataset: Dataset, config: Config) -> dict[str, np.ndarray]:
@@ -49,14 +50,15 @@ def samples(networks: Networks, n: int = 100, seed: int = 0) -> np.ndarray:
     decoder = networks.require_prior()
     with evaluating(networks):
         z = decoder.sample_prior(n, normal(seed, networks))
-        return _grid(decoder(*z), columns=round(n**0.5))
+        return _grid(_decoded(networks, z), columns=round(n**0.5))
 
 
 def reconstructions(networks: Networks, x: np.ndarray, seed: int = 0) -> np.ndarray:
     """x, uint8 (N, H, W, 3), in the odd columns, G_x(ẑ), ẑ ~ q(z | x), right of each: Fig. 2(b)."""
     with evaluating(networks):
         source = torch.cat(list(chunks(networks, x)))
-        pairs = torch.stack([source, networks.decoder(*_z_hat(networks, source, seed))], dim=1)
+        made = _decoded(networks, _z_hat(networks, source, seed))
+        pairs = torch.stack([source.cpu(), made], dim=1)
         return _grid(pairs.flatten(0, 1), columns=2 * max(1, round((2 * len(x)) ** 0.5 / 2)))
 
 
@@ -82,10 +84,16 @@ def interpolations(
             first, last = z_hat[:, None].chunk(2)  # (rows, 1, z)
             return ((1 - t) * first + t * last).flatten(0, 1)
 
-        line = networks.decoder(*map(between, _z_hat(networks, ends, seed)))
-        line = line.view(rows, steps, *ends.shape[1:])
+        line = _decoded(networks, tuple(map(between, _z_hat(networks, ends, seed))))
+        line, ends = line.view(rows, steps, *ends.shape[1:]), ends.cpu()
         shown = torch.cat([ends[:rows, None], line, ends[rows:, None]], dim=1)
         return _grid(shown.flatten(0, 1), columns=steps + 2)
+
+
+def _decoded(networks: Networks, z: tuple[Tensor, ...]) -> Tensor:
+    """G_x(z) on the CPU, so many at once that large grids fit in memory."""
+    parts = zip(*(level.split(AT_ONCE) for level in z), strict=True)
+    return torch.cat([networks.decoder(*part).cpu() for part in parts])
 
 
 def _z_hat(networks: Networks, x: Tensor, seed: int) -> tuple[Tensor, ...]:

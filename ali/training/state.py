@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # What a resume may change: the length of a run and its evaluation, nothing that alters training.
 # See `resumable_changes` for models that are trained with labels.
 RESUMABLE_CHANGES = frozenset(
-    {"epochs", "labels", "balanced", "draws", "draw", "eval_every", "data_dir", "attribute"}
+    {"epochs", "labels", "balanced", "draws", "draw", "eval_every", "data_dir"}
 )
 
 

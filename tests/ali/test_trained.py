@@ -41,7 +41,7 @@ def test_images_are_encoded_reconstructed_and_sampled(saved, levels):
 def test_points_of_the_mixture(saved):
     networks, x = saved(Config(data="mixture", width=0.1, train_size=500))
     assert networks.sample(4).shape == (4, 1, 1, 2) and networks.sample(4).dtype == np.float32
-    assert networks.reconstruct(x).shape == x.shape
+    assert networks.reconstruct(x).shape == x.shape and networks.encode(x).shape == (len(x), 2)
 
 
 def test_a_gan_samples_only(saved):

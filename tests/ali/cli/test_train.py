@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -242,3 +243,29 @@ def test_output_folder_in_use(trained, data):
 @pytest.mark.parametrize("place", ["/dev/null/run", "/proc/run"])
 def test_output_folder_that_cannot_be_made(tmp_path, data, place):
     mistake(tmp_path, "train", "--output-dir", place, *TINY, *data, says=place)
+
+
+def test_an_option_that_only_the_files_model_has_fits_the_file(tmp_path):
+    file, folder = tmp_path / "m2.yaml", tmp_path / "run"
+    file.write_text("model: vae-m2\nwidth: 0.1\nepochs: 1\ntrain_size: 200\nlabels: 50\n")
+    here("train", "--config", file, "--output-dir", folder, "--label-weight", 0.5)
+    assert read_manifest(folder / "checkpoint").config.label_weight == 0.5
+    here("train", "--resume", "--output-dir", folder, "--epochs", 2, "--label-weight", 0.5)
+    assert epochs(folder) == [1, 2]
+
+
+def test_a_checkpoint_finds_its_data_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for n in range(40):
+        picture = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+        picture.save(tmp_path / "images" / f"{n}.png")
+    small = ["--width", 0.1, "--batch-size", 10, "--epochs", 1]
+    here("train", "--data", "folder", "--data-dir", "images", "--output-dir", "run", *small)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    here("reconstruct", "--checkpoint", tmp_path / "run", "--output", "pairs.png", "--count", 2)
+    between = ["interpolate", "--checkpoint", tmp_path / "run", "--output", "between.png"]
+    with pytest.raises(UserError, match="more than 10000 pictures"):
+        here(*between, "--rows", 1000, "--steps", 1000)

@@ -227,3 +227,9 @@ def test_bad_input():
     x[3, 2] = np.nan
     with pytest.raises(FloatingPointError):
         svm.fit(x, y)
+
+
+def test_features_that_are_all_the_same_have_a_path():
+    """A few black images: every residual is 0."""
+    found = svm.fit(np.zeros((2, 5), np.float32), np.array([0, 1]))
+    assert np.isfinite(found.w).all() and np.isfinite(found.b).all()
