@@ -235,7 +235,9 @@ def allocate_resources(options: Options, resources: dict[str, float]) -> TrialRe
     by_gpu = _fit_on_gpus(gpus, trial_gpus) if trial_gpus else cpus
     concurrent = min(most or cpus, options.num_trials, by_gpu)
     trial_cpus = options.cpus_per_trial or min(node, max(1, cpus // concurrent))
-    while not options.cpus_per_trial and _fit(cpus, node, trial_cpus) < concurrent:
+    while (
+        trial_cpus > 1 and not options.cpus_per_trial and _fit(cpus, node, trial_cpus) < concurrent
+    ):
         trial_cpus -= 1
     at_once = max(1, min(concurrent, _fit(cpus, node, trial_cpus)))
     return TrialResources(trial_cpus, trial_gpus, threads=trial_cpus, concurrent=at_once)

@@ -78,12 +78,13 @@ class Location:
     @property
     def uri(self) -> str:
         """The MLflow address, by the same rule in every command."""
-        return self._known_uri or default_uri(self.output_dir)
+        return self._own_uri or environment.tracking_uri() or default_uri(self.output_dir)
 
     @property
-    def _known_uri(self) -> str | None:
-        saved = self.tracking_uri or read_options(self.folder).get("tracking_uri")
-        return saved or environment.tracking_uri()
+    def _own_uri(self) -> str | None:
+        """The one that is given, or the sweep was started with; that of the environment may move
+        with a cluster's head."""
+        return self.tracking_uri or read_options(self.folder).get("tracking_uri")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -239,13 +240,12 @@ class Options(Common, Location):
     def save(self) -> None:
         """Writes them to the sweep's folder, where a resume and --config find them, all or nothing.
 
-        A resume from another working folder, or another environment, means the same places. Raises
-        UserError if it fails.
+        A resume from another working folder means the same places. Raises UserError if it fails.
         """
         file = self.folder / OPTIONS
         again = running_command("--config", here(file), "--name", "again")
         what = f"The options of sweep {self.name}; a resume reads them. To repeat it:"
-        replace(self, tracking_uri=self._known_uri).write(file, what, again)
+        replace(self, tracking_uri=self._own_uri).write(file, what, again)
         with contextlib.suppress(OSError):  # no longer read
             (self.folder / OLD_OPTIONS).unlink(missing_ok=True)
 
@@ -330,7 +330,7 @@ def _read(kind: type[Location], file: Path, name: str | None = None) -> dict[str
 
 def _moved(plain: dict[str, Any], output_dir: Path) -> dict[str, Any]:
     """The saved options that may be paths, updated to the present output folder."""
-    before = re.compile(f"^(sqlite:///)?{re.escape(str(plain.get('output_dir')))}(?=/|$)")
+    before = re.compile(f"^(sqlite:///|file://)?{re.escape(str(plain.get('output_dir')))}(?=/|$)")
     if not str(plain.get("output_dir")).startswith("/"):  # of an earlier version
         return {}
     places = {key: plain.get(key) for key in ("tracking_uri", "storage_path", "data_dir")}

@@ -61,6 +61,7 @@ def test_shares(asked, resources, share):
         ({"gpus_per_trial": 0.4}, {"CPU": 8, "GPU": 2}, 2, 4),
         ({"gpus_per_trial": 0.1}, {"CPU": 32, "GPU": 1}, 3, 10),
         ({"gpus_per_trial": 2}, {"CPU": 8, "GPU": 4}, 4, 2),
+        ({"gpus_per_trial": 0.1, "max_concurrent": 10}, {"CPU": 4, "GPU": 1}, 1, 4),
     ],
 )
 def test_as_many_run_at_a_time_as_fit_on_the_nodes(asked, resources, cpus, at_once):

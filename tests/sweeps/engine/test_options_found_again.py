@@ -25,16 +25,19 @@ def test_a_name_that_looks_like_a_number_stays_a_name(tmp_path, name):
 
 
 def test_the_server_that_a_sweep_was_started_with_is_remembered(tmp_path, monkeypatch):
-    """Named by the environment, which a fresh shell lacks; a resume from Python keeps it, too."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:word@server:5000")
+    """A resume from Python, which need not name it, keeps it; the environment's may move."""
     (tmp_path / "s").mkdir()
-    options(output_dir=tmp_path).save()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    options(output_dir=tmp_path, tracking_uri="http://server:5000").save()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://another:5000")
     for _ in range(2):
         again = options(output_dir=tmp_path, resume=True)
         assert again.uri == "http://server:5000"
         again.save()
-    assert "word" not in (tmp_path / "s" / "options.yaml").read_text()
+    (tmp_path / "t").mkdir()
+    options(name="t", output_dir=tmp_path).save()
+    for uri in ("http://another:5000", "http://moved:5000"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert options(name="t", output_dir=tmp_path, resume=True).uri == uri
 
 
 def test_commands_that_are_printed_need_no_environment(tmp_path, monkeypatch):
