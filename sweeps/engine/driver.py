@@ -15,7 +15,7 @@ from ali.config import Config
 from ali.output import first_line
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import AliExperiment, Experiment
-from sweeps.engine.journal import ALI, EXPERIMENT, SCRIPT
+from sweeps.engine.journal import EXPERIMENT, SCRIPT
 from sweeps.engine.live import LOG, LiveView
 from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.objective import Objective
@@ -188,8 +188,8 @@ class Driver:
         params = {name: settings[name] for name in TELLING if settings[name] is not None}
         name, direction, formula = self.objective.name, self.objective.verb, self.objective.formula
         tags = {DIRECTION: direction, **({FORMULA: formula} if formula else {})}
-        if (experiment_class := type(self.sweep.experiment).__name__) != ALI:
-            tags[EXPERIMENT_CLASS] = experiment_class
+        if not isinstance(self.sweep.experiment, AliExperiment):
+            tags[EXPERIMENT_CLASS] = type(self.sweep.experiment).__name__
         parent = runs.start_sweep(client, experiment, options.name, name, params, tags, settings)
         save_view(
             client, experiment, options.name, name, self.searched, options.epochs,
