@@ -146,7 +146,7 @@ def settings_first(argv: Sequence[str] | None) -> Train | None:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("command")
+    parser.add_argument("command", nargs="?")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--output-dir", type=Path)
     parser.add_argument("--resume", action="store_true")
