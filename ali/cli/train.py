@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ali.arguments import Group
+from ali.catalog import Model
 from ali.cli import command, terminable
 from ali.cli.common import check_at_least, set_threads, write_png
 from ali.config import Config
@@ -32,7 +33,7 @@ from ali.metrics import (
     VAL_ERROR,
 )
 from ali.output import console, lossy_output
-from ali.settings import missing_file, read_settings
+from ali.settings import Settings, missing_file, read_settings
 
 if TYPE_CHECKING:
     from ali.data import Dataset
@@ -114,12 +115,7 @@ class Train:
             settings = read_settings(source)
         except FileNotFoundError:
             raise missing_file(source) from None
-        settings.check(Config)
-        model = settings.values.get("model", self.experiment.model)
-        values = Config.of_model(model).to_dict() | settings.values
-        with settings.naming_lines():
-            experiment = Config.from_dict(values)
-        return parse(replace(self, experiment=experiment))
+        return parse(replace(self, experiment=_experiment(settings, self.experiment.model)))
 
     @lossy_output()
     def run(self) -> None:
@@ -139,6 +135,17 @@ class Train:
                 raise
 
 
+def _experiment(settings: Settings, model: Model) -> Config:
+    """What a file's settings make of the defaults of its model, or of `model` if it names none.
+
+    Raises UserError, naming the line.
+    """
+    settings.check(Config)
+    model = settings.values.get("model", model)
+    with settings.naming_lines():
+        return Config.from_dict(Config.of_model(model).to_dict() | settings.values)
+
+
 def settings_first(argv: Sequence[str] | None) -> Train | None:
     """The settings of a file that `train --config` or `train --resume` names, as defaults.
 
@@ -155,11 +162,8 @@ def settings_first(argv: Sequence[str] | None) -> Train | None:
         if named.command != "train" or named.output_dir is None:
             return None
         if (source := named.output_dir / CONFIG if named.resume else named.config) is not None:
-            settings = read_settings(source)
-            settings.check(Config)
-            model = settings.values.get("model", Config.model)
-            whole = Config.of_model(model).to_dict() | settings.values
-            return Train(output_dir=named.output_dir, experiment=Config.from_dict(whole))
+            experiment = _experiment(read_settings(source), Config.model)
+            return Train(output_dir=named.output_dir, experiment=experiment)
     return None
 
 

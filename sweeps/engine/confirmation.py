@@ -64,6 +64,11 @@ def is_new(trial: FrozenTrial) -> bool:
     return CONFIRMS not in trial.user_attrs and RETRIES not in trial.user_attrs
 
 
+def is_repetition(trial: FrozenTrial) -> bool:
+    """Whether it is another seed of one, and not a retry of that."""
+    return CONFIRMS in trial.user_attrs and RETRIES not in trial.user_attrs
+
+
 def level(trial: FrozenTrial) -> float:
     """The mean objective over the last fifth of a trial's evaluations, one at least.
 
@@ -171,7 +176,7 @@ def next_to_race(trials: Sequence[FrozenTrial], every: int, seeds: int) -> int |
     of the RACED best expected that has begun fewer than `seeds` and has none running.
     """
     begun = [t for t in trials if t.state != TrialState.WAITING]
-    again = [t for t in begun if CONFIRMS in t.user_attrs and RETRIES not in t.user_attrs]
+    again = list(filter(is_repetition, begun))
     if not every or len(begun) < len(trials) or not _is_due(begun, every):
         return None
     running = {t.user_attrs[CONFIRMS] for t in again if not t.state.is_finished()}
@@ -188,8 +193,7 @@ def _is_due(begun: Sequence[FrozenTrial], every: int) -> bool:
     new = again = 0
     for trial in sorted(begun, key=lambda t: t.number):
         new += is_new(trial)
-        repeats = CONFIRMS in trial.user_attrs and RETRIES not in trial.user_attrs
-        again += repeats and again < new // every
+        again += is_repetition(trial) and again < new // every
     return again < new // every
 
 

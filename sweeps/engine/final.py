@@ -21,7 +21,7 @@ from ali.output import lossy_output
 from sweeps.engine.final_test import Outcome, best_of, over_seeds, result_table, seeds_table
 from sweeps.engine.full_training import SAME_COMMAND, FullTraining, TrainingContext
 from sweeps.engine.journal import ALI
-from sweeps.engine.options import BEST_OPTIONS, JOURNAL, Location, read_options
+from sweeps.engine.options import BEST_OPTIONS, JOURNAL, Location
 from sweeps.engine.results import results
 from sweeps.engine.retry import Retry, is_temporary
 from sweeps.engine.scripts import here, running_command
@@ -95,8 +95,7 @@ def train_best(options: FinalOptions) -> int:
     import torch
 
     uri = options.uri
-    bucket = options.storage_path or read_options(options.folder).get("storage_path")
-    options = replace(options, output_dir=options.output_dir.resolve(), storage_path=bucket)
+    options = replace(options.with_saved_storage(), output_dir=options.output_dir.resolve())
     options.storage.check()
     client = connect(uri, existing=True)
     ask = Retry("MLflow", options.outage_seconds, is_temporary, way_on=SAME_COMMAND)

@@ -75,6 +75,11 @@ class Location:
         """Where the sweep's checkpoints are. Raises UserError for an invalid address."""
         return Storage.at(self.storage_path or self.output_dir, self.name)
 
+    def with_saved_storage(self) -> Self:
+        """The same, with the bucket that the sweep was started with where none is given."""
+        bucket = self.storage_path or read_options(self.folder).get("storage_path")
+        return replace(self, storage_path=bucket)
+
     @property
     def uri(self) -> str:
         """The MLflow address, by the same rule in every command."""

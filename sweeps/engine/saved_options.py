@@ -69,8 +69,7 @@ def parse(defaults: Options, argv: list[str] | None = None) -> Options:
     options = parse_args(Options, argv, default=defaults, read=read).automatic()
     if not options.resume:
         return options
-    bucket = options.storage_path or read_options(options.folder).get("storage_path")
-    if bucket and is_behind(stored := replace(options, storage_path=bucket)):
+    if (stored := options.with_saved_storage()).storage_path and is_behind(stored):
         for name in (OLD_OPTIONS, OPTIONS):
             stored.storage.fetch(options.folder / name)
     if not (plain := read_options(options.folder)):
