@@ -95,6 +95,11 @@ def c_compiler() -> str:
     return os.environ.get("ALI_CC", "cc")
 
 
+def cuda_graphs() -> bool:
+    """$ALI_CUDA_GRAPHS: whether training steps on a GPU are captured; 0: no; default: yes."""
+    return os.environ.get("ALI_CUDA_GRAPHS", "1") != "0"
+
+
 def ray_address() -> str | None:
     """$RAY_ADDRESS: the Ray cluster to join; default: this user's on this node, or a new one."""
     return os.environ.get("RAY_ADDRESS") or None

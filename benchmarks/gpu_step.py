@@ -2,11 +2,11 @@
 
 A way turns a State and a batch into a function for one step of `ali.training.step.train_step`:
 
-- `eager` calls it, as `train_epoch` does.
+- `eager` calls it, as `train_epoch` does on a CPU.
 - `compiled` gives all its arithmetic, from the networks to both gradients, to torch.compile as one
   graph. Random numbers are drawn before it, in the same order, and Adam follows it: torch.compile
   takes neither a generator nor autograd.grad.
-- `captured` replays the kernels of either as one CUDA graph: the host launches them with one call.
+- `captured` replays the kernels of either as one CUDA graph, as `train_epoch` does on a GPU.
 
 All of them train on the same random numbers, and differ by rounding at most.
 """
@@ -32,6 +32,7 @@ from ali.models.precision import compute_dtype
 from ali.models.tables import paper_table
 from ali.training import step as training
 from ali.training.state import State
+from ali.training.step_graph import StepGraph
 from benchmarks import peers
 from benchmarks.gpu_rows import Row, Run, attempt, skipped
 from benchmarks.peers import replaced
@@ -49,33 +50,14 @@ def eager(state: State, x: Tensor) -> TakeStep:
     return partial(training.train_step, state, x)
 
 
-def captured(state: State, take_step: TakeStep) -> TakeStep:
+def captured(state: State, take_step: Callable[[Tensor], Any], x: Tensor) -> TakeStep:
     """`take_step` as a CUDA graph, after a few steps to warm up."""
-    side = torch.cuda.Stream()  # PyTorch asks for steps on a stream that is not the default one
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            take_step()
-    torch.cuda.current_stream().wait_stream(side)
-    for optimizer in state.optimizers:
-        for group in optimizer.param_groups:
-            group["capturable"] = True  # fused Adam has its step count on the device as it is
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(state.generator)
-    taken = state.step
-    with torch.cuda.graph(graph):
-        losses = take_step()
-    state.step = taken  # captured, not taken
-
-    def replay() -> Any:
-        graph.replay()
-        state.step += 1
-        return losses
-
-    return replay
+    for _ in range(WARM_UP):
+        take_step(x)
+    return partial(StepGraph(state, take_step, (x,)).replay, x)
 
 
-def compiled(state: State, x: Tensor) -> TakeStep:
+def compiled(state: State, x: Tensor) -> Callable[[Tensor], Any]:
     """`train_step` with torch.compile, after one step that records its draws."""
     drawn: list[tuple[int, Callable[[int, torch.Generator], Tensor]]] = []
     draw_rows = distributed.draw_rows
@@ -101,7 +83,7 @@ def compiled(state: State, x: Tensor) -> TakeStep:
     graph = torch.compile(_traced(state, gradients, x, draws), fullgraph=True)
     theta = [training._weights(optimizer) for optimizer in state.optimizers]
 
-    def step() -> tuple[Tensor, Tensor]:
+    def step(x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():  # the gradients are among its results
             loss_d, loss_g, *found = graph(x, draws())
         for optimizer, weights in zip((state.optimizer_d, state.optimizer_g), theta, strict=True):
@@ -138,7 +120,7 @@ def _batch_norm(h: Tensor, mean: Tensor, var: Tensor, *others: Any) -> Tensor:
 
 WAYS: dict[str, Way] = {  # all but the first need CUDA
     "ours": eager,
-    "ours, CUDA graph": lambda state, x: captured(state, eager(state, x)),
+    "ours, CUDA graph": lambda state, x: captured(state, partial(training.train_step, state), x),
 }
 
 
@@ -189,10 +171,10 @@ def _compiled(run: Run, what: str, config: Config) -> Iterator[Row]:
     with training.repeatable():
         start = time.perf_counter()
         take_step = compiled(state, x)
-        take_step()
+        take_step(x)
         note = f"compiled in {time.perf_counter() - start:.0f} s"
-        yield _timed(run, what, state, x, take_step, note)
-        yield _timed(run, f"{what}, CUDA graph", state, x, captured(state, take_step))
+        yield _timed(run, what, state, x, partial(take_step, x), note)
+        yield _timed(run, f"{what}, CUDA graph", state, x, captured(state, take_step, x))
 
 
 def _of_table(run: Run, config: Config, table: str) -> Iterator[Row]:
@@ -260,7 +242,7 @@ def same_numbers(run: Run, steps: int = 5) -> Iterator[Row]:
         config, device = settings("svhn", run), torch.device(run.device)
         x, one, other = batch(config, device), *(train_state(config, device) for _ in range(2))
         with training.repeatable():
-            replay = captured(other, eager(other, x))
+            replay = WAYS["ours, CUDA graph"](other, x)
             for _ in range(steps):
                 replay()
             for _ in range(WARM_UP + steps):

@@ -23,6 +23,7 @@ from ali.training.checkpoint import Manifest
 
 if TYPE_CHECKING:
     from ali.data import Images, LabelledBatches
+    from ali.training.step_graph import StepGraph
 
 # What a resume may change: the length of a run and its evaluation, nothing that alters training.
 # See `resumable_changes` for models that are trained with labels.
@@ -38,7 +39,8 @@ class State:
     `generator` is the only source of randomness: data order, z, noise and dropout masks.
     `epoch` and `step` count those done. There is an optimiser for each of `networks.weights()`.
     `labelled` are the images whose labels a model that classifies is trained with; they are not
-    saved, since data and configuration determine them.
+    saved, since data and configuration determine them. `graph` is the training step as this process
+    has captured it, on CUDA.
     """
 
     config: Config
@@ -48,6 +50,7 @@ class State:
     epoch: int = 0
     step: int = 0
     labelled: LabelledBatches | None = field(default=None, repr=False)
+    graph: StepGraph | None = field(default=None, repr=False)
 
     @property
     def optimizer_d(self) -> torch.optim.Adam:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,8 +16,10 @@ from ali.metrics import IMAGES_PER_SECOND
 from ali.models import narrow
 from ali.models.base import Labelled, Noise
 from ali.models.networks import ALI
+from ali.training import step_graph
 from ali.training.losses import losses
 from ali.training.state import State
+from ali.training.step_graph import StepGraph
 
 
 def device() -> torch.device:
@@ -102,6 +105,8 @@ def train_epoch(state: State, images: Tensor) -> dict[str, float]:
     start, first, names = time.perf_counter(), state.step, state.networks.LOSSES
     state.networks.train()
     state.networks.begin_epoch(state.epoch, state.config.epochs)
+    if step_graph.changes_by_epoch(state.networks):
+        state.graph = None
     if state.labelled is not None:
         state.labelled.begin_epoch()
     if images.device.type == "cpu":
@@ -109,7 +114,7 @@ def train_epoch(state: State, images: Tensor) -> dict[str, float]:
     step_losses = torch.empty(steps, len(names), device=images.device)  # of each step
     with repeatable():
         for i, x in enumerate(data.batches(images, state.config.batch_size, state.generator)):
-            for j, loss in enumerate(_take_step(state, distributed.shard(x))):
+            for j, loss in enumerate(_take_step(state, x, first=i < step_graph.WARM_UP)):
                 step_losses[i, j] = loss
             if images.device.type == "cpu":  # elsewhere this would wait for the device
                 _check(step_losses[i : i + 1], first + i, state)
@@ -122,13 +127,23 @@ def train_epoch(state: State, images: Tensor) -> dict[str, float]:
     return means | {IMAGES_PER_SECOND: steps * state.config.batch_size / seconds}
 
 
-def _take_step(state: State, x: Tensor) -> tuple[Tensor, ...]:
+def _take_step(state: State, x: Tensor, first: bool) -> tuple[Tensor, ...]:
+    """A step on this worker's rows of x; `first`: one of those before a CUDA graph is captured."""
+    inputs: tuple[Tensor, ...] = (distributed.shard(x),)
+    if state.labelled is not None:
+        labelled = state.labelled.draw(state.config.batch_size, state.generator)
+        inputs += tuple(distributed.shard(part) for part in labelled)
+    if state.graph is None and (first or not step_graph.captures(state)):
+        return _step(state, *inputs)
+    if state.graph is None:
+        state.graph = StepGraph(state, partial(_step, state), inputs)
+    return state.graph.replay(*inputs)
+
+
+def _step(state: State, x: Tensor, *labelled: Tensor) -> tuple[Tensor, ...]:
     if type(state.networks) is ALI:
         return train_step(state, x)
-    if state.labelled is None:
-        return model_step(state, x, None)
-    x_l, y = state.labelled.draw(state.config.batch_size, state.generator)
-    return model_step(state, x, (distributed.shard(x_l), distributed.shard(y)))
+    return model_step(state, x, (labelled[0], labelled[1]) if labelled else None)
 
 
 def non_finite(state: State) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from benchmarks.gpu_page import Report, SectionResult
 from benchmarks.gpu_rows import Outcome, Row, Run, attempt, goal, skipped
 from benchmarks.gpu_runs import rows_of_tests
 from benchmarks.gpu_sections import SECTIONS, Section
-from benchmarks.gpu_step import WARM_UP, batch, captured, compiled, difference, eager
+from benchmarks.gpu_step import WARM_UP, WAYS, batch, compiled, difference
 from benchmarks.gpu_trials import Trial, _side_by_side
 from benchmarks.step import train_state
 from tests.paths import ROOT
@@ -56,7 +56,7 @@ def test_a_compiled_step_trains_as_the_plain_one_on_the_same_random_numbers(devi
     one, other = (train_state(SMALL, x.device) for _ in range(2))
     with narrow.left_out() if device == "cpu" else nullcontext(), training.repeatable():
         take_step = compiled(other, x)
-        found = [[float(loss) for loss in take_step()] for _ in range(2)]
+        found = [[float(loss) for loss in take_step(x)] for _ in range(2)]
         wanted = [[float(loss) for loss in training.train_step(one, x)] for _ in range(3)]
     rounding = 1e-5 if device == "cpu" else 1e-3  # Adam steps 1e-4 where a gradient is rounding
     assert found == [pytest.approx(losses, rel=rounding) for losses in wanted[1:]]
@@ -74,7 +74,7 @@ def test_a_cuda_graph_trains_the_same_bits(precision):
     x = batch(config, torch.device("cuda"))
     one, other = (train_state(config, x.device) for _ in range(2))
     with training.repeatable():
-        replay = captured(other, eager(other, x))
+        replay = WAYS["ours, CUDA graph"](other, x)
         for _ in range(3):
             replay()
         for _ in range(WARM_UP + 3):

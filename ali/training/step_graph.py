@@ -1,0 +1,67 @@
+"""Training steps as CUDA graphs: all kernels of a step are launched by one call of the host.
+
+A step is several hundred kernels. A GPU is through with most of them sooner than Python has
+launched the next; replayed as a graph, they follow one another without the host. Kernels, their
+order and their random numbers are those of the step as it was captured, and so are the bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ali import distributed, environment
+from ali.models.base import Networks
+
+if TYPE_CHECKING:
+    from ali.training.state import State
+
+TakeStep = Callable[..., tuple[Tensor, ...]]
+WARM_UP = 2  # steps of a process before one is captured: they set up cuDNN, cuBLAS and Adam
+
+
+class StepGraph:
+    """A step of training, captured on the state's device; `replay` takes it on other inputs.
+
+    Args:
+        take_step: takes a step on tensors of the shapes of `inputs` and counts it in `state`;
+            it has been called on this state before.
+    """
+
+    def __init__(self, state: State, take_step: TakeStep, inputs: tuple[Tensor, ...]) -> None:
+        self._state, self._inputs = state, [x.clone() for x in inputs]
+        for optimizer in state.optimizers:
+            for group in optimizer.param_groups:
+                group["capturable"] = True  # fused Adam's step count is on the device as it is
+        self._graph, taken = torch.cuda.CUDAGraph(), state.step
+        self._graph.register_generator_state(state.generator)
+        try:
+            # thread_local: other threads, Ray's and MLflow's, may use the device meanwhile
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._losses = take_step(*self._inputs)
+        except RuntimeError as error:
+            error.add_note("ALI_CUDA_GRAPHS=0 trains without CUDA graphs, more slowly")
+            raise
+        state.step = taken  # captured, not taken
+
+    def replay(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The losses of a step; the next replay overwrites them."""
+        for captured, x in zip(self._inputs, inputs, strict=True):
+            captured.copy_(x)
+        self._graph.replay()
+        self._state.step += 1
+        return self._losses
+
+
+def captures(state: State) -> bool:
+    """Whether the state's steps are captured: on CUDA, by a worker that is alone."""
+    alone = distributed.world_size() == 1
+    return state.device.type == "cuda" and alone and environment.cuda_graphs()
+
+
+def changes_by_epoch(networks: Networks) -> bool:
+    """Whether the networks' step depends on the epoch, so that each needs a graph of its own."""
+    return type(networks).begin_epoch is not Networks.begin_epoch
