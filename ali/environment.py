@@ -100,6 +100,11 @@ def cuda_graphs() -> bool:
     return os.environ.get("ALI_CUDA_GRAPHS", "1") != "0"
 
 
+def has_mps() -> bool:
+    """Whether CUDA has been told of a Multi-Process Service ($CUDA_MPS_PIPE_DIRECTORY)."""
+    return bool(os.environ.get("CUDA_MPS_PIPE_DIRECTORY"))
+
+
 def ray_address() -> str | None:
     """$RAY_ADDRESS: the Ray cluster to join; default: this user's on this node, or a new one."""
     return os.environ.get("RAY_ADDRESS") or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import platform
 import statistics
@@ -21,6 +22,7 @@ from ali import data
 from ali.config import Config
 from ali.evaluation import protocol, quality
 from ali.models.inference import chunks, evaluating
+from ali.models.memory import gpu_memory
 from ali.models.precision import compute_dtype
 from ali.models.tables import paper_table
 from ali.training import step as training
@@ -38,6 +40,7 @@ SYNCHRONISES = (
     "cudaEventSynchronize",
     "cudaMemcpy",
 )
+SLOWEST = 12  # kernels of an epoch that the JSON file names
 EPOCH = 63_257  # images of an epoch of SVHN that evaluation is compared with
 HOUSE_NUMBERS = Config()  # at the paper's settings
 
@@ -129,6 +132,7 @@ def _waits(run: Run, what: str, config: Config) -> Iterator[Row]:
         return lambda: training.train_epoch(state, images)
 
     epoch(STEPS)()
+    _warnings(epoch(STEPS))  # the first time it may wait once more
     few, many = (_warnings(epoch(steps)) for steps in (STEPS, 2 * STEPS))
     if few == 0:
         raise RuntimeError("PyTorch did not even warn of the waits at the end of an epoch")
@@ -144,7 +148,9 @@ def _waits(run: Run, what: str, config: Config) -> Iterator[Row]:
     yield goal(f"{what}, by the profiler", each == 0, each, note="calls of CUDA that wait")
     busy = 100 * (two.busy - one.busy) / STEPS / took
     note = f"{(two.kernels - one.kernels) / STEPS:.0f} kernels and {1e3 * took:.2f} ms a step"
-    yield Row(f"{what.split(':')[0]}: device busy in an epoch", busy, "%", note=note)
+    details = {"slowest": two.slowest}
+    what = f"{what.split(':')[0]}: device busy in an epoch"
+    yield Row(what, busy, "%", note=note, details=details)
 
 
 def _images(config: Config, steps: int, device: torch.device) -> Tensor:
@@ -170,6 +176,7 @@ class Profile(NamedTuple):
     waits: int  # calls of CUDA that wait for the device
     kernels: int  # and copies
     busy: float  # seconds that these take
+    slowest: list[tuple[str, int, float]]  # kernels: name, how many, and their part of `busy`
 
 
 def _profile(work: Callable[[], object]) -> Profile:
@@ -188,7 +195,9 @@ def _profile(work: Callable[[], object]) -> Profile:
     ]
     waits = sum(one.count for one in found if one.key in SYNCHRONISES)
     busy = sum(one.self_device_time_total for one in on_device) / 1e6
-    return Profile(waits, sum(one.count for one in on_device), busy)
+    first = sorted(on_device, key=lambda one: -one.self_device_time_total)[:SLOWEST]
+    slowest = [(k.key[:100], k.count, k.self_device_time_total / 1e6 / busy) for k in first]
+    return Profile(waits, sum(one.count for one in on_device), busy, slowest)
 
 
 # Memory --------------------------------------------------------------------------------------
@@ -204,6 +213,7 @@ def memory(run: Run) -> Iterator[Row]:
 
 def _memory(run: Run, what: str, config: Config) -> Row:
     device = torch.device(run.device)
+    gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     state = train_state(config, device)
@@ -213,11 +223,13 @@ def _memory(run: Run, what: str, config: Config) -> Row:
     context = max(0.0, total - free - torch.cuda.memory_reserved() / 2**30)
     fit = int(total / (reserved + context))
     allocated = torch.cuda.max_memory_allocated() / 2**30
+    expected = gpu_memory(config) / 2**30
     return Row(
         what,
         reserved + context,
         "GiB",
-        note=f"{allocated:.2f} in tensors, {context:.2f} CUDA's own; {fit} fit into {total:.0f}",
+        note=f"{allocated:.2f} in tensors, {context:.2f} CUDA's own, {expected:.2f} expected; "
+        f"{fit} fit into {total:.0f}",
         details={"reserved": reserved, "allocated": allocated, "context": context, "total": total},
     )
 

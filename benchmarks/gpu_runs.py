@@ -140,8 +140,6 @@ def _sweep(run: Run) -> Iterator[Row]:
         options += " --width 0.1 --train-size 200 --batch-size 50 --labels 20 --epochs 1"
     else:
         options += " --width 0.25 --batch-size 32 --epochs 2 --train-size 4000"
-    if run.cuda:
-        options += " --gpus-per-trial 0.25"
     options += f" --num-trials {trials}"
     uri = tracking.default_uri(folder)
     place = ("--name", "gpu", "--output-dir", folder, "--tracking-uri", uri)

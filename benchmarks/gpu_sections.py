@@ -37,19 +37,19 @@ class Section:
 
 PEAK = "peak"
 SECTIONS = {  # in this order: what is measured first is there if the machine is taken away
-    PEAK: Section("the device, and its fastest matrix products", "gpu_device", 20),
-    "step": Section("a training step, ours, plain PyTorch's and the peers'", "gpu_step", 60),
+    PEAK: Section("the device, and its fastest matrix products", "gpu_device", 9),
+    "step": Section("a training step, ours, plain PyTorch's and the peers'", "gpu_step", 48),
     "waits": Section(
-        "times the host waits for the device in an epoch", "gpu_device", 25, needs_cuda=True
+        "times the host waits for the device in an epoch", "gpu_device", 24, needs_cuda=True
     ),
-    "trials": Section("trials side by side on one device, a process each", "gpu_trials", 55),
-    "memory": Section("what a trial takes of the device", "gpu_device", 20, needs_cuda=True),
-    "evaluation": Section("val_error, sample measures and data", "gpu_device", 35),
-    "resume": Section("a training that is killed and resumed", "gpu_runs", 40),
-    "tests": Section("the tests that only a GPU can run", "gpu_runs", 25, needs_cuda=True),
-    "sweep": Section("a whole small sweep", "gpu_runs", 65),
-    "training": Section("house numbers at the paper's settings", "gpu_runs", 200),
-    "compile": Section("the training step with torch.compile", "gpu_step", 75, needs_cuda=True),
+    "trials": Section("trials side by side on one device, a process each", "gpu_trials", 70),
+    "memory": Section("what a trial takes of the device", "gpu_device", 10, needs_cuda=True),
+    "evaluation": Section("val_error, sample measures and data", "gpu_device", 22),
+    "resume": Section("a training that is killed and resumed", "gpu_runs", 28),
+    "tests": Section("the tests that only a GPU can run", "gpu_runs", 45, needs_cuda=True),
+    "sweep": Section("a whole small sweep", "gpu_runs", 55),
+    "training": Section("house numbers at the paper's settings", "gpu_runs", 165),
+    "compile": Section("the training step with torch.compile", "gpu_step", 55, needs_cuda=True),
 }
 
 

@@ -54,7 +54,13 @@ def captured(state: State, take_step: Callable[[Tensor], Any], x: Tensor) -> Tak
     """`take_step` as a CUDA graph, after a few steps to warm up."""
     for _ in range(WARM_UP):
         take_step(x)
-    return partial(StepGraph(state, take_step, (x,)).replay, x)
+    graph = StepGraph(state, take_step, (x,))
+
+    def replay() -> Any:
+        state.step += 1
+        return graph(x)
+
+    return replay
 
 
 def compiled(state: State, x: Tensor) -> Callable[[Tensor], Any]:

@@ -1,7 +1,9 @@
 """Section `trials`: 1, 2, 4 and 8 trials on one device, each a process with 1/n of it.
 
-As in a sweep with --gpus-per-trial 1/n, the processes share the device by its own time slices.
-They start once, build a step, and train for a moment together whenever they are told to.
+As in a sweep with --gpus-per-trial 1/n, the processes compute at the same time where the device's
+Multi-Process Service can be had (sweeps/engine/mps.py); otherwise they take turns, which is
+measured, too. They start once, build a step, and train for a moment together whenever they are told
+to.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,21 +23,23 @@ import torch
 from ali.config import Config
 from ali.output import first_line
 from ali.training import step as training
-from benchmarks.gpu_rows import Outcome, Row, Run, attempt, skipped
-from benchmarks.gpu_step import WARM_UP, WAYS, batch, eager, settings
+from benchmarks.gpu_rows import Outcome, Row, Run, attempt, goal, skipped
+from benchmarks.gpu_step import WARM_UP, WAYS, batch, settings
 from benchmarks.step import gflop_an_image, train_state
+from sweeps.engine import mps
 
 ANSWER = 60.0  # seconds that a process has to build a step
 TURN, SMALL_TURN = 1.5, 0.2  # seconds of training
 
 
-def serve(device_name: str, pipe: Connection) -> None:
+def serve(device_name: str, pipe: Connection, mps_folder: Path | None) -> None:
     """Answers numbered requests: builds a step, or takes steps for so many seconds.
 
     The answers are 10⁹ operations an image, images a second, or a text that says what went wrong.
     """
     device = torch.device(device_name)
     torch.set_num_threads(1)
+    joined = mps_folder is not None and mps.join(0.5, mps_folder)
     take_step, config = None, Config()
     while message := pipe.recv():
         number, request = message
@@ -43,6 +48,8 @@ def serve(device_name: str, pipe: Connection) -> None:
                 assert take_step is not None
                 pipe.send((number, _rate(take_step, request, device) * config.batch_size))
                 continue
+            if mps_folder is not None and not joined:
+                raise RuntimeError("no Multi-Process Service works here")
             (config, way), take_step = request, None
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -59,10 +66,11 @@ def serve(device_name: str, pipe: Connection) -> None:
 class Trial:
     """A process that trains when it is told to."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, mps_folder: Path | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, there = context.Pipe()
-        self._process = context.Process(target=serve, args=(device, there), daemon=True)
+        arguments = (device, there, mps_folder)
+        self._process = context.Process(target=serve, args=arguments, daemon=True)
         self._process.start()
         there.close()  # so that the end of the process ends `recv`
         self._asked = 0
@@ -103,20 +111,43 @@ def _rate(take_step: Any, seconds: float, device: torch.device) -> float:
 
 
 def trials(run: Run) -> Iterator[Row]:
-    counts = (1, 2) if run.small else (1, 2, 4, 8)
+    yield from _all(run, (1, 2) if run.small else (1, 4), None)
+    if not run.cuda:
+        yield skipped("the Multi-Process Service, CUDA graphs")
+        return
+    folder = run.work / "mps"
+    try:
+        yield from _all(run, (1, 2, 4, 8), folder)
+    finally:
+        mps.end(folder)
+
+
+def _all(run: Run, counts: tuple[int, ...], mps_folder: Path | None) -> Iterator[Row]:
+    """Side by side, at two widths; at last without one of them, which is killed."""
     paper = settings("svhn", run)
     narrow = paper.replace(width=0.25, batch_size=32)
-    started = [Trial(run.device) for _ in range(counts[-1])]
+    shared = "MPS, " * (mps_folder is not None)
+    way = "ours, CUDA graph" if run.cuda else "ours"  # as an epoch is trained
+    started = [Trial(run.device, mps_folder) for _ in range(counts[-1])]
     for config in (paper,) if run.small else (paper, narrow):
-        for way in WAYS:
-            what = f"width {Fraction(config.width)}, batch {config.batch_size}, {way}"
-            if run.cuda or WAYS[way] is eager:
-                measure = partial(_side_by_side, run, what, (config, way), started, counts)
-                yield from attempt(what, measure)
-            else:
-                yield skipped(what)
+        what = f"{shared}width {Fraction(config.width)}, batch {config.batch_size}"
+        measure = partial(_side_by_side, run, what, (config, way), started, counts)
+        yield from attempt(what, measure)
+    if mps_folder is not None:
+        yield from attempt("one is killed", partial(_killed, started))
     for trial in started:
         trial.end()
+
+
+def _killed(trials: list[Trial]) -> Row:
+    """Kills a process in the middle of its steps: those beside it should go on."""
+    for trial in trials:
+        trial.ask(TURN)
+    time.sleep(TURN / 2)
+    trials[0].end()
+    _, *others = [trial.answer() for trial in trials]
+    wrong = [answer for answer in (*others, *_ask(trials[1:], TURN)) if isinstance(answer, str)]
+    return goal("one is killed with -9, the others go on", not wrong, note="".join(wrong[:1]))
 
 
 def _side_by_side(

@@ -137,7 +137,8 @@ def _take_step(state: State, x: Tensor, first: bool) -> tuple[Tensor, ...]:
         return _step(state, *inputs)
     if state.graph is None:
         state.graph = StepGraph(state, partial(_step, state), inputs)
-    return state.graph.replay(*inputs)
+    state.step += 1
+    return state.graph(*inputs)
 
 
 def _step(state: State, x: Tensor, *labelled: Tensor) -> tuple[Tensor, ...]:

@@ -24,15 +24,17 @@ WARM_UP = 2  # steps of a process before one is captured: they set up cuDNN, cuB
 
 
 class StepGraph:
-    """A step of training, captured on the state's device; `replay` takes it on other inputs.
+    """A step of training, captured on the state's device; called, it takes it on other inputs.
+
+    It does not count the step. It holds no reference to the state, which holds it: the device's
+    memory is free as soon as both are.
 
     Args:
-        take_step: takes a step on tensors of the shapes of `inputs` and counts it in `state`;
-            it has been called on this state before.
+        take_step: takes a step on tensors of the shapes of `inputs`, as it has before.
     """
 
     def __init__(self, state: State, take_step: TakeStep, inputs: tuple[Tensor, ...]) -> None:
-        self._state, self._inputs = state, [x.clone() for x in inputs]
+        self._inputs = [x.clone() for x in inputs]
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
                 group["capturable"] = True  # fused Adam's step count is on the device as it is
@@ -47,12 +49,11 @@ class StepGraph:
             raise
         state.step = taken  # captured, not taken
 
-    def replay(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The losses of a step; the next replay overwrites them."""
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The losses of a step; the next one overwrites them."""
         for captured, x in zip(self._inputs, inputs, strict=True):
             captured.copy_(x)
         self._graph.replay()
-        self._state.step += 1
         return self._losses
 
 

@@ -20,6 +20,8 @@ from sweeps.engine.options import Options
 _SOCKET = "/ray/session_2026-11-26_02-49-42_993445_4194304/sockets/plasma_store"
 MAX_PATH, FREE_MB = 107 - len(_SOCKET), 32
 NODE_CPU = "CPUs of the largest node"  # beside Ray's own names of resources
+MOST_ON_A_GPU = 4  # trials, by default
+LEAST_GPU_MEMORY = 14 * 2**30  # bytes, of the GPUs that are to be had for hire
 PRELOADING_CORES = 16  # above, one worker per core that imports torch takes much memory
 
 
@@ -211,15 +213,20 @@ class TrialResources:
     concurrent: int
 
 
-def allocate_resources(options: Options, resources: dict[str, float]) -> TrialResources:
+def allocate_resources(
+    options: Options, resources: dict[str, float], gpu_memory: int | None = None
+) -> TrialResources:
     """Divides a cluster's CPUs and GPUs among trials.
+
+    Args:
+        gpu_memory: what a trial takes of a GPU's, in bytes; None: not known.
 
     Raises UserError if a trial asks for more than there is.
     """
     cpus, gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0.0)
     trial_gpus = options.gpus_per_trial
     if trial_gpus is None:
-        trial_gpus = 1.0 if gpus else 0.0
+        trial_gpus = 1 / _trials_on_a_gpu(options, gpus, gpu_memory) if gpus else 0.0
     if trial_gpus > 1 and trial_gpus != int(trial_gpus):
         raise UserError(f"--gpus-per-trial {trial_gpus:g}: Ray takes whole GPUs above 1")
     node = int(resources.get(NODE_CPU, cpus))  # a trial runs on one node
@@ -241,6 +248,16 @@ def allocate_resources(options: Options, resources: dict[str, float]) -> TrialRe
         trial_cpus -= 1
     at_once = max(1, min(concurrent, _fit(cpus, node, trial_cpus)))
     return TrialResources(trial_cpus, trial_gpus, threads=trial_cpus, concurrent=at_once)
+
+
+def _trials_on_a_gpu(options: Options, gpus: float, memory: int | None) -> int:
+    """As many as fit into the memory, up to where more gain little (docs/results.md).
+
+    With many GPUs fewer, since trials that run at the same time learn nothing from one another.
+    """
+    fit = int(LEAST_GPU_MEMORY / memory) if memory else 1
+    wanted = int(max(MOST_ON_A_GPU, options.num_trials / 4) / gpus)
+    return max(1, min(MOST_ON_A_GPU, fit, wanted))
 
 
 def _fit(cpus: int, node: int, each: int) -> int:

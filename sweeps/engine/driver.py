@@ -288,6 +288,7 @@ class Driver:
             to,
             options.image_every or self._tenth,
             resources.threads,
+            resources.gpus,
             options.outage_seconds,
             self.fingerprint,
             self.base.to_dict()["data_dir"],

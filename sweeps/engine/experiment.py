@@ -40,6 +40,14 @@ class Experiment(ABC):
 
         torch.set_num_threads(threads)
 
+    def gpu_memory(self, config: Config) -> int | None:
+        """About how many bytes of a GPU's memory a trial takes, CUDA's own included.
+
+        Trials share a GPU only if they fit. Default: None, not known; a trial then has a whole
+        GPU unless --gpus-per-trial says otherwise.
+        """
+        return None
+
     @abstractmethod
     def load_data(self, config: Config) -> Any:
         """The data set that a configuration names.
@@ -154,6 +162,11 @@ class AliExperiment(Experiment):
 
     def fingerprint(self, dataset: Dataset) -> str:
         return dataset.fingerprint
+
+    def gpu_memory(self, config: Config) -> int:
+        from ali.models.memory import gpu_memory
+
+        return gpu_memory(config)
 
     def facts(self, config: Config) -> dict[str, str]:
         from ali.experiment import facts

@@ -16,7 +16,8 @@ from ali.errors import UserError
 from ali.files import existing_part, make_folder
 from ali.lock import folder_lock
 from ali.output import lossy_output, without_password
-from sweeps.engine.cluster import allocate_resources, check_ray, start_ray
+from sweeps.engine import mps
+from sweeps.engine.cluster import allocate_resources, check_ray, find_cluster, start_ray
 from sweeps.engine.driver import Driver, Sweep
 from sweeps.engine.live import LOG, say
 from sweeps.engine.mirror import JournalMirror
@@ -101,7 +102,11 @@ def launch(sweep: Sweep, options: Options) -> int:
         began = time.monotonic()
         with ThreadPoolExecutor(1) as beside:  # MLflow's part and Ray's start both take seconds
             beside.submit(prepare, uri)
-            resources = allocate_resources(options, start_ray())
+            resources = allocate_resources(
+                options, start_ray(), sweep.experiment.gpu_memory(largest)
+            )
+        if find_cluster() is None:
+            held.callback(mps.ender())
         make_folder(options.output_dir, shared=True)
         client = connect(uri)
         known = restore_sweep(client, options.name) if options.resume else None

@@ -23,7 +23,7 @@ from ali.config import Config
 from ali.errors import NonFiniteError, UserError
 from ali.history import read_history, write_history
 from ali.metrics import EPOCH, EVAL_SECONDS, TRAIN_SECONDS
-from sweeps.engine import ray_compat
+from sweeps.engine import mps, ray_compat
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment, Metrics
 from sweeps.engine.objective import Objective
@@ -58,6 +58,7 @@ class TrialContext:
     to: TrackingContext
     image_every: int
     threads: int
+    gpus: float
     outage_seconds: float
     fingerprint: str  # of the data that all trials have
     data_dir: str | None  # the data's folder: a resume may change it after a trial was drawn
@@ -71,6 +72,7 @@ class SweepTrial(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any], context: TrialContext) -> None:  # type: ignore[override]
+        self._mps = mps.join(context.gpus)
         context.experiment.set_threads(context.threads)
         self._context = context
         self._runs: list[TrialRun] = []  # of its trials, until all is delivered
@@ -119,6 +121,8 @@ class SweepTrial(tune.Trainable):
                 **versions(),
                 **context.experiment.facts(self._experiment_config),
             }
+            if context.gpus:
+                facts |= {"gpus": f"{context.gpus:g}", "mps": "yes" if self._mps else "no"}
             params = parameters(config, context.to.searched)
             self._opened = TrialRun(
                 context.to, self.trial_id, params, context.outage_seconds, tags=facts
@@ -160,6 +164,7 @@ class SweepTrial(tune.Trainable):
     def _epoch(self) -> dict[str, Any]:
         run, config, experiment = self._run, self._experiment_config, self._context.experiment
         if self._epochs is None:
+            self._check_gpu_memory()
             start = self._new_state() if self._state is None else self._state
             self._epochs = experiment.run(config, self._dataset, start)
         try:
@@ -179,6 +184,22 @@ class SweepTrial(tune.Trainable):
         if done:  # MLflow gets a final result before the search does
             run.queue.flush(FLUSH_SECONDS)
         return {**metrics, DONE: done}
+
+    def _check_gpu_memory(self) -> None:
+        """Raises UserError if the trial's part of a GPU has too little memory for it."""
+        gpus = self._context.gpus
+        need = self._context.experiment.gpu_memory(self._experiment_config)
+        if not 0 < gpus < 1 or need is None:
+            return
+        import torch
+
+        has = gpus * torch.cuda.get_device_properties(0).total_memory
+        if need > has:
+            raise UserError(
+                f"a trial takes some {need / 2**30:.1f} GiB of a GPU's memory, and its part, "
+                f"{gpus:.2g}, has {has / 2**30:.1f} GiB: raise --gpus-per-trial, or lower "
+                "--batch-size"
+            )
 
     def _new_state(self) -> Any | None:
         """A new state with its pictures in MLflow, where the experiment makes one apart."""

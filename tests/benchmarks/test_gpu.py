@@ -260,6 +260,8 @@ def test_chosen_sections_share_the_time_and_have_the_peak(tmp_path, monkeypatch)
         ("step", 0.5),
         ("training", 0.5),
     ]
+    peak, step, training = (SECTIONS[name].weight for name in ("peak", "step", "training"))
+    rest = step + training
     assert [run.seconds for _, run in told] == [
-        pytest.approx(part, abs=2) for part in (60 * 20 / 280, 60 * 60 / 260, 60)
+        pytest.approx(part, abs=2) for part in (60 * peak / (peak + rest), 60 * step / rest, 60)
     ]

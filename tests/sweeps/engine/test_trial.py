@@ -103,7 +103,7 @@ def logged(monkeypatch):
 
 def started(experiment, epochs=3, data="data 1", data_dir=None, outage_seconds=1.0, **config):
     to = TrackingContext("", "", "s", "", VAL_ERROR)
-    context = TrialContext(experiment, to, 9, 2, outage_seconds, data, data_dir)
+    context = TrialContext(experiment, to, 9, 2, 0.0, outage_seconds, data, data_dir)
     trial = SweepTrial.__new__(SweepTrial)
     trial.__dict__.update(_trial_info=None, _storage=None, _last_result={})
     trial.setup(Config(epochs=epochs, **config).to_dict(), context)
