@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ali import distributed, environment
 from ali.models.base import Networks
+from ali.output import first_line
 
 if TYPE_CHECKING:
     from ali.training.state import State
@@ -45,8 +46,13 @@ class StepGraph:
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._losses = take_step(*self._inputs)
         except RuntimeError as error:
-            error.add_note("ALI_CUDA_GRAPHS=0 trains without CUDA graphs, more slowly")
-            raise
+            _release(torch.cuda.default_generators[state.device.index or 0])
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            raise RuntimeError(
+                "the training step cannot be captured as a CUDA graph (ALI_CUDA_GRAPHS=0 trains "
+                f"without, more slowly): {first_line(error)}"
+            ) from error
         state.step = taken  # captured, not taken
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -55,6 +61,11 @@ class StepGraph:
             captured.copy_(x)
         self._graph.replay()
         return self._losses
+
+
+def _release(generator: torch.Generator) -> None:
+    """Makes PyTorch's own generator usable in this process again, after a capture has failed."""
+    generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
 
 
 def captures(state: State) -> bool:

@@ -257,7 +257,8 @@ def test_cuda_gradients_are_the_cpus(monkeypatch):
     monkeypatch.setattr(
         torch, "randn", lambda shape, generator, device: torch.ones(shape, device=device) / 2
     )
-    for device in ("cpu", "cuda"):
-        training.train_step(fresh(NO_DROPOUT, device), batch().to(device))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for device in ("cpu", "cuda"):
+            training.train_step(fresh(NO_DROPOUT, device), batch().to(device))
     for cpu, gpu in zip(taken[0] + taken[1], taken[2] + taken[3], strict=True):
         assert (cpu - gpu.cpu()).norm() <= 2e-2 * cpu.norm() + 1e-9
