@@ -18,8 +18,6 @@ repeat until the set stays (Keerthi & DeCoste 2005, Chapelle 2007). What makes t
   conjugate gradients, to see which rows enter and leave (ali.evaluation.systems);
 - with many more rows than features the system stays in w, and rows that enter or leave A are added
   to X_AᵀX_A or taken from it.
-
-Where there is a GPU the large products are computed there, the rest on the CPU.
 """
 
 from __future__ import annotations
@@ -64,14 +62,13 @@ class Machines:
     def errors(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Fraction of rows of x (N, D) that get another label than y (N,), for each C: (P,)."""
         p, k, d = self.w.shape
-        device = _device()
-        w = torch.from_numpy(self.w.reshape(p * k, d).astype(np.float32)).to(device).T
-        b = torch.from_numpy(self.b.reshape(p * k).astype(np.float32)).to(device)
+        w = torch.from_numpy(self.w.reshape(p * k, d).astype(np.float32)).T
+        b = torch.from_numpy(self.b.reshape(p * k).astype(np.float32))
         wrong = np.zeros(p)
         for lo in range(0, len(x), 2000):
             rows = slice(lo, lo + 2000)
-            scores = torch.addmm(b, torch.from_numpy(x[rows]).to(device).float(), w)
-            best = self.classes[scores.reshape(-1, p, k).argmax(2).cpu().numpy()]  # (rows, P)
+            scores = torch.addmm(b, torch.from_numpy(x[rows]).float(), w)
+            best = self.classes[scores.reshape(-1, p, k).argmax(2).numpy()]  # (rows, P)
             wrong += (best != y[rows, None]).sum(0)
         return wrong / len(x)
 
@@ -211,7 +208,7 @@ class _Kernel:
 
     def __init__(self, rows: np.ndarray, ridges: int = 1) -> None:
         self.rows = rows
-        self.k = _gram(rows)  # (N, N)
+        self.k = rows @ rows.T  # (N, N)
         self.spectrum = Spectrum(self.k) if ridges >= SPECTRUM_PAYS else None
         self.scale = float(self.k.diagonal().max())
         self.regular = REGULAR * float(np.trace(self.k))  # a ridge that needs no eigenvalue
@@ -317,18 +314,5 @@ class _Primal:
         return start.gram
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _gram(rows: np.ndarray) -> np.ndarray:
-    """X Xᵀ, symmetric to the bit."""
-    if _device().type == "cpu":
-        return rows @ rows.T  # of which BLAS computes one half
-    k = _product(rows, rows.T)
-    return np.tril(k) + np.tril(k, -1).T
-
-
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    one, other = (torch.from_numpy(part).to(_device()) for part in (a, b))
-    return torch.mm(one, other).cpu().numpy()
+    return torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()

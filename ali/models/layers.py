@@ -36,7 +36,6 @@ BN_EPS = 1e-4
 BN_MOMENTUM = 0.05  # of the running statistics: 0.05 new + 0.95 old
 
 UNFOLD_PIXELS = 16  # strided layers use unfold if the smaller map has at most this many
-TENSOR_CORE_MAPS = 8
 INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
@@ -145,27 +144,11 @@ def conv(h: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
         return F.linear(h, _rows(weight), bias)
     if h.shape[2:] == weight.shape[2:]:
         return F.linear(_nhwc(h).flatten(1), _rows(weight), bias)
-    if h.device.type == "cuda":
-        return cuda_conv(h, weight, bias, stride)
     if not _by_unfold(h, (h.shape[2] - k) // stride + 1, stride):
         return F.conv2d(h, weight, bias, stride)
     # One node per gradient, so that autograd skips the weight's where only h's is needed
     out = _nchw(F.linear(unfold(h.detach(), k, stride), _rows(weight), bias))
     return _DataGradient.apply(out, h, weight.detach(), stride)
-
-
-def cuda_conv(h: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """`conv` of maps of several pixels, without cuDNN's slow kernels for very few maps.
-
-    A 1×1 convolution is a matrix product; three maps of an image are filled up to eight, the least
-    that its bf16 kernels for tensor cores take.
-    """
-    if weight.shape[2] == stride == 1:
-        return _nchw(F.linear(_nhwc(h), _rows(weight), bias))
-    missing = -h.shape[1] % TENSOR_CORE_MAPS
-    if missing and h.dtype == torch.bfloat16:
-        h, weight = (F.pad(part, (0, 0, 0, 0, 0, missing)) for part in (h, weight))
-    return F.conv2d(h, weight, bias, stride)
 
 
 def tconv(h: Tensor, weight: Tensor, stride: int) -> Tensor:

@@ -46,7 +46,7 @@ class StepGraph:
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._losses = take_step(*self._inputs)
         except RuntimeError as error:
-            _release(torch.cuda.default_generators[state.device.index or 0])
+            _release(torch.cuda.default_generators[torch.cuda.current_device()])
             if isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
             raise RuntimeError(

@@ -66,22 +66,6 @@ def test_conv_of_a_point(dtype):
     assert_same(layers.conv(h, weight, None, 1), plain, [h, weight], dtype)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
-@pytest.mark.parametrize("dtype", [FP32, BF16])
-@pytest.mark.parametrize(("maps", "k", "stride"), [(3, 5, 1), (3, 2, 2), (16, 1, 1), (5, 1, 2)])
-def test_cuda_conv(dtype, maps, k, stride, device):
-    h, w = random(4, maps, 9, 9, dtype=dtype), random(6, maps, k, k, dtype=dtype, seed=1)
-    given = [part.detach().to(device).requires_grad_() for part in (h, w)]
-    ours = layers.cuda_conv(*given, None, stride)
-    assert ours.is_contiguous(memory_format=torch.channels_last)
-    got = torch.autograd.grad(ours.float().square().sum(), given)
-    plain = F.conv2d(h.float(), w.float(), None, stride)
-    wanted = torch.autograd.grad(plain.square().sum(), (h, w))
-    tolerance = max(TOLERANCE[dtype], 2e-3 if device == "cuda" else 0)  # TF32
-    for a, b in zip((ours, *got), (plain, *wanted), strict=True):
-        assert (a.cpu().float() - b.float()).norm() <= tolerance * b.float().norm()
-
-
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 @pytest.mark.parametrize(
     ("maps", "size", "k", "stride"), [(5, 1, 4, 1), (6, 4, 4, 2), (6, 10, 4, 1), (3, 13, 4, 2)]
