@@ -129,6 +129,7 @@ TABLES = {
         MODES_MISSED,
         configurations=300,
         best=24,
+        more_seeds=24,
     ),
     "house-numbers": Table(
         HOUSE_NUMBERS,
