@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from sweeps.engine.options import Options
 _SOCKET = "/ray/session_2026-11-26_02-49-42_993445_4194304/sockets/plasma_store"
 MAX_PATH, FREE_MB = 107 - len(_SOCKET), 32
 NODE_CPU = "CPUs of the largest node"  # beside Ray's own names of resources
-MOST_ON_A_GPU = 4  # trials, by default
+ON_A_GPU = 4, 2, 1  # trials, by default
 LEAST_GPU_MEMORY = 14 * 2**30  # bytes, of the GPUs that are to be had for hire
 PRELOADING_CORES = 16  # above, one worker per core that imports torch takes much memory
 
@@ -226,7 +227,7 @@ def allocate_resources(
     cpus, gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0.0)
     trial_gpus = options.gpus_per_trial
     if trial_gpus is None:
-        trial_gpus = 1 / _trials_on_a_gpu(options, gpus, gpu_memory) if gpus else 0.0
+        trial_gpus = 1 / _trials_on_a_gpu(options, cpus, gpus, gpu_memory) if gpus else 0.0
     if trial_gpus > 1 and trial_gpus != int(trial_gpus):
         raise UserError(f"--gpus-per-trial {trial_gpus:g}: Ray takes whole GPUs above 1")
     node = int(resources.get(NODE_CPU, cpus))  # a trial runs on one node
@@ -250,14 +251,17 @@ def allocate_resources(
     return TrialResources(trial_cpus, trial_gpus, threads=trial_cpus, concurrent=at_once)
 
 
-def _trials_on_a_gpu(options: Options, gpus: float, memory: int | None) -> int:
-    """As many as fit into the memory, up to where more gain little (docs/results.md).
+def _trials_on_a_gpu(options: Options, cpus: int, gpus: float, memory: int | None) -> int:
+    """As many as fit into its memory, up to where more gain little (docs/results.md).
 
     With many GPUs fewer, since trials that run at the same time learn nothing from one another.
     """
-    fit = int(LEAST_GPU_MEMORY / memory) if memory else 1
-    wanted = int(max(MOST_ON_A_GPU, options.num_trials / 4) / gpus)
-    return max(1, min(MOST_ON_A_GPU, fit, wanted))
+    if memory is None:
+        return 1
+    at_a_time = max(ON_A_GPU[0], options.num_trials / 4)
+    most = min(options.max_concurrent or cpus, cpus // (options.cpus_per_trial or 1))
+    limits = LEAST_GPU_MEMORY / memory, at_a_time / gpus, math.ceil(most / gpus)
+    return next(count for count in ON_A_GPU if count <= max(1, min(limits)))
 
 
 def _fit(cpus: int, node: int, each: int) -> int:

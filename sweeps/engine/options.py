@@ -183,8 +183,8 @@ class Options(Common, Location):
     cpus_per_trial: int | None = None
     """CPU cores (and threads) of a trial; default: an equal part of the cores."""
     gpus_per_trial: float | None = None
-    """GPUs of a trial, may be a fraction; default: 1/4 if there are GPUs, more where that would be
-    too little memory, or more trials at a time than a quarter of them."""
+    """GPUs of a trial, may be a fraction; default: 1/4, 1/2 or 1 if there are GPUs, by the
+    memory that a trial takes, and so that not too many run at a time."""
     max_failures: int = 3
     """Maximum restarts of a trial after its worker is lost, without a new epoch in between."""
     hang_seconds: float = 21600.0

@@ -4,6 +4,7 @@ import contextlib
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from ali.config import Config
 from ali.errors import NonFiniteError, UserError
 from ali.history import METRICS, read_history
 from ali.metrics import EPOCH, VAL_ERROR
-from sweeps.engine import ray_compat
+from sweeps.engine import mps, ray_compat
 from sweeps.engine import trial as module
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment
@@ -101,13 +102,31 @@ def logged(monkeypatch):
     return records
 
 
-def started(experiment, epochs=3, data="data 1", data_dir=None, outage_seconds=1.0, **config):
+def started(
+    experiment, epochs=3, data="data 1", data_dir=None, outage_seconds=1.0, gpus=0.0, **config
+):
     to = TrackingContext("", "", "s", "", VAL_ERROR)
-    context = TrialContext(experiment, to, 9, 2, 0.0, outage_seconds, data, data_dir)
+    context = TrialContext(experiment, to, 9, 2, gpus, outage_seconds, data, data_dir)
     trial = SweepTrial.__new__(SweepTrial)
     trial.__dict__.update(_trial_info=None, _storage=None, _last_result={})
     trial.setup(Config(epochs=epochs, **config).to_dict(), context)
     return trial
+
+
+def test_a_part_of_a_gpu_with_too_little_memory_ends_a_trial_at_once(logged, monkeypatch):
+    class Large(Counting):
+        def gpu_memory(self, config):
+            return 5 * 2**30
+
+    device = SimpleNamespace(total_memory=16 * 2**30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: device)
+    monkeypatch.setattr(mps, "join", lambda gpus: False)
+    result = started(Large(), gpus=0.25).step()
+    assert (result["done"], logged) == (True, [])
+    assert "5.0 GiB" in str(result) and "has 4.0 GiB: raise --gpus-per-trial" in str(result)
+    enough = started(Large(), gpus=0.5)
+    assert enough.step()["epoch"] == 1
+    assert (enough._opened.tags["gpus"], enough._opened.tags["mps"]) == ("0.5", "no")
 
 
 def test_a_step_is_an_epoch_and_totals_add_up(logged):
