@@ -70,11 +70,10 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ),
         ("sweeps.engine.saved_options", "sweeps.engine.forest"),
         ("sweeps.engine.study", "sweeps.engine.options"),
-        ("sweeps.engine.journal", "sweeps.engine.points"),
+        ("sweeps.engine.journal", "sweeps.engine.points", "sweeps.engine.importance"),
         (
             *("sweeps.engine.tracking", "sweeps.engine.storage", "sweeps.engine.space"),
             *("sweeps.engine.experiment", "sweeps.engine.forecast", "sweeps.engine.formatting"),
-            "sweeps.engine.importance",
             *("sweeps.engine.confirmation", "sweeps.engine.pareto"),
             *("sweeps.engine.scripts", "sweeps.engine.ray_compat"),
             *("sweeps.engine.live", "sweeps.engine.option_groups"),

@@ -1,12 +1,15 @@
 """Which hyperparameters mattered in a sweep, as far as that can be told from chance.
 
 PED-ANOVA (arXiv 2304.10255) names a most important hyperparameter even for random values. So
-its shares are compared with those of the same trials with their values shuffled.
+its shares are compared with those of the same trials with their values shuffled. A configuration
+that ran with several seeds is one trial with their mean: its runs are not independent.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +18,8 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, create_trial
 
+from sweeps.engine.confirmation import CONFIRMS
+from sweeps.engine.endings import first_try
 from sweeps.engine.objective import sign
 
 MIN_TRIALS = 12  # below that the best tenth is one trial
@@ -36,7 +41,7 @@ class Importance:
     """The importance of hyperparameters in a sweep.
 
     Attributes:
-        trials: how many it is computed from.
+        trials: how many it is computed from; repetitions count with the trial that they repeat.
         chance: the share that the largest one reaches in 95 of 100 sweeps without any influence.
         shares: all, largest first.
         why_none: why there are no shares, if there are none.
@@ -63,7 +68,9 @@ class Importance:
 
 def importance(trials: Sequence[FrozenTrial], seed: int = 0) -> Importance:
     """Importance in trials with values, of the parameters that all of them have."""
-    values = sign(trials) * np.array([trial.value for trial in trials])  # less is better
+    less = sign(trials)
+    trials = _by_configuration(trials)
+    values = less * np.array([trial.value for trial in trials])  # less is better
     if why := _why_none(trials, values):
         return Importance(len(trials), 1.0, (), why)
     rng = np.random.default_rng(seed)
@@ -79,6 +86,19 @@ def importance(trials: Sequence[FrozenTrial], seed: int = 0) -> Importance:
         low, high = np.quantile([again.get(name, 0.0) for again in sampled], [0.05, 0.95])
         shares.append(Share(name, value, float(low), float(high)))
     return Importance(len(trials), float(np.quantile(largest, 0.95)), tuple(shares))
+
+
+def _by_configuration(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """One trial for each configuration, with the mean of its runs' values."""
+    first = {trial.number: first_try(trial) for trial in trials}
+    runs: dict[int, list[FrozenTrial]] = defaultdict(list)
+    for trial in trials:
+        number = trial.user_attrs.get(CONFIRMS, trial.number)
+        runs[first.get(number, number)].append(trial)
+    found = [copy.copy(its[0]) for its in runs.values()]
+    for one, its in zip(found, runs.values(), strict=True):
+        one.value = float(np.mean([trial.value for trial in its]))
+    return found
 
 
 def _why_none(trials: Sequence[FrozenTrial], values: np.ndarray) -> str:

@@ -1,5 +1,6 @@
 """The report: its tables are whole."""
 
+import copy
 import re
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from rich.cells import cell_len
 
 from ali.config import Config
 from sweeps.engine.confirmation import Confirmed, confirmed, estimates
-from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.endings import END_STATE, Ending, EndState
 from sweeps.engine.estimate import Estimate
 from sweeps.engine.journal import CONFIG
 from sweeps.engine.options import Options
@@ -123,6 +124,41 @@ def test_what_is_chance_is_called_chance():
     lines = [line for line in said if isinstance(line, str)]
     assert len(lines) >= 7, "one of twenty may seem important"
     assert re.search(r"none can be told from chance in 30 trials.* some \d+ trials", lines[0])
+
+
+def with_repetitions(trials, number, values):
+    """The trials, and repetitions of one of them with these values."""
+    again = []
+    for value in values:
+        trial = copy.deepcopy(trials[number])
+        trial.number, trial.user_attrs = len(trials) + len(again), {"confirms": number}
+        trial.value, trial.intermediate_values = value, {1: value}
+        again.append(trial)
+    return [*trials, *again]
+
+
+def test_repetitions_of_a_configuration_are_one_observation(monkeypatch):
+    """However often a good configuration has been repeated, chance stays what it is."""
+    monkeypatch.setattr("sweeps.engine.importance.REPEATS", 20)
+    trials = study(30, effect=0, seed=0)
+    best = min(trials, key=lambda trial: trial.value)
+    values = [best.value + step for step in (-0.03, 0.01, 0.02)] * 4
+    again = evidence.importance_of(with_repetitions(trials, best.number, values))
+    best.value = best.intermediate_values[1] = float(np.mean([best.value, *values]))
+    assert again == evidence.importance_of(trials) and again.trials == 30
+    assert not again.significant
+    eleven = study(11, effect=2, seed=0)
+    assert "11 trials are too few" in importance(with_repetitions(eleven, 0, [0.1] * 9))
+
+
+def test_repetitions_of_a_retried_trial_are_of_one_configuration(monkeypatch):
+    """The control may be repeated before and after a resume retried it."""
+    monkeypatch.setattr("sweeps.engine.importance.REPEATS", 2)
+    trials = with_repetitions(study(14, effect=0, seed=0), 3, [0.1, 0.2, 0.3])
+    trials[3].user_attrs = {END_STATE: EndState.FAILED.value}
+    trials[3].state = optuna.trial.TrialState.FAIL
+    trials[15].user_attrs, trials[16].user_attrs = {"retries": 3}, {"confirms": 15}
+    assert evidence.importance_of(trials).trials == 14
 
 
 def test_few_trials_tell_nothing():
