@@ -234,10 +234,8 @@ class Driver:
             self.objective.name, options.epochs, grace, options.reduction_factor,
             self.objective.maximize,
         )  # fmt: skip
-        progress = Progress(options, study, to, self.resources, self.mirror, self._open)
         slots = self.resources.concurrent
-        overview = Overview(options, study, progress, self.objective, slots)
-        with shutdown.postponed():
+        with shutdown.postponed():  # first: it ends trials, and has others tried again
             search = StudySearch(
                 study,
                 self.suggest,
@@ -250,6 +248,8 @@ class Driver:
                 options.race,
                 self.ask_storage,
             )
+        progress = Progress(options, study, to, self.resources, self.mirror, self._open)
+        overview = Overview(options, study, progress, self.objective, slots)
         try:
             with shutdown.ends_tune(), self.view.show(overview.lines):
                 self._tune(study, search, scheduler, (progress, overview), to)

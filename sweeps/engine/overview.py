@@ -15,27 +15,30 @@ from ray.tune.experiment import Trial
 from rich.text import Text
 
 from ali.metrics import EPOCH, IMAGES_PER_SECOND, LOSSES
-from sweeps.engine.confirmation import CONFIRMS, is_new
-from sweeps.engine.endings import END_STATE
+from sweeps.engine.confirmation import CONFIRMS
+from sweeps.engine.endings import END_STATE, RETRIES, first_try
 from sweeps.engine.formatting import format_line
 from sweeps.engine.objective import Objective
 from sweeps.engine.options import Options
 from sweeps.engine.progress import Progress
+from sweeps.engine.scheduler import HISTORY
 from sweeps.engine.study import CONFIG, Study, confirms_of, trial_id
 
 
 @dataclass
 class Running:
-    """A trial that runs.
+    """A trial that runs, or waits to go on.
 
     Attributes:
-        epoch: last one that ended.
+        first: number of its first try.
+        epoch: last one that ended, in any try.
         since: when it ended, or the trial started, on the monotonic clock.
         value: the objective there; None before it has one.
         confirms: id of the trial that it confirms.
         told: what else its last result says, the most telling first.
     """
 
+    first: int
     epoch: int
     since: float
     value: float | None = None
@@ -54,13 +57,16 @@ class Overview(tune.Callback):
         self._sign = -1.0 if objective.maximize else 1.0  # less is better
         self._began = time.monotonic()
         self._running: dict[str, Running] = {}
-        self._ended: Counter[int] = Counter()  # trials by their last epoch
-        self._stopped: Counter[int] = Counter()  # those of them that ended before their full budget
-        self._again = 0  # ended trials that confirm others
+        self._waiting: dict[str, Running] = {}  # trials that have begun, and wait for a worker
+        # By first try, since a trial that lost its workers is tried again after a resume
+        self._ended: dict[int, tuple[int, bool]] = {}  # last epoch, whether of the full budget
+        self._again: set[int] = set()  # ended trials that confirm others
         self._seconds, self._epochs = 0.0, 0  # time and epochs of this driver's trials
         for trial in study.trials():
             if trial.state.is_finished():
                 self._count(trial)
+            elif trial.state != TrialState.WAITING or RETRIES in trial.user_attrs:
+                self._waiting[trial_id(trial.number)] = self._begun(trial)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its arguments; a resume creates this object anew
@@ -68,12 +74,17 @@ class Overview(tune.Callback):
     # Tune's notices
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        frozen = self._study.trial(int(trial.trial_id))
-        values = frozen.intermediate_values
+        self._running[trial.trial_id] = self._begun(self._study.trial(int(trial.trial_id)))
+        self._waiting.pop(trial.trial_id, None)
+
+    def _begun(self, trial: FrozenTrial) -> Running:
+        tries, first = [trial], first_try(trial)
+        if RETRIES in trial.user_attrs:
+            tries = [t for t in self._study.trials() if first_try(t) == first]
+        values = {epoch: v for one in tries for epoch, v in one.intermediate_values.items()}
         epoch = max(values, default=0)
-        self._running[trial.trial_id] = Running(
-            epoch, time.monotonic(), values.get(epoch), confirms_of(frozen)
-        )
+        confirms = confirms_of(trial)
+        return Running(first, epoch, time.monotonic(), values.get(epoch), confirms)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **_: Any
@@ -81,6 +92,8 @@ class Overview(tune.Callback):
         run = self._running.get(trial.trial_id)
         if run is None or EPOCH not in result or END_STATE in result:
             return
+        if past := result.get(HISTORY):  # it goes on from a checkpoint, which may be an older one
+            run.epoch = max(int(epoch) for epoch, _ in past)
         now, trained = time.monotonic(), int(result[EPOCH]) - run.epoch
         if trained > 0:
             self._seconds += now - run.since
@@ -94,21 +107,24 @@ class Overview(tune.Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
     ) -> None:
-        if self._running.pop(trial.trial_id, None):
-            self._count(self._study.trial(int(trial.trial_id)))
+        self._count(self._study.trial(int(trial.trial_id)))
+        for begun in (self._running, self._waiting):
+            begun.pop(trial.trial_id, None)
 
     on_trial_error = on_trial_complete
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        self._running.pop(trial.trial_id, None)
+        if run := self._running.get(trial.trial_id):
+            self._waiting[trial.trial_id] = run
+            del self._running[trial.trial_id]
 
     def _count(self, trial: FrozenTrial) -> None:
+        first = first_try(trial)
         if CONFIRMS in trial.user_attrs:
-            self._again += 1
-        elif is_new(trial):
+            self._again.add(first)
+        else:
             last = max(trial.intermediate_values, default=1)  # diverged at once
-            self._ended[last] += 1
-            self._stopped[last] += trial.state != TrialState.COMPLETE
+            self._ended[first] = last, trial.state == TrialState.COMPLETE
 
     # Its lines
 
@@ -118,20 +134,9 @@ class Overview(tune.Callback):
         A thread calls it, while Tune's callbacks run in another.
         """
         running = sorted(self._running.copy().items())
-        expected = epochs_left(
-            self._options.epochs,
-            self._ended,
-            self._stopped,
-            [run.epoch for _, run in running if run.confirms is None],
-        )
-        left = [
-            float(self._options.epochs - run.epoch) if run.confirms else expected[run.epoch]
-            for _, run in running
-        ]
-        to_come = self._to_come(running, expected[0])
         shown = [
             self._counts(width, len(running)),
-            self._time(width, running, left, to_come),
+            self._time(width, [run for _, run in running]),
             *self._best(width, running),
         ]
         room = max(1, height // 2 - len(shown))
@@ -141,22 +146,33 @@ class Overview(tune.Callback):
         return shown
 
     def _counts(self, width: int, running: int) -> Text:
-        ended = f"{self._ended.total()} of {self._options.num_trials} trials ended"
+        ended = f"{len(self._ended)} of {self._options.num_trials} trials ended"
         pieces = [Text(self._options.name, "bold"), Text(ended), Text(f"{running} running")]
-        if self._again:
-            pieces.append(Text(f"{self._again} repetition{'s' * (self._again > 1)} ended"))
+        if again := len(self._again):
+            pieces.append(Text(f"{again} repetition{'s' * (again > 1)} ended"))
         return fit(width, *pieces)
 
-    def _time(
-        self, width: int, running: list[tuple[str, Running]], left: list[float], to_come: float
-    ) -> Text:
-        trained = sum(epoch * count for epoch, count in self._ended.copy().items())
-        trained += self._again * self._options.epochs + sum(run.epoch for _, run in running)
+    def _time(self, width: int, running: list[Running]) -> Text:
+        begun = [*running, *self._waiting.copy().values()]
+        tried_again, epochs = {run.first for run in begun}, self._options.epochs
+        ended = [end for n, end in self._ended.copy().items() if n not in tried_again]
+        again = len(self._again - tried_again)
+        expected = epochs_left(
+            epochs,
+            Counter(epoch for epoch, _ in ended),
+            Counter(epoch for epoch, full in ended if not full),
+            [run.epoch for run in begun if run.confirms is None],
+        )
+        all_ = [float(epochs - r.epoch) if r.confirms else expected[r.epoch] for r in begun]
+        left, waiting = all_[: len(running)], all_[len(running) :]
+        to_come = sum(waiting) + self._to_come(begun, len(ended), again, expected[0])
+        trained = sum(epoch for epoch, _ in ended) + sum(run.epoch for run in begun)
+        trained += again * epochs
         done = trained / max(1.0, trained + sum(left) + to_come)
         told = "time left: known after the first epoch"
         if self._epochs:
             now, each = time.monotonic(), self._seconds / self._epochs
-            since = [now - run.since for _, run in running]
+            since = [now - run.since for run in running]
             seconds = [max(0.0, n * each - s) for n, s in zip(left, since, strict=True)]
             total = (sum(seconds) + to_come * each) / self._slots
             told = f"about {duration(max([total, *seconds]))} left"  # the last runs alone
@@ -164,18 +180,19 @@ class Overview(tune.Callback):
         pieces = [bar(width, done), Text(f"{done:.0%}"), Text(told, "bold"), Text(so_far, "dim")]
         return fit(width, *pieces)
 
-    def _to_come(self, running: list[tuple[str, Running]], expected: float) -> float:
-        """Epochs of the trials that have not started."""
+    def _to_come(self, begun: list[Running], ended: int, again: int, expected: float) -> float:
+        """Epochs of the trials that have not begun. `ended`, `again`: new ones and repetitions
+        that ended; `expected`: epochs of a new one."""
         options = self._options
-        repeating = sum(run.confirms is not None for _, run in running)
-        begun = self._ended.total() + len(running) - repeating
-        made, due = self._again + repeating, begun // options.race if options.race else 0
+        repeating = sum(run.confirms is not None for run in begun)
+        new = ended + len(begun) - repeating
+        made, due = again + repeating, new // options.race if options.race else 0
         later = options.num_trials // options.race - due if options.race else 0
         # The race leaves out repetitions once the most promising have had theirs.
-        again = max(0, later) * (min(1.0, made / due) if due else 1.0)
+        more = max(0, later) * (min(1.0, made / due) if due else 1.0)
         if options.confirm:
-            again += max(0, options.confirm_seeds * (options.confirm + 1) - max(0, made - due))
-        return max(0, options.num_trials - begun) * expected + again * options.epochs
+            more += max(0, options.confirm_seeds * (options.confirm + 1) - max(0, made - due))
+        return max(0, options.num_trials - new) * expected + more * options.epochs
 
     def _best(self, width: int, running: list[tuple[str, Running]]) -> list[Text]:
         """The best completed trial, and before it a running one whose objective is better."""

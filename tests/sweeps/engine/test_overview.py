@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from sweeps.engine import overview as module
-from sweeps.engine.endings import Ending, EndState
+from sweeps.engine.endings import LOST, Ending, EndState, lost_tries
 from sweeps.engine.objective import Objective
 from sweeps.engine.options import Options
 from sweeps.engine.overview import Overview, bar, duration, epochs_left, fit
+from sweeps.engine.scheduler import HISTORY
 from sweeps.engine.study import best_trials
 
 
@@ -38,9 +39,23 @@ class Sweep:
         self.overview.on_trial_start(0, [], trial)
         return trial
 
-    def result(self, trial, epoch, value):
-        self.study.report(int(trial.trial_id), epoch, value)
+    def lose(self, trial):
+        """Tune gives it up since it has lost too many workers."""
+        self.study.tell(int(trial.trial_id), LOST, None)
+        self.overview.on_trial_error(0, [], trial)
+
+    def resumed(self, **options):
+        """The sweep under a new driver, which tries lost trials again."""
+        for tries in lost_tries(self.study.trials()):
+            self.study.retry(tries[-1].number)
+        return Sweep(self.study, self.point, self.clock, **options)
+
+    def result(self, trial, epoch, value, history=()):
+        for past, known in (*history, (epoch, value)):
+            self.study.report(int(trial.trial_id), past, known)
         result = {"epoch": epoch, "val_error": value, "d_loss": 1.0, "images_per_second": 50.0}
+        if history:
+            result[HISTORY] = history
         self.overview.on_trial_result(0, [], trial, result)
 
     def end(self, trial, state, value):
@@ -134,6 +149,63 @@ def test_a_resume_starts_from_what_the_study_has(sweep, study, point, clock):
     assert "1 of 4 trials ended" in resumed.lines()[0]
     resumed.overview.on_trial_start(0, [], left)
     assert " 4/10  0.5000" in resumed.lines()[-1]
+
+
+def test_a_trial_that_is_tried_again_has_trained_the_epochs_before(sweep, clock):
+    lost = sweep.start()
+    for epoch in range(1, 9):
+        sweep.result(lost, epoch, 0.4)
+    sweep.lose(lost)
+    resumed = sweep.resumed()
+    assert " 20% " in resumed.lines()[1], "8 of 40 epochs, and it waits"
+    again = resumed.start()
+    assert again.trial_id == "00001" and " 8/10  0.4000" in resumed.lines()[-1]
+    assert "1 of 4 trials ended" in resumed.lines()[0] and " 20% " in resumed.lines()[1]
+    clock[0] = 60.0
+    resumed.result(again, 9, 0.4, [(epoch, 0.4) for epoch in range(1, 9)])
+    # 1 epoch of a minute is left, and 3 trials of 10 of them, 2 at a time
+    assert "about 16 min left" in resumed.lines()[1] and " 22% " in resumed.lines()[1]
+    clock[0] = 120.0
+    resumed.result(again, 10, 0.4)
+    resumed.end(again, EndState.COMPLETED, 0.4)
+    assert "1 of 4 trials ended" in resumed.lines()[0] and " 25% " in resumed.lines()[1]
+
+
+def test_an_older_checkpoint_gives_back_the_epochs_since(sweep, clock):
+    first = sweep.start()
+    sweep.result(first, 6, 0.4)
+    sweep.overview.on_trial_recover(0, [], first)
+    clock[0] = 120.0
+    assert "0 running" in sweep.lines()[0] and " 15% " in sweep.lines()[1], "6 of 40 epochs"
+    sweep.overview.on_trial_start(0, [], first)
+    clock[0] = 180.0
+    sweep.result(first, 4, 0.4, [(3, 0.4)])
+    assert (sweep.overview._seconds, sweep.overview._epochs) == (60.0, 7), "one of a minute"
+    assert " 4/10  0.4000" in sweep.lines()[-1]
+
+
+def test_a_trial_that_is_stopped_while_it_waits_for_a_worker_has_ended(sweep):
+    first = sweep.start()
+    sweep.result(first, 6, 0.4)
+    sweep.overview.on_trial_recover(0, [], first)
+    sweep.end(first, EndState.STOPPED_EARLY, None)
+    assert "1 of 4 trials ended" in sweep.lines()[0]
+
+
+def test_a_repetition_that_is_tried_again_is_one(sweep):
+    first = sweep.start()
+    sweep.result(first, 10, 0.4)
+    sweep.end(first, EndState.COMPLETED, 0.4)
+    again = sweep.start(confirms=0)
+    sweep.result(again, 5, 0.4)
+    sweep.lose(again)
+    resumed = sweep.resumed(race=0, confirm=1, confirm_seeds=2)
+    assert " 19% " in resumed.lines()[1], "15 of 80 epochs, 40 of repetitions"
+    retry = resumed.start()
+    assert " 19% " in resumed.lines()[1] and "confirms 00000" in resumed.lines()[-1]
+    resumed.result(retry, 10, 0.4, [(5, 0.4)])
+    resumed.end(retry, EndState.COMPLETED, 0.4)
+    assert "1 repetition ended" in resumed.lines()[0] and " 25% " in resumed.lines()[1]
 
 
 def test_a_duration_is_told_in_two_units_at_most():
