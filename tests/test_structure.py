@@ -61,7 +61,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("sweeps.engine.reporting", "sweeps.engine.reconcile", "sweeps.engine.shutdown"),
             *("sweeps.engine.workers", "sweeps.engine.final_test", "sweeps.engine.warm_start"),
             *("sweeps.engine.traces", "sweeps.engine.loaded", "sweeps.engine.registered_model"),
-            "sweeps.engine.training_files",
+            *("sweeps.engine.training_files", "sweeps.engine.unused"),
         ),
         ("sweeps.engine.retention", "sweeps.engine.mps"),
         (

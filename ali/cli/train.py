@@ -125,6 +125,7 @@ class Train:
         folder = self.output_dir
         if not self.resume:
             _refuse_used(folder)
+        self._refuse_unused()
         with terminable():
             try:
                 _train(self, folder, self.experiment)
@@ -133,6 +134,14 @@ class Train:
                 begun = (folder / CONFIG).exists()
                 stop.args = (f"resume with: {again}" if begun else "nothing was written",)
                 raise
+
+    def _refuse_unused(self) -> None:
+        from ali.models.unused import refuse_unused, without_effect
+
+        saved = None
+        if self.resume and (self.output_dir / CONFIG).exists():
+            saved = _experiment(read_settings(self.output_dir / CONFIG), self.experiment.model)
+        refuse_unused(self.experiment, without_effect(self.experiment), saved)
 
 
 def _experiment(settings: Settings, model: Model) -> Config:

@@ -48,6 +48,13 @@ class Experiment(ABC):
         """
         return None
 
+    def unused(self, config: Config) -> dict[str, str]:
+        """Fields of a configuration that nothing reads, each with the reason: "with --data svhn".
+
+        A new sweep that sets one is refused. Default: none.
+        """
+        return {}
+
     @abstractmethod
     def load_data(self, config: Config) -> Any:
         """The data set that a configuration names.
@@ -137,6 +144,11 @@ class Experiment(ABC):
 
 class AliExperiment(Experiment):
     """ALI, or another model, as `ali` trains it. Imports are deferred: torch is slow."""
+
+    def unused(self, config: Config) -> dict[str, str]:
+        from ali.models.unused import without_effect
+
+        return without_effect(config)
 
     def load_data(self, config: Config) -> Dataset:
         from ali import data

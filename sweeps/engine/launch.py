@@ -45,6 +45,7 @@ from sweeps.engine.tracking.client import (
 from sweeps.engine.tracking.moved import follow_move
 from sweeps.engine.tracking.schema import KIND_TRIAL
 from sweeps.engine.tracking.search import restore_sweep
+from sweeps.engine.unused import refuse_without_effect
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -83,6 +84,8 @@ def launch(sweep: Sweep, options: Options) -> int:
         begun = read_begun(options)
         refuse_lost_trials(begun, options, storage)
         space = begun_space(begun, options, lambda: asked_space(sweep.space, options))
+        if not options.resume:
+            refuse_without_effect(options, space, sweep.experiment.unused(base))
         base = space.apply_fixed(base)
         largest = base.replace(batch_size=space.largest_batch or base.batch_size)
         say(f"sweep {options.name}: loads {options.data}")

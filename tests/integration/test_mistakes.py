@@ -57,6 +57,8 @@ def work(tmp_path, monkeypatch):
         (["--objective", "val_error +"], "--objective"),
         (["--direction", "maximize"], "--direction"),
         (["--direction", "down", "--objective", "d_loss"], "direction"),
+        (["--image-size", "64"], "--image-size has no effect with --data svhn: leave it out"),
+        (["--model", "sdgm", "--bn-with-z"], "--bn-with-z has no effect with --model sdgm"),
     ],
 )
 def test_mistakes(work, options, says):

@@ -213,6 +213,7 @@ def test_a_reader_that_goes_away_is_no_reason_to_end(trained, tmp_path):
         (["--data", "mixture", "--train-size", 10**12], "--train-size must be at most"),
         (["--model", "vae-m1m2", "--epochs", 2, "--m1-epochs", 5], "--m1-epochs must be below"),
         (["--model", "vae-m1m2", "--epochs", 1], "--epochs must be 2 or more, as M2"),
+        (["--modes", 25], "--modes has no effect with --data house-numbers: leave it out"),
     ],
 )
 def test_mistaken_options(tmp_path, options, says):

@@ -1,0 +1,58 @@
+"""Settings that nothing reads with such data or such a model: refused where a user gives them.
+
+`Config` accepts them, since files, checkpoints and sweeps of earlier versions may hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ali.catalog import KINDS
+from ali.config import Config
+from ali.errors import UserError
+from ali.models.tables import LEAKY, paper_table
+
+
+def without_effect(config: Config) -> dict[str, str]:
+    """The fields that nothing reads in such an experiment, each with the option that decides it."""
+    kind, table = KINDS[config.model], paper_table(config)
+    data, model = f"with --data {config.data}", f"with --model {config.model}"
+    found = {}
+    if config.data != "folder":  # its images' size is the table's
+        found["image_size"] = data
+    if config.data != "mixture":
+        found["modes"] = data
+    elif config.precision == "bf16":  # points are computed in fp32
+        found["precision"] = data
+    if not kind.classifies:
+        found["draw"] = model
+    for part, rows in {"x": table.d_x, "z": table.d_z, "xz": table.d_xz}.items():
+        if part not in kind.parts or not rows:
+            why = data if part in kind.parts else model
+            found |= dict.fromkeys((f"dropout_{part}", f"bn_{part}"), why)
+    discriminator = table.d_x + table.d_z + table.d_xz
+    leaky = {"encoder": table.encoder, "decoder": table.decoder, "discriminator": discriminator}
+    for who, rows in leaky.items():
+        if who not in kind.leaky or all(row.nonlinearity != LEAKY for row in rows):
+            found[f"slope_{who}"] = data if who in kind.leaky else model
+    for who in {"d", "g"} - set(kind.adam):
+        found |= dict.fromkeys((f"lr_{who}", f"beta1_{who}", f"beta2_{who}"), model)
+    return found
+
+
+def is_default(config: Config, name: str, value: Any) -> bool:
+    """Whether a field's value is its default, of ALI or of the model: files hold all of them."""
+    return value in (getattr(Config, name), getattr(Config.of_model(config.model), name))
+
+
+def refuse_unused(config: Config, unused: Mapping[str, str], saved: Config | None = None) -> None:
+    """Raises UserError for a field of `unused`, which have no effect, unless it has its default.
+
+    `saved`: the settings of the run that is resumed; what it has already is accepted.
+    """
+    for name, why in unused.items():
+        value = getattr(config, name)
+        kept = saved is not None and getattr(saved, name) == value
+        if not kept and not is_default(config, name, value):
+            raise UserError(f"--{name.replace('_', '-')} has no effect {why}: leave it out")
