@@ -359,9 +359,14 @@ class FullTraining:
             interrupted = isinstance(error, KeyboardInterrupt)
             state = EndState.INTERRUPTED if interrupted else EndState.FAILED
             runs.end_run(client, run_id, Ending(state, f"{type(error).__name__}: {error}"))
-            self.log.queue.close(timeout=30)
+            self.leave_log()
         except Exception as problem:
             print(f"note: MLflow was not told of the end: {problem}")
+
+    def leave_log(self) -> None:
+        """Ends logging within half a minute; MLflow is told first what it may lack then."""
+        self.log.tell_missing()
+        self.log.queue.close(timeout=30)
 
 
 def _worker(config: dict[str, Any]) -> Exception | None:
@@ -371,11 +376,16 @@ def _worker(config: dict[str, Any]) -> Exception | None:
     try:
         training = FullTraining(context, data.load(context.config))
         make_folder(training.folder)  # on this machine
-        if distributed.rank() == 0:
-            training.log = training.open_log()
-        training.train()
-        if distributed.rank() == 0:
-            training.log.queue.close()
+        if distributed.rank() > 0:
+            training.train()
+            return None
+        training.log = training.open_log()
+        try:
+            training.train()
+        except BaseException:
+            training.leave_log()
+            raise
+        training.log.queue.close()
     except (UserError, NonFiniteError) as error:
         return error
     return None

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from ali import data, experiment
 from ali.config import Config
 from ali.data import mixture
-from ali.errors import UserError
+from ali.errors import NonFiniteError, UserError
 from ali.evaluation import quality
 from ali.training.state import State
 from sweeps.engine import full_training, tracking, workers
@@ -26,7 +26,7 @@ from sweeps.engine.full_training import FullTraining
 from sweeps.engine.retry import Retry
 from sweeps.engine.tracking.queue import AsyncLogQueue
 from sweeps.engine.tracking.trial_run import TrialRun
-from tests.integration.harness import Server
+from tests.integration.harness import Server, image
 
 CONFIG = Config(data="mixture", train_size=1000, batch_size=250, labels=90, epochs=2)
 
@@ -251,6 +251,37 @@ def test_workers_may_be_lost_any_number_of_times_while_there_is_progress(best, m
     with pytest.raises(RuntimeError, match="last worker"):
         best.train(epochs=4, workers=2)
     assert calls == [1, 2, 3, 4]
+
+
+def test_pictures_that_the_workers_lost_are_still_told_at_the_end(best, monkeypatch, capsys):
+    """In place of Ray Train. The driver has opened the run before, and writes to it at the end."""
+    told, end_epoch = [], FullTraining._end_epoch
+
+    def lose(*_):
+        raise ConnectionError("the artifact store is full")
+
+    def diverge(self, state, metrics):
+        end_epoch(self, state, metrics)
+        if state.epoch == 2:
+            raise NonFiniteError(8, ("d_loss",))
+
+    def train(worker, config, *_):
+        with monkeypatch.context() as patch:
+            patch.setattr(full_training.AliExperiment, "pictures", lambda *_: image())
+            patch.setattr(TrialRun, "_log_pictures", lose)
+            with monkeypatch.context() as at_first:
+                at_first.setattr(FullTraining, "_end_epoch", diverge)
+                assert isinstance(worker(config), NonFiniteError)
+            told.append(tracking.lost_records(best.runs()))
+            assert worker(config) is None
+
+    monkeypatch.setattr(workers, "train_on_workers", train)
+    best.train(epochs=3, workers=2, outage_seconds=0)
+    assert told[0].endswith("it lacks pictures of 00000 (2 epochs)")
+    all_of_them = "it lacks pictures of 00000 (3 epochs)"
+    assert f"{all_of_them}\n" in capsys.readouterr().out
+    best.train(epochs=3)
+    assert tracking.lost_records(best.runs()).endswith(all_of_them)
 
 
 def test_several_seeds_load_the_data_once_and_are_refused_together(best, monkeypatch, capsys):

@@ -203,6 +203,32 @@ def test_lost_metrics_are_told_with_the_next_and_sent_after_a_restart(local, mon
     assert sorted(logged_steps(client, to, "00000")) == [1, 2]
 
 
+def test_a_process_adds_to_the_lost_records_that_another_has_told(local, monkeypatch):
+    """And takes away those that it delivers, of whatever process."""
+    client, to = local
+    tracking.open_trial(client, to, "00000")
+    first = tracking.TrialRun(to, "00000", {}, outage_seconds=0)
+    first.open()
+    deliver = tracking.TrialRun._log_pictures
+
+    def lose(self, epoch, *others):
+        if (self, epoch) != (first, 2):
+            raise ConnectionError("the artifact store is full")
+        deliver(self, epoch, *others)
+
+    monkeypatch.setattr(tracking.TrialRun, "_log_pictures", lose)
+    second = tracking.TrialRun(to, "00000", {}, outage_seconds=0)
+    for epoch in (1, 2, 3):
+        second.epoch({"epoch": epoch, "val_error": 0.5}, image())
+    second.queue.close()
+    assert lost(client, to).endswith("it lacks pictures of 00000 (3 epochs)")
+    for epoch in (2, 4):
+        first.epoch({"epoch": epoch, "val_error": 0.5}, image())
+    first.queue.close()
+    lacks = json.loads(tracking.find_trial(client, to, "00000").data.tags["missing"])
+    assert lacks == {"pictures": [1, 3, 4]}
+
+
 def test_an_epoch_whose_answer_was_lost_is_logged_once(local, monkeypatch):
     client, to = local
     tracking.open_trial(client, to, "00000")

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
+Records = dict[str, set[int]]  # epochs by kind of record
 TITLES = {KIND_TRIAL: "trial", KIND_BEST: "full training"}  # of pictures, by kind of run
 
 
@@ -79,10 +80,9 @@ class TrialRun:
         self._epochs_pictured: set[int] = set()
         self._texts: list[tuple[str, str]] = []  # queued: text, file
         self._rows: dict[int, tuple[dict[str, float], int]] = {}  # metrics and time, by epoch
-        self.missing: dict[str, set[int]] = {METRICS: set(), PICTURES: set(), TEXTS: set()}
-        self._told = "{}"  # last tag MISSING
+        self._missing = MissingRecords()
         self._client: MlflowClient | None = None
-        self._opening, self._noting = threading.Lock(), threading.Lock()  # the queue has 2 threads
+        self._opening = threading.Lock()  # the queue has two threads
         self.queue = AsyncLogQueue(f"{kind} {trial_id}", outage_seconds, last=self._tell_missing)
         self.queue.put(self.open)
 
@@ -90,7 +90,7 @@ class TrialRun:
         """Queues one epoch. `metrics` holds EPOCH; `images` are uint8 (H, W, 3) by key."""
         epoch, metrics, when = int(metrics[EPOCH]), dict(metrics), int(time.time() * 1000)
         self._rows.setdefault(epoch, (metrics, when))
-        self._note(METRICS, epoch)
+        self._missing.add(METRICS, epoch)
         self.queue.put(lambda: self._log_metrics(epoch, metrics, when))
         if images:
             self.pictures(epoch, images, metrics.get(self._to.objective))
@@ -102,27 +102,19 @@ class TrialRun:
         title = f"{self._to.sweep} · {TITLES[self._kind]} {self._trial_id} · epoch {epoch}"
         title += f" · {self._to.objective} {value:.4f}" if value is not None else ""
         images, now = dict(images), int(time.time() * 1000)
-        self._note(PICTURES, epoch)
+        self._missing.add(PICTURES, epoch)
         self.queue.put_file(lambda: self._log_pictures(epoch, images, title, now))
 
     def text(self, text: str, file: str) -> None:
         """Queues a text artifact."""
         number = len(self._texts)
         self._texts.append((text, file))
-        self._note(TEXTS, number)
+        self._missing.add(TEXTS, number)
         self.queue.put_file(lambda: self._log_text(text, file, number))
 
     def tell_missing(self) -> None:
         """Queues the tag MISSING, for a process that may be ended before all is delivered."""
         self.queue.put(self._tell_missing)
-
-    def _note(self, kind: str, epoch: int) -> None:
-        with self._noting:
-            self.missing[kind].add(epoch)
-
-    def _delivered(self, kind: str, epoch: int) -> None:
-        with self._noting:
-            self.missing[kind].discard(epoch)
 
     def open(self) -> tuple[MlflowClient, str]:
         """The client and the run's id; the run is found, or created, at the first call."""
@@ -160,11 +152,9 @@ class TrialRun:
         changed = {k: v for k, v in changed.items() if v != known[k.removeprefix("later.")]}
         new = {k: v for k, v in self._params.items() if k not in known}
         describe(client, run.info.run_id, new, self._tags | changed)
-        with self._noting:
-            for kind, epochs in read_missing(run.data.tags).items() if first else ():
-                self.missing.setdefault(kind, set()).update(epochs)
-        self._told = run.data.tags.get(MISSING, "{}")
-        if self._opened not in ("", run.info.run_id):
+        anew = self._opened not in ("", run.info.run_id)
+        self._missing.read(run.data.tags, anew)
+        if anew:
             self._log_again(client, run)
         self._run_id = self._opened = run.info.run_id
 
@@ -185,16 +175,17 @@ class TrialRun:
 
     def _log_again(self, client: MlflowClient, run: Run) -> None:
         """Logs to a new run what this process has logged to the deleted one."""
-        logged = logged_epochs(client, run)
+        logged = logged_epochs(client, run) | self._missing.own(METRICS)  # those are queued
         for epoch, (metrics, when) in list(self._rows.items()):
-            if epoch not in logged and epoch not in self.missing[METRICS]:  # those are queued
+            if epoch not in logged:
                 client.log_batch(run.info.run_id, metrics=_batch(metrics, when, epoch))
+        queued = self._missing.own(TEXTS)
         for number, (text, file) in enumerate(self._texts):
-            if number not in self.missing[TEXTS]:
+            if number not in queued:
                 client.log_text(run.info.run_id, text, file)
         self._logged = self._pictured = None
         for epoch in self._epochs_pictured:
-            self._note(PICTURES, epoch)
+            self._missing.add(PICTURES, epoch)
         self._epochs_pictured = set()
 
     @contextlib.contextmanager
@@ -209,24 +200,26 @@ class TrialRun:
     def _log_text(self, text: str, file: str, number: int) -> None:
         with self._attempt() as (client, run_id):
             client.log_text(run_id, text, file)
-        self._delivered(TEXTS, number)
+        self._missing.delivered(TEXTS, number)
 
     def _log_metrics(self, epoch: int, metrics: dict[str, float], when: int) -> None:
         from mlflow.entities import RunTag
 
         with self._attempt() as (client, run_id):
             if self._logged is None:
-                self._logged = logged_epochs(client, client.get_run(run_id))
+                run = client.get_run(run_id)
+                self._missing.read(run.data.tags)
+                self._logged = logged_epochs(client, run)
             # If this raises, the server may have the metrics anyway, or from a process that resumed
             # when this one was considered lost: the next attempt reads the run again.
             logged, self._logged = self._logged, None
             if epoch not in logged:
-                missing = self._missing_before(epoch)
-                tags = [RunTag(MISSING, missing)] if missing != self._told else []
+                missing = self._missing.text(epoch)
+                tags = [RunTag(MISSING, missing)] if missing != self._missing.told else []
                 client.log_batch(run_id, metrics=_batch(metrics, when, epoch), tags=tags)
-                self._told = missing
+                self._missing.told = missing
         self._logged = logged | {epoch}
-        self._delivered(METRICS, epoch)
+        self._missing.delivered(METRICS, epoch)
 
     def _log_pictures(
         self, epoch: int, images: dict[str, np.ndarray], title: str, now: int
@@ -248,20 +241,74 @@ class TrialRun:
                     client.set_tag(run_id, LOGGED_IMAGES, "true")
         self._pictured = pictured | {(file_key(key), epoch) for key in images}
         self._epochs_pictured.add(epoch)
-        self._delivered(PICTURES, epoch)
-
-    def _missing_before(self, epoch: float) -> str:
-        with self._noting:
-            return missing_text(
-                {kind: {e for e in epochs if e < epoch} for kind, epochs in self.missing.items()}
-            )
+        self._missing.delivered(PICTURES, epoch)
 
     def _tell_missing(self) -> None:
-        text = self._missing_before(math.inf)
-        if text != self._told:
-            with self._attempt() as (client, run_id):
+        if self._missing.text() == self._missing.told:
+            return
+        with self._attempt() as (client, run_id):
+            self._missing.read(client.get_run(run_id).data.tags)
+            if (text := self._missing.text()) != self._missing.told:
                 client.set_tag(run_id, MISSING, text)
-            self._told = text
+                self._missing.told = text
+
+
+class MissingRecords:
+    """The records that MLflow lacks of a run, by kind and epoch: the contents of the tag MISSING.
+
+    Several processes write the tag in turn, as a training's driver and its workers do: each adds
+    its own records to those that it reads there, and removes only those that it delivers.
+
+    Attributes:
+        told: the tag's value when it was last read or written.
+    """
+
+    def __init__(self) -> None:
+        kinds = METRICS, PICTURES, TEXTS
+        self._own: Records = {kind: set() for kind in kinds}  # this process's: queued, or given up
+        self._delivered: Records = {kind: set() for kind in kinds}  # by this process
+        self._listed: Records = {}  # in the tag as others have left it
+        self.told = "{}"
+        self._lock = threading.Lock()
+
+    def add(self, kind: str, epoch: int) -> None:
+        """Notes a record of this process that is still to be delivered."""
+        with self._lock:
+            self._own[kind].add(epoch)
+            self._delivered[kind].discard(epoch)
+
+    def delivered(self, kind: str, epoch: int) -> None:
+        """Notes that MLflow has a record now."""
+        with self._lock:
+            self._own[kind].discard(epoch)
+            self._delivered[kind].add(epoch)
+
+    def own(self, kind: str) -> set[int]:
+        """The records of this process that MLflow lacks."""
+        with self._lock:
+            return set(self._own[kind])
+
+    def read(self, tags: Mapping[str, str], anew: bool = False) -> None:
+        """Takes in what others have written to the tag; `anew`: of a run in place of the former."""
+        text = tags.get(MISSING, "{}")
+        with self._lock:
+            if text != self.told:
+                before, self._listed = self._listed, read_missing(tags)
+                self._listed = _union(self._listed, before) if anew else self._listed
+            self.told = text
+
+    def text(self, epoch: float = math.inf) -> str:
+        """The tag's value when this process logs an epoch: later records of its own are queued."""
+        with self._lock:
+            own = {kind: {e for e in epochs if e < epoch} for kind, epochs in self._own.items()}
+            listed = {
+                k: epochs - self._delivered.get(k, set()) for k, epochs in self._listed.items()
+            }
+            return missing_text(_union(own, listed))
+
+
+def _union(one: Records, other: Records) -> Records:
+    return {kind: one.get(kind, set()) | other.get(kind, set()) for kind in (*one, *other)}
 
 
 def _batch(metrics: Mapping[str, float], when: int, epoch: int) -> list[Metric]:
