@@ -14,6 +14,7 @@ from ali.metrics import EPOCH, VAL_ERROR
 from sweeps.engine.endings import END_REASON, END_STATE, Ending, EndState
 from sweeps.engine.tracking.access import refusals
 from sweeps.engine.tracking.schema import (
+    ANYTHING,
     BEST_TRIALS,
     CONFIG,
     CONFIRMS,
@@ -376,7 +377,12 @@ def lost_records(trials: Sequence[Run]) -> str:
     lacking: dict[str, list[str]] = defaultdict(list)
     for run in sorted(trials, key=lambda run: run.data.tags[TRIAL]):
         for kind, epochs in read_missing(run.data.tags).items():
-            count = f" ({len(epochs)} epoch{'s' * (len(epochs) > 1)})" if kind != TEXTS else ""
+            countless = kind in (TEXTS, ANYTHING)
+            count = "" if countless else f" ({len(epochs)} epoch{'s' * (len(epochs) > 1)})"
             lacking[kind].append(run.data.tags[TRIAL] + count)
+    unknown = lacking.pop(ANYTHING, [])
     what = "; ".join(f"{kind} of {', '.join(names)}" for kind, names in lacking.items())
-    return f"MLflow did not take all records of the trials: it lacks {what}" if what else ""
+    lacks = [f"it lacks {what}"] if what else []
+    lacks += [f"it may lack any records of {', '.join(unknown)}"] if unknown else []
+    told = "MLflow did not take all records of the trials: "
+    return told + ", and ".join(lacks) if lacks else ""

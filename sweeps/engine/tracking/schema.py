@@ -25,10 +25,13 @@ CONFIRMS = "confirms"  # of a trial that repeats another with a fresh seed: the 
 BEST_OF = "best_of_run"  # of a full training: run id of the trial whose configuration it has
 TESTED = "tested"  # of a full training: what its test error was measured on
 INTERVAL = "interval_95"  # of a trial: of its configuration's mean objective, by all its runs
-MISSING = "missing"  # of a trial: what MLflow did not take, as JSON: epochs by kind of record
+MISSING = "missing"  # of a trial: what MLflow did not take, as JSON: {"pictures": "3-17,20"}
 NOTE = "mlflow.note.content"  # the description of a run, Markdown
 PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
 METRICS, PICTURES, TEXTS = "metrics", "pictures", "texts"  # kinds of records
+ANYTHING = "anything"  # in place of kinds: it is not known what is missing
+TAG_LENGTH = 8000  # characters that MLflow keeps of a tag
+LAST_EPOCH = 10**6  # of a tag MISSING that is taken for one of ours
 # Values of KIND
 KIND_SWEEP, KIND_TRIAL, KIND_BEST = "sweep", "trial", "best"
 # Metrics of a sweep's run: the share of its slots' time that trials used, with its last driver
@@ -102,14 +105,50 @@ def config_text(config: Mapping[str, Any]) -> str:
 
 
 def read_missing(tags: Mapping[str, str]) -> dict[str, set[int]]:
-    """What a run's tags say MLflow did not take: epochs, by kind of record."""
+    """What a run's tags say MLflow did not take: epochs, by kind of record.
+
+    The kind is ANYTHING if that cannot be read: MLflow cut off a long tag of an earlier version.
+    """
     try:
         found = json.loads(tags.get(MISSING, "{}")).items()
-        return {kind: set(epochs) for kind, epochs in found if epochs}
-    except (ValueError, TypeError, AttributeError):  # MLflow cuts off a long tag
-        return {}
+        missing = {kind: _from_ranges(epochs) for kind, epochs in found}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return {ANYTHING: {0}}
+    return {kind: epochs for kind, epochs in missing.items() if epochs}
 
 
 def missing_text(missing: Mapping[str, set[int]]) -> str:
-    """The inverse of `read_missing`: the value of the tag."""
-    return json.dumps({kind: sorted(epochs) for kind, epochs in missing.items() if epochs})
+    """The inverse of `read_missing`: the value of the tag. If it is too long, it says ANYTHING."""
+    text = json.dumps({kind: _to_ranges(epochs) for kind, epochs in missing.items() if epochs})
+    return text if len(text) <= TAG_LENGTH else json.dumps({ANYTHING: "0"})
+
+
+def _to_ranges(numbers: set[int]) -> str:
+    """{3, 4, 5, 20} → "3-5,20"."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [number]
+        else:
+            ranges.append([number])
+    return ",".join("-".join(map(str, ends)) for ends in ranges)
+
+
+def _from_ranges(text: str | list[int]) -> set[int]:
+    """The inverse; earlier versions wrote a list. Raises ValueError or TypeError for what is none.
+
+    Neither repeats a number nor goes beyond LAST_EPOCH, so a tag that somebody has edited cannot
+    fill the memory.
+    """
+    if not isinstance(text, str):
+        return {int(number) for number in text}
+    found: set[int] = set()
+    following = 0
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        numbers = range(int(first), int(last or first) + 1)
+        if not following <= numbers.start < numbers.stop <= LAST_EPOCH + 1:
+            raise ValueError(text)
+        found.update(numbers)
+        following = numbers.stop
+    return found
