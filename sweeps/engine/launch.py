@@ -59,6 +59,10 @@ def launch(sweep: Sweep, options: Options) -> int:
     or the Ray cluster cannot be reached, or the output folder cannot be written.
     """
     options = options.automatic()
+    if "?" in options.name and not options.resume:  # earlier versions have started such sweeps
+        raise UserError(
+            f"--name must not contain ?, where MLflow ends a model's address: {options.name!r}"
+        )
     if "runtime_resources" in options.folder.parts:
         raise UserError(
             f"--output-dir {options.output_dir} lies in the copy of --working-dir that Ray deletes "

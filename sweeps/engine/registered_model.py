@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -104,7 +105,7 @@ def save_model(folder: Path, checkpoint: Path, config: Config, dataset: Dataset)
     mlflow.pyfunc.save_model(
         folder,
         python_model=str(CODE),
-        artifacts={CHECKPOINT: str(checkpoint)},
+        artifacts={CHECKPOINT: checkpoint.absolute().as_uri()},  # in a path it decodes %41
         code_paths=[str(Path(ali.__file__).parent)],
         signature=ModelSignature(inputs, outputs, params),
         input_example=example,
@@ -113,12 +114,13 @@ def save_model(folder: Path, checkpoint: Path, config: Config, dataset: Dataset)
 
 
 def _about_all(sweep: str, uri: str) -> str:
+    address = json.dumps(f"models:/{model_name(sweep)}@{CHAMPION}", ensure_ascii=False)
     return (
         f"The best configuration of sweep `{sweep}`, trained in full by `sweeps/best.py`.\n\n"
         "```python\n"
         "import mlflow\n\n"
         f'mlflow.set_tracking_uri("{without_password(uri)}")\n'
-        f'model = mlflow.pyfunc.load_model("models:/{model_name(sweep)}@{CHAMPION}")\n'
+        f"model = mlflow.pyfunc.load_model({address})\n"
         "model.predict(images)                                         # encodings\n"
         'model.predict(images, params={"output": "reconstructions"})   # or "samples"; "seed": 1\n'
         "```\n"

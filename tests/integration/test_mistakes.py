@@ -38,6 +38,7 @@ def work(tmp_path, monkeypatch):
         (["--width", "-1"], "--width"),
         (["--model", "gan", "--levels", "2"], "--levels"),
         (["--name", "a/b"], "--name"),
+        (["--name", "a?b"], "--name must not contain ?"),
         (["--name", "new", "--resume"], "no sweep 'new'"),
         (["--tracking-uri", "http://127.0.0.1:9", "--data", "house-numbers"], "127.0.0.1:9"),
         (
