@@ -6,6 +6,7 @@ import contextlib
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from sweeps.engine.storage import Storage, as_user_error, one_line
 log = logging.getLogger(__name__)
 
 MIRROR_SECONDS = 10.0
+UPLOAD_SHARE = 0.1  # of the time, at most, in which a journal that is slow to upload is uploaded
 LEASE, LEASE_SECONDS = "driver.lease", 3 * MIRROR_SECONDS
 
 
@@ -72,8 +74,9 @@ class Lease:
 class JournalMirror:
     """Copies a sweep's files to its bucket; in the block, no other driver has the bucket.
 
-    The copies are at most seconds old: with them a sweep can resume on another machine if its own
-    is lost. If the bucket cannot be reached, copying is retried; the sweep does not wait for it.
+    The copies are MIRROR_SECONDS old at most, or, by UPLOAD_SHARE, ten times what an upload takes:
+    with them a sweep can resume on another machine if its own is lost. If the bucket cannot be
+    reached, copying is retried; the sweep does not wait for it.
 
     Args:
         what: the sweep, in words.
@@ -98,6 +101,7 @@ class JournalMirror:
         self._copying = threading.Lock()
         self._elsewhere = storage.remote and not storage.is_at(journal.parent)
         self._copied: dict[Path, tuple[int, ...]] = {}  # the files' `_version`
+        self._rested = 0.0  # when uploads have had no more than their share; time.monotonic()
         self._thread: threading.Thread | None = None
         self._renewed = contextlib.ExitStack()
         self._retry = Retry(f"the storage {storage.folder}", outage_seconds)
@@ -154,17 +158,33 @@ class JournalMirror:
                 if not away:
                     log.warning("no copy of the journal was written: %s", one_line(error))
                 away = True
-            self._wake.wait(MIRROR_SECONDS)
-            self._wake.clear()
+            self._wait()
+
+    def _wait(self) -> None:
+        """Waits until the next copy is due, or asked for."""
+        due = time.monotonic() + MIRROR_SECONDS
+        while (left := max(due, self._rested) - time.monotonic()) > 0:  # `copy` may put it off
+            if self._wake.wait(left):
+                break
+        self._wake.clear()
 
     def _renew_and_copy(self) -> None:
         with self._copying:
             self._lease.renew()
-            for file in self._files:
-                version = _version(file)
-                if version and version != self._copied.get(file):
-                    self.storage.write(file.name, file.read_bytes())
-                    self._copied[file] = version
+            began = time.monotonic()
+            try:
+                self._copy_changed()
+            finally:
+                now = time.monotonic()
+                rest = (now - began) * (1 / UPLOAD_SHARE - 1)
+                self._rested = max(self._rested, now + rest)
+
+    def _copy_changed(self) -> None:
+        for file in self._files:
+            version = _version(file)
+            if version and version != self._copied.get(file):
+                self.storage.write(file.name, file.read_bytes())
+                self._copied[file] = version
 
 
 def _version(file: Path) -> tuple[int, ...]:

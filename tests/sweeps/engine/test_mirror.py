@@ -121,6 +121,46 @@ def test_a_copy_that_takes_long_does_not_let_the_lease_run_out(tmp_path, monkeyp
     assert len(seen) > 3 and bucket.read(LEASE) is None and bucket.read("journal") == b"1\n"
 
 
+def test_a_journal_that_is_slow_to_upload_is_copied_rarely_but_at_once_where_asked(
+    tmp_path, monkeypatch
+):
+    """Every ten seconds anew, a large one took all of the line."""
+    monkeypatch.setattr(mirror, "MIRROR_SECONDS", 0.05)
+    bucket, journal = Storage.at(f"file://{tmp_path}/bucket", "s"), tmp_path / "journal"
+    (tmp_path / "bucket" / "s").mkdir(parents=True)
+    seconds, began, write = [0.5], [], Storage.write
+
+    def slow(self, name, content):
+        if name == "journal":
+            began.append(time.monotonic())
+            time.sleep(seconds[0])
+        write(self, name, content)
+
+    def copied(text, within):
+        until = time.monotonic() + within
+        while bucket.read("journal") != text.encode():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+        return True
+
+    monkeypatch.setattr(Storage, "write", slow)
+    with JournalMirror(bucket, "it", journal) as copies:
+        journal.write_text("1\n")
+        assert copied("1\n", within=60)
+        journal.write_text("2\n")
+        assert not copied("2\n", within=2)
+        copies.now()
+        assert copied("2\n", within=2)
+        copies.copy()  # nothing is new: the rest is no shorter
+        seconds[0] = 0
+        for text in ("3\n", "4\n"):
+            journal.write_text(text)
+            assert copied(text, within=60)
+    assert began[2] - began[1] >= 10 * 0.5, "an upload of half a second, and the rest"
+    assert began[3] - began[2] < 2, "it takes no time any more"
+
+
 def test_a_storage_that_is_the_output_folder_is_not_copied_onto_itself(tmp_path):
     """What was appended to the journal meanwhile was lost."""
     journal = tmp_path / "s" / "journal"
