@@ -152,7 +152,7 @@ class Shipped(Method):
             self._study.enqueue(point(rows.table.base))
         self._scheduler = scheduler(objective, epochs, max(1, epochs // 10))
         self._told = told
-        self._recorder = StudyRecorder(self._study, objective)
+        self._recorder = StudyRecorder(self._study, self._scheduler)
         self._search = _Search(
             self._study, rows.draw, self._scheduler, len(rows.points), SLOTS, epochs,
             confirm_seeds=SEEDS, race=race,

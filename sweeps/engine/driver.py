@@ -315,7 +315,7 @@ class Driver:
             verbose=0,
             callbacks=[
                 # first: what is printed is recorded
-                StudyRecorder(study, self.objective.name),
+                StudyRecorder(study, scheduler),
                 *followers,
                 HangWatchdog(options.hang_seconds),
             ],

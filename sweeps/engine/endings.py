@@ -70,6 +70,11 @@ def ending_of(trial: FrozenTrial) -> Ending | None:
     return Ending.from_result(trial.user_attrs) if trial.state.is_finished() else None
 
 
+def decided(trial: FrozenTrial) -> Ending | None:
+    """How a study's trial is about to end; None: it goes on, or has ended."""
+    return None if trial.state.is_finished() else Ending.from_result(trial.user_attrs)
+
+
 def is_broken(trial: FrozenTrial) -> bool:
     """Whether training diverged or collapsed: it ranks below all trials with a value."""
     ending = ending_of(trial)

@@ -64,10 +64,10 @@ class Forecast:
         return self.judge(trial_id, epoch) if math.isfinite(value) else None
 
     def record(self, trial_id: str, epoch: int, value: float) -> None:
-        """Records a trial's value after an epoch, if it is finite."""
-        if not math.isfinite(value):
-            return
+        """Records a trial's value after an epoch, once, if it is finite."""
         curve = self._curves.setdefault(trial_id, {})
+        if not math.isfinite(value) or epoch in curve:
+            return
         curve[epoch] = value
         self._levels.pop(trial_id, None)
         if epoch >= self.max_epochs:

@@ -13,7 +13,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ali.metrics import EPOCH
 from sweeps.engine import ray_compat
 from sweeps.engine.confirmation import CONFIRMS
-from sweeps.engine.endings import END_STATE, Ending, EndState
+from sweeps.engine.endings import END_STATE, Ending, EndState, first_try
 from sweeps.engine.forecast import Cut, Forecast
 from sweeps.engine.study import trial_id
 
@@ -27,6 +27,7 @@ class EarlyStopping(FIFOScheduler):
     Ray's own schedulers keep what they know in memory only, never stop a trial whose value is NaN,
     and stop the second trial of a sweep for being worse than the first. Here the curves are read
     again from the study after a resume (`replay`), and `endings` says why a trial was stopped.
+    An epoch is judged once: with later evidence, a resume would stop trials that went on from it.
     """
 
     def __init__(
@@ -45,50 +46,43 @@ class EarlyStopping(FIFOScheduler):
         self._forecast = Forecast(epochs, grace_epochs, reduction_factor)
         self.never_stop: set[str] = set()  # trials that confirm another: they run in full
         self._lost: set[str] = set()  # told to stop, but their worker was lost before that
+        self._judged: dict[str, int] = {}  # furthest epoch of a trial after which it was judged
         self._reached: dict[str, int] = {}  # epoch of a trial's last result
         self._lost_at: dict[str, int] = {}  # furthest epoch of a trial whose worker was lost
         self._memory_kills: Counter[str] = Counter()  # of a trial since then
 
-    def replay(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-        """Reads what earlier drivers of this sweep have seen.
-
-        Returns the unfinished trials that were about to be stopped when the driver was killed.
-        """
-        stopped = []
-        for trial in sorted(trials, key=lambda t: not t.state.is_finished()):
-            name, curve = trial_id(trial.number), trial.intermediate_values
-            if CONFIRMS in trial.user_attrs:
-                continue
+    def replay(self, trials: Iterable[FrozenTrial]) -> None:
+        """Reads what earlier drivers of this sweep have seen, and judged."""
+        own = [trial for trial in trials if CONFIRMS not in trial.user_attrs]
+        furthest: Counter[int] = Counter()  # epoch, by first try
+        for trial in own:
+            first, curve = first_try(trial), trial.intermediate_values
             for epoch, value in curve.items():
-                self._forecast.record(name, epoch, self._sign * value)
-            if trial.state.is_finished() or not curve:
-                continue
-            if (cut := self._forecast.judge(name, max(curve))) is not None:
-                self.endings[name] = self._ending(cut)
-                stopped.append(trial)
-        return stopped
+                self._forecast.record(trial_id(trial.number), epoch, self._sign * value)
+            furthest[first] = max(furthest[first], *curve, 0)
+        self._judged |= {trial_id(t.number): furthest[first_try(t)] for t in own}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
         """Tune asks this after each result."""
         self._note_progress(trial, int(result.get(EPOCH, 0)))
-        judged = trial.trial_id not in self.never_stop
+        name, judged = trial.trial_id, trial.trial_id not in self.never_stop
         for epoch, value in result.get(HISTORY, ()):
             if judged:
-                self._forecast.record(trial.trial_id, int(epoch), self._sign * value)
+                self._forecast.record(name, int(epoch), self._sign * value)
         if END_STATE in result:
             return TrialScheduler.STOP
         value = result.get(self.objective)
         if value is None:
             return TrialScheduler.CONTINUE
-        cut = None
-        if judged:
-            loss = self._sign * float(value)
-            cut = self._forecast.report(trial.trial_id, int(result[EPOCH]), loss)
-        if cut is not None:
-            self.endings[trial.trial_id] = self._ending(cut)
-            return TrialScheduler.STOP
-        full = result[EPOCH] >= self._epochs
-        return TrialScheduler.STOP if full else TrialScheduler.CONTINUE
+        epoch, loss = int(result[EPOCH]), self._sign * float(value)
+        if judged and epoch <= self._judged.get(name, 0):  # trained again from a checkpoint
+            self._forecast.record(name, epoch, loss)
+        elif judged:
+            self._judged[name] = epoch
+            if (cut := self._forecast.report(name, epoch, loss)) is not None:
+                self.endings[name] = self._ending(cut)
+                return TrialScheduler.STOP
+        return TrialScheduler.STOP if epoch >= self._epochs else TrialScheduler.CONTINUE
 
     def _note_progress(self, trial: Trial, epoch: int) -> None:
         """Once a trial has a new epoch, workers that it lost before do not count."""

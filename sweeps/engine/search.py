@@ -20,6 +20,7 @@ from sweeps.engine.endings import (
     RETRIES,
     Ending,
     EndState,
+    decided,
     first_try,
     lost_tries,
 )
@@ -61,11 +62,13 @@ class StudySearch(SearchAlgorithm):
         self._ask_storage = ask_storage or Retry("the storage", 0.0)
         self._live: set[str] = set()
         self._experiment: Experiment | None = None
-        for trial in scheduler.replay(self._begun()):
-            value = trial.intermediate_values[max(trial.intermediate_values)]
-            study.tell(trial.number, scheduler.endings[trial_id(trial.number)], value)
+        for trial in study.trials():  # one whose end was decided when the driver was killed
+            if (ending := decided(trial)) is not None:
+                values = trial.intermediate_values
+                study.tell(trial.number, ending, values[max(values)] if values else None)
         for tries in lost_tries(study.trials()):
             study.retry(tries[-1].number)
+        scheduler.replay(study.trials())
         self._retries = sum(
             RETRIES in t.user_attrs and t.state == TrialState.WAITING for t in study.trials()
         )
@@ -172,7 +175,7 @@ class StudySearch(SearchAlgorithm):
 
     def _ending(self, trial_id: str, result: dict, error: bool) -> Ending:
         if error:
-            return LOST
+            return self._scheduler.endings.get(trial_id, LOST)
         if own := Ending.from_result(result):
             return own
         epoch, value = result.get(EPOCH, 0), result.get(self._objective)
@@ -186,14 +189,15 @@ class StudySearch(SearchAlgorithm):
 
 
 class StudyRecorder(tune.Callback):
-    """Writes each value that a trial reports to the study, once.
+    """Writes each value that a trial reports to the study, once, and that it is to be stopped.
 
     Tune calls it right after the scheduler has decided and before it acts on the decision, so the
-    study has every value that led to an action.
+    study has every value that led to an action. Until a stopped trial has ended, its last
+    checkpoint is saved: a driver may be killed meanwhile.
     """
 
-    def __init__(self, study: Study, objective: str) -> None:
-        self._study, self._objective = study, objective
+    def __init__(self, study: Study, scheduler: EarlyStopping) -> None:
+        self._study, self._scheduler = study, scheduler
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its arguments; a resume creates this object anew
@@ -206,5 +210,8 @@ class StudyRecorder(tune.Callback):
         # the journal with it, only the trial has them.
         for epoch, value in result.get(HISTORY, ()):
             self._study.report(number, int(epoch), float(value))
-        if self._objective in result and END_STATE not in result:
-            self._study.report(number, int(result[EPOCH]), float(result[self._objective]))
+        if (ending := self._scheduler.endings.get(trial.trial_id)) is not None:
+            self._study.decide(number, ending)  # first: no trial goes on since a value was lost
+        objective = self._scheduler.objective
+        if objective in result and END_STATE not in result:
+            self._study.report(number, int(result[EPOCH]), float(result[objective]))

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ali.errors import UserError
 from ali.files import open_regular
 from sweeps.engine.confirmation import CONFIRMS, CONTROL, estimates, ranking
-from sweeps.engine.endings import RETRIES, Ending, EndState, first_try
+from sweeps.engine.endings import RETRIES, Ending, EndState, decided, first_try
 from sweeps.engine.journal import CONFIG, DATA, OBJECTIVE, SPACE, WAY_ON, open_journal
 from sweeps.engine.objective import MAXIMIZE
 from sweeps.engine.space import PAPER_VALUES, InitialPoint
@@ -173,6 +173,14 @@ class Study:
         if math.isfinite(value):
             self._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
 
+    def decide(self, number: int, ending: Ending) -> None:
+        """Records how a trial is about to end, for a driver that is killed before it is told."""
+        trial = self.trial(number)
+        if trial.state.is_finished() or decided(trial) == ending:
+            return
+        for key, text in reversed(ending.to_result().items()):  # the state last: it counts
+            self._storage.set_trial_user_attr(trial._trial_id, key, text)
+
     def tell(self, number: int, ending: Ending, value: float | None) -> None:
         """Ends a trial: COMPLETE with its value, PRUNED if stopped or diverged before, or FAIL.
 
@@ -181,8 +189,7 @@ class Study:
         trial = self.trial(number)
         if trial.state.is_finished():
             return
-        for key, text in ending.to_result().items():
-            self._storage.set_trial_user_attr(trial._trial_id, key, text)
+        self.decide(number, ending)
         state = _STATE.get(ending.state, TrialState.FAIL)
         values = [value] if state == TrialState.COMPLETE and value is not None else None
         self._study.tell(number, values, state)

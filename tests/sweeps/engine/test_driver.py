@@ -37,7 +37,7 @@ def test_what_a_resume_ends_itself_has_ended_before(driver, study, point, capsys
         for epoch in (1, 9):
             study.report(number, epoch, n / 20)
         study.tell(number, Ending(EndState.COMPLETED, ""), n / 20)
-    study.report(study.ask(point).number, 1, 0.9)
+    study.decide(study.ask(point).number, Ending(EndState.STOPPED_EARLY, "unlikely"))
     study.tell(study.ask(point).number, LOST, None)
     shutdown = SimpleNamespace(
         postponed=contextlib.nullcontext, ends_tune=contextlib.nullcontext, requested=False

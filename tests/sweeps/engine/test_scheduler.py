@@ -172,18 +172,39 @@ def record(study, point, *curves):
 
 
 def test_after_a_resume_it_decides_as_before(study, point):
-    record(study, point, *(((1, v), (9, v)) for v in ENDS), ((1, 0.2),), ((1, 0.6),))
+    record(study, point, *(((1, v), (9, v)) for v in ENDS))
     new, resumed = fresh(), fresh()
-    assert resumed.replay(study.trials()) == study.trials()[13:], "whose stop nobody was told of"
+    resumed.replay(study.trials())
     assert feed(new, 14, 1, 0.6) == CONTINUE, "it knows of no trial that completed"
     assert feed(resumed, 14, 1, 0.6) == STOP
 
 
-def test_a_trial_that_has_become_better_since_is_not_stopped_by_the_replay(study, point):
-    better = ((1, 0.6), (2, 0.1), (3, 0.1), (4, 0.1))
-    record(study, point, *(((1, v), (9, v)) for v in ENDS), better)
-    scheduler = fresh()
-    assert scheduler.replay(study.trials()) == [] and scheduler.endings == {}
+def test_an_epoch_that_a_trial_went_on_from_is_not_judged_again(study, point):
+    """Neither by a resume with what has completed since, nor when it is trained again."""
+    record(study, point, ((1, 0.6), (2, 0.6)), *(((1, v), (9, v)) for v in ENDS))
+    study.retry(0)
+    resumed = fresh()
+    resumed.replay(study.trials())
+    assert resumed.endings == {}
+    for number in (0, 13):  # and its second try
+        assert [feed(resumed, number, epoch, 0.6) for epoch in (2, 3)] == [CONTINUE, STOP]
+    alive = fresh()
+    assert feed(alive, 0, 1, 0.6) == CONTINUE
+    for number, value in enumerate(ENDS, start=10):
+        for epoch in (1, 9):
+            feed(alive, number, epoch, value)
+    assert feed(alive, 0, 1, 0.6) == CONTINUE, "a lost worker's epoch, from the last checkpoint"
+    assert feed(alive, 0, 2, 0.6) == STOP
+
+
+def test_the_last_result_of_a_stopped_trial_does_not_change_the_reason():
+    """Tune hands it to the scheduler once more when its checkpoint is saved."""
+    scheduler = informed()
+    assert feed(scheduler, 0, 1, 0.6) == STOP
+    reason = scheduler.endings["00000"]
+    feed(scheduler, 30, 9, 0.01)
+    scheduler.on_trial_complete(None, trial(0), {EPOCH: 1, VAL_ERROR: 0.6, "done": True})
+    assert scheduler.endings["00000"] is reason
 
 
 def test_what_is_minimized_has_a_name():

@@ -1,11 +1,15 @@
 """The study's face towards Tune: what is told to the study, and when the search ends."""
 
 import math
+import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 from pyarrow import fs
+from ray.tune.schedulers import TrialScheduler
 
 from ali.metrics import EPOCH, SAMPLE_DISTANCE, VAL_ERROR
 from sweeps.engine import ray_compat
@@ -13,6 +17,7 @@ from sweeps.engine.endings import Ending, EndState, ending_of, first_try
 from sweeps.engine.retry import Retry
 from sweeps.engine.scheduler import HISTORY, EarlyStopping
 from sweeps.engine.search import StudyRecorder, StudySearch
+from sweeps.engine.study import Study
 
 pytestmark = pytest.mark.versions
 
@@ -97,22 +102,100 @@ def test_the_search_ends_when_all_have_been_asked(study, point, monkeypatch):
     assert search.is_finished() and search.next_trial() is None
 
 
-def test_a_stop_that_nobody_was_told_of_is_told_at_the_resume(study, point):
-    # A kill between the scheduler's decision and the tell: the trial must not go on.
-    for number in range(13):
-        study.ask(point)
-        study.report(number, 1, number / 20)
-        if number < 12:
-            study.report(number, 9, number / 20)
-            study.tell(number, Ending(EndState.COMPLETED, ""), number / 20)
-    search_over(study, point)
-    assert study.trials()[12].state == TrialState.PRUNED
-    assert "its chance to end" in ending_of(study.trials()[12]).reason
+EPOCHS, TRIALS, SLOTS = 4, 20, 4
+KILLS = (*range(88, 97), *range(119, 126))  # just after trials completed that tell of others
+
+
+class Simulation:
+    """A sweep with learning curves of random numbers, in slots that take a second an epoch."""
+
+    def __init__(self, journal, point, running=(), now=0.0):
+        self.journal, self.point, self.now = journal, point, now
+        self.running = list(running)  # (when, trial, epoch)
+        self.study = Study(journal, "s", seed=1, make_sampler=RandomSampler)
+        scheduler = self.scheduler = EarlyStopping(VAL_ERROR, EPOCHS, 1, 3)
+        self.search = StudySearch(self.study, point, scheduler, TRIALS, SLOTS, EPOCHS)
+        self.search.make_trial = self.begin
+        self.recorder = StudyRecorder(self.study, scheduler)
+
+    def begin(self, trial):
+        if not trial.state.is_finished():
+            self.search._live.add(f"{trial.number:05d}")
+            if all(trial.number != number for _, number, _ in self.running):
+                self.running.append((self.now + 1 + trial.number / 100, trial.number, 1))
+        return trial
+
+    def value(self, number, epoch):
+        level, noise = (np.random.default_rng([2, number, *of]).random() for of in ((), (epoch,)))
+        return float(level + 0.1 * noise)
+
+    def fill(self):
+        while self.search.next_trial() is not None:
+            pass
+
+    def steps(self):
+        """Yields at each moment at which a driver may be killed."""
+        self.fill()
+        while self.running:
+            self.running.sort()
+            yield
+            self.now, number, epoch = self.running[0]
+            trial = SimpleNamespace(trial_id=f"{number:05d}")
+            result = {EPOCH: epoch, VAL_ERROR: self.value(number, epoch)}
+            decision = self.scheduler.on_trial_result(None, trial, result)
+            self.recorder.on_trial_result(0, [], trial, result)
+            yield
+            if decision == TrialScheduler.STOP:
+                self.scheduler.on_trial_complete(None, trial, result)
+                self.search.on_trial_complete(trial.trial_id, result)
+                self.running.pop(0)
+            else:
+                self.running[0] = (self.now + 1, number, epoch + 1)
+            self.fill()
+
+    def resumed(self, journal):
+        """What a resume finds if the driver is killed now; epochs that are not saved are lost."""
+        shutil.copy(self.journal, journal)
+        left = []
+        for when, number, epoch in self.running:
+            if epoch in self.study.trial(number).intermediate_values and epoch < EPOCHS:  # saved
+                when, epoch = when + 1, epoch + 1
+            left.append((when, number, epoch))
+        resumed = Simulation(journal, self.point, left, self.now)
+        ended = {t.number for t in resumed.study.trials() if t.state.is_finished()}
+        resumed.running = [one for one in left if one[1] not in ended]
+        return resumed
+
+    def ends(self):
+        return [(t.number, t.intermediate_values, ending_of(t)) for t in self.study.trials()]
+
+
+def test_a_sweep_that_is_killed_at_any_moment_stops_the_trials_that_it_would_have(tmp_path, point):
+    """An epoch is judged once; a stop that was decided is told, though nobody was told of it."""
+    whole, killed = Simulation(tmp_path / "whole", point), []
+    for moment, _ in enumerate(whole.steps()):
+        if moment in KILLS:
+            killed.append(whole.resumed(tmp_path / f"{moment}"))
+    stopped = sum(ending.state is EndState.STOPPED_EARLY for _, _, ending in whole.ends())
+    assert len(whole.ends()) == TRIALS and stopped == 5 and len(killed) == 16
+    for resumed in killed:
+        for _ in resumed.steps():
+            pass
+        assert resumed.ends() == whole.ends(), resumed.journal.name
+
+
+def test_a_stop_that_was_decided_is_no_lost_worker(study, point):
+    """A trial whose last worker is lost while the checkpoint of its stop is saved."""
+    search = search_over(study, point)
+    study.ask(point)
+    why = search._scheduler.endings["00000"] = Ending(EndState.STOPPED_EARLY, "unlikely")
+    search.on_trial_complete("00000", error=True)
+    assert ending_of(study.trials()[0]) == why
 
 
 def record(study, number, result):
     trial = type("Trial", (), {"trial_id": f"{number:05d}"})
-    StudyRecorder(study, VAL_ERROR).on_trial_result(0, [], trial, result)
+    StudyRecorder(study, EarlyStopping(VAL_ERROR, 9, 1, 3)).on_trial_result(0, [], trial, result)
 
 
 def test_each_value_is_recorded_once(study, point):
