@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from sweeps.engine.tracking.schema import KIND, KIND_SWEEP, SWEEP
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.store.entities import PagedList
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+PAGE = 1000  # results that are asked for at once
 ACTIVE, DELETED, ALL = "active_only", "deleted_only", "all"  # views on runs, as MLflow names them
 
 
@@ -29,32 +33,29 @@ def search(
 
     where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     where += f" and attributes.status = '{status}'" if status else ""
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs(
-            experiments, where, ViewType.from_string(view), max_results=1000, page_token=token
-        )
-        runs += page
-        token = page.token
-        if not token:
-            return runs
+    kind = ViewType.from_string(view)
+    return _all_pages(partial(client.search_runs, experiments, where, kind))
 
 
 def search_sweeps(client: MlflowClient, sweep: str | None = None, view: str = ACTIVE) -> list[Run]:
     """As `search`, the parent runs of sweeps in all experiments: theirs may have been renamed."""
     from mlflow.entities import ViewType
 
-    known: list[str] = []
+    known = _all_pages(partial(client.search_experiments, ViewType.ALL))
+    tags = {KIND: KIND_SWEEP} | ({SWEEP: sweep} if sweep else {})
+    return search(client, [one.experiment_id for one in known], tags, view)
+
+
+def _all_pages(ask: Callable[..., PagedList[T]]) -> list[T]:
+    """All that a search of MLflow's finds, which it gives in pages."""
+    found: list[T] = []
     token = None
     while True:
-        page = client.search_experiments(ViewType.ALL, max_results=1000, page_token=token)
-        known += [experiment.experiment_id for experiment in page]
+        page = ask(max_results=PAGE, page_token=token)
+        found += page
         token = page.token
         if not token:
-            break
-    tags = {KIND: KIND_SWEEP} | ({SWEEP: sweep} if sweep else {})
-    return search(client, known, tags, view)
+            return found
 
 
 def restore_sweep(client: MlflowClient, sweep: str) -> str | None:
