@@ -39,7 +39,8 @@ Name = Literal[
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
 LOG = "gpu.log"
-OTHER_PLACES = {"RAY_ADDRESS", "ALI_STORAGE_PATH"}  # variables: the sweep is for this machine
+# Variables: the sweep is for this machine, and trials are measured without the service, too.
+OTHER_PLACES = {"RAY_ADDRESS", "ALI_STORAGE_PATH", "CUDA_MPS_PIPE_DIRECTORY"}
 PAST = 5.0  # seconds that a section may take beyond its limit, and to end when it is told to
 
 

@@ -223,7 +223,7 @@ def _memory(run: Run, what: str, config: Config) -> Row:
     context = max(0.0, total - free - torch.cuda.memory_reserved() / 2**30)
     fit = int(total / (reserved + context))
     allocated = torch.cuda.max_memory_allocated() / 2**30
-    expected = gpu_memory(config) / 2**30
+    expected = (gpu_memory(config, 0) or 0) / 2**30
     return Row(
         what,
         reserved + context,

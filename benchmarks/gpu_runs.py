@@ -126,7 +126,7 @@ def _started(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def sweep(run: Run) -> Iterator[Row]:
-    """Trials of a quarter of the paper's width, as in `make sweep`; four at a time on a GPU."""
+    """Trials of a quarter of the paper's width, as in `make sweep`."""
     yield from attempt("sweep", lambda: _sweep(run))
 
 
@@ -152,7 +152,8 @@ def _sweep(run: Run) -> Iterator[Row]:
     trial_runs = tracking.find_runs(client, where, kind=KIND_TRIAL)
     ends = [one.data.tags.get("end_state", "none") for one in trial_runs]
     told = ", ".join(f"{ends.count(end)} {end}" for end in dict.fromkeys(sorted(ends)))
-    what = f"{trials} trials" + (", 4 at a time with 1/4 GPU each" if run.cuda else "")
+    gpus = next((one.data.tags["gpus"] for one in trial_runs if "gpus" in one.data.tags), None)
+    what = f"{trials} trials" + (f" with {gpus} GPU each" if gpus else "")
     yield Row(what, took, "s", note=told, details={"options": options})
     if SLOT_USE in metrics:
         note = f"of {metrics[DRIVER_SECONDS]:.0f} s that the driver ran"

@@ -1,7 +1,7 @@
 """Section `trials`: 1, 2, 4 and 8 trials on one device, each a process with 1/n of it.
 
 As in a sweep with --gpus-per-trial 1/n, the processes compute at the same time where the device's
-Multi-Process Service can be had (sweeps/engine/mps.py); otherwise they take turns, which is
+Multi-Process Service can be had (sweeps/engine/gpus.py); otherwise they take turns, which is
 measured, too. They start once, build a step, and train for a moment together whenever they are told
 to.
 """
@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,20 +25,20 @@ from ali.training import step as training
 from benchmarks.gpu_rows import Outcome, Row, Run, attempt, goal, skipped
 from benchmarks.gpu_step import WARM_UP, WAYS, batch, settings
 from benchmarks.step import gflop_an_image, train_state
-from sweeps.engine import mps
+from sweeps.engine import gpus
 
 ANSWER = 60.0  # seconds that a process has to build a step
 TURN, SMALL_TURN = 1.5, 0.2  # seconds of training
 
 
-def serve(device_name: str, pipe: Connection, mps_folder: Path | None) -> None:
+def serve(device_name: str, pipe: Connection, by_mps: bool) -> None:
     """Answers numbered requests: builds a step, or takes steps for so many seconds.
 
     The answers are 10⁹ operations an image, images a second, or a text that says what went wrong.
     """
     device = torch.device(device_name)
     torch.set_num_threads(1)
-    joined = mps_folder is not None and mps.join(0.5, mps_folder)
+    joined = by_mps and gpus.join(0.5)
     take_step, config = None, Config()
     while message := pipe.recv():
         number, request = message
@@ -48,7 +47,7 @@ def serve(device_name: str, pipe: Connection, mps_folder: Path | None) -> None:
                 assert take_step is not None
                 pipe.send((number, _rate(take_step, request, device) * config.batch_size))
                 continue
-            if mps_folder is not None and not joined:
+            if by_mps and not joined:
                 raise RuntimeError("no Multi-Process Service works here")
             (config, way), take_step = request, None
             if device.type == "cuda":
@@ -66,10 +65,10 @@ def serve(device_name: str, pipe: Connection, mps_folder: Path | None) -> None:
 class Trial:
     """A process that trains when it is told to."""
 
-    def __init__(self, device: str, mps_folder: Path | None = None) -> None:
+    def __init__(self, device: str, by_mps: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, there = context.Pipe()
-        arguments = (device, there, mps_folder)
+        arguments = (device, there, by_mps)
         self._process = context.Process(target=serve, args=arguments, daemon=True)
         self._process.start()
         there.close()  # so that the end of the process ends `recv`
@@ -111,29 +110,25 @@ def _rate(take_step: Any, seconds: float, device: torch.device) -> float:
 
 
 def trials(run: Run) -> Iterator[Row]:
-    yield from _all(run, (1, 2) if run.small else (1, 4), None)
+    yield from _all(run, (1, 2) if run.small else (1, 4), by_mps=False)
     if not run.cuda:
         yield skipped("the Multi-Process Service, CUDA graphs")
         return
-    folder = run.work / "mps"
-    try:
-        yield from _all(run, (1, 2, 4, 8), folder)
-    finally:
-        mps.end(folder)
+    yield from _all(run, (1, 2, 4, 8), by_mps=True)
 
 
-def _all(run: Run, counts: tuple[int, ...], mps_folder: Path | None) -> Iterator[Row]:
+def _all(run: Run, counts: tuple[int, ...], by_mps: bool) -> Iterator[Row]:
     """Side by side, at two widths; at last without one of them, which is killed."""
     paper = settings("svhn", run)
     narrow = paper.replace(width=0.25, batch_size=32)
-    shared = "MPS, " * (mps_folder is not None)
+    shared = "MPS, " * by_mps
     way = "ours, CUDA graph" if run.cuda else "ours"  # as an epoch is trained
-    started = [Trial(run.device, mps_folder) for _ in range(counts[-1])]
+    started = [Trial(run.device, by_mps) for _ in range(counts[-1])]
     for config in (paper,) if run.small else (paper, narrow):
         what = f"{shared}width {Fraction(config.width)}, batch {config.batch_size}"
         measure = partial(_side_by_side, run, what, (config, way), started, counts)
         yield from attempt(what, measure)
-    if mps_folder is not None:
+    if by_mps:
         yield from attempt("one is killed", partial(_killed, started))
     for trial in started:
         trial.end()

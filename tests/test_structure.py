@@ -63,7 +63,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             *("sweeps.engine.traces", "sweeps.engine.loaded", "sweeps.engine.registered_model"),
             *("sweeps.engine.training_files", "sweeps.engine.unused"),
         ),
-        ("sweeps.engine.retention", "sweeps.engine.mps"),
+        ("sweeps.engine.retention", "sweeps.engine.gpus"),
         (
             *("sweeps.engine.scheduler", "sweeps.engine.results"),
             *("sweeps.engine.cluster", "sweeps.engine.mirror"),

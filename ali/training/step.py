@@ -104,8 +104,9 @@ def train_epoch(state: State, images: Tensor) -> dict[str, float]:
     distributed.check_world_size(state.config.batch_size, distributed.world_size())
     start, first, names = time.perf_counter(), state.step, state.networks.LOSSES
     state.networks.train()
+    before = step_graph.constants(state.networks)
     state.networks.begin_epoch(state.epoch, state.config.epochs)
-    if step_graph.changes_by_epoch(state.networks):
+    if step_graph.constants(state.networks) != before:
         state.graph = None
     if state.labelled is not None:
         state.labelled.begin_epoch()

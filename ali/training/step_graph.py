@@ -35,31 +35,28 @@ class StepGraph:
     """
 
     def __init__(self, state: State, take_step: TakeStep, inputs: tuple[Tensor, ...]) -> None:
-        self._inputs = [x.clone() for x in inputs]
+        self._inputs, self._device = [x.clone() for x in inputs], state.device
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
                 group["capturable"] = True  # fused Adam's step count is on the device as it is
         self._graph, taken = torch.cuda.CUDAGraph(), state.step
         self._graph.register_generator_state(state.generator)
-        try:
-            # thread_local: other threads, Ray's and MLflow's, may use the device meanwhile
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._losses = take_step(*self._inputs)
-        except RuntimeError as error:
-            _release(torch.cuda.default_generators[torch.cuda.current_device()])
-            if isinstance(error, torch.cuda.OutOfMemoryError):
-                raise
-            raise RuntimeError(
-                "the training step cannot be captured as a CUDA graph (ALI_CUDA_GRAPHS=0 trains "
-                f"without, more slowly): {first_line(error)}"
-            ) from error
+        with torch.cuda.device(self._device):
+            try:
+                # thread_local: other threads, Ray's and MLflow's, may use the device meanwhile
+                with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                    self._losses = take_step(*self._inputs)
+            except BaseException as error:
+                _release(torch.cuda.default_generators[torch.cuda.current_device()])
+                raise _cause(error) from error
         state.step = taken  # captured, not taken
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The losses of a step; the next one overwrites them."""
         for captured, x in zip(self._inputs, inputs, strict=True):
             captured.copy_(x)
-        self._graph.replay()
+        with torch.cuda.device(self._device):
+            self._graph.replay()
         return self._losses
 
 
@@ -68,12 +65,27 @@ def _release(generator: torch.Generator) -> None:
     generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
 
 
+def _cause(error: BaseException) -> BaseException:
+    """What is wrong: that memory was short, or that the step cannot be captured."""
+    first: BaseException | None = error
+    while first is not None:
+        if isinstance(first, torch.cuda.OutOfMemoryError):
+            return first
+        first = first.__context__
+    if not isinstance(error, RuntimeError):
+        return error
+    return RuntimeError(
+        "the training step cannot be captured as a CUDA graph (start again with ALI_CUDA_GRAPHS=0, "
+        f"which trains without, more slowly): {first_line(error)}"
+    )
+
+
 def captures(state: State) -> bool:
     """Whether the state's steps are captured: on CUDA, by a worker that is alone."""
     alone = distributed.world_size() == 1
     return state.device.type == "cuda" and alone and environment.cuda_graphs()
 
 
-def changes_by_epoch(networks: Networks) -> bool:
-    """Whether the networks' step depends on the epoch, so that each needs a graph of its own."""
-    return type(networks).begin_epoch is not Networks.begin_epoch
+def constants(networks: Networks) -> dict[str, float]:
+    """What a captured step has of the networks' settings: numbers that `begin_epoch` may change."""
+    return {name: x for name, x in vars(networks).items() if isinstance(x, int | float)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shutil
 import signal
@@ -21,8 +20,6 @@ from sweeps.engine.options import Options
 _SOCKET = "/ray/session_2026-11-26_02-49-42_993445_4194304/sockets/plasma_store"
 MAX_PATH, FREE_MB = 107 - len(_SOCKET), 32
 NODE_CPU = "CPUs of the largest node"  # beside Ray's own names of resources
-ON_A_GPU = 4, 2, 1  # trials, by default
-LEAST_GPU_MEMORY = 14 * 2**30  # bytes, of the GPUs that are to be had for hire
 PRELOADING_CORES = 16  # above, one worker per core that imports torch takes much memory
 
 
@@ -215,19 +212,19 @@ class TrialResources:
 
 
 def allocate_resources(
-    options: Options, resources: dict[str, float], gpu_memory: int | None = None
+    options: Options, resources: dict[str, float], on_a_gpu: int = 1
 ) -> TrialResources:
     """Divides a cluster's CPUs and GPUs among trials.
 
     Args:
-        gpu_memory: what a trial takes of a GPU's, in bytes; None: not known.
+        on_a_gpu: how many trials may share one (`gpus.trials_on_a_gpu`).
 
     Raises UserError if a trial asks for more than there is.
     """
     cpus, gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0.0)
     trial_gpus = options.gpus_per_trial
     if trial_gpus is None:
-        trial_gpus = 1 / _trials_on_a_gpu(options, cpus, gpus, gpu_memory) if gpus else 0.0
+        trial_gpus = _share_of_gpus(options, cpus, gpus, on_a_gpu) if gpus else 0.0
     if trial_gpus > 1 and trial_gpus != int(trial_gpus):
         raise UserError(f"--gpus-per-trial {trial_gpus:g}: Ray takes whole GPUs above 1")
     node = int(resources.get(NODE_CPU, cpus))  # a trial runs on one node
@@ -251,17 +248,15 @@ def allocate_resources(
     return TrialResources(trial_cpus, trial_gpus, threads=trial_cpus, concurrent=at_once)
 
 
-def _trials_on_a_gpu(options: Options, cpus: int, gpus: float, memory: int | None) -> int:
-    """As many as fit into its memory, up to where more gain little (docs/results.md).
+def _share_of_gpus(options: Options, cpus: int, gpus: float, on_a_gpu: int) -> float:
+    """A trial's part: with many GPUs a larger one than memory asks for.
 
-    With many GPUs fewer, since trials that run at the same time learn nothing from one another.
+    Trials that run at the same time learn nothing from one another; and Ray fills one GPU before it
+    uses the next, so that with fewer trials than parts some would be left idle.
     """
-    if memory is None:
-        return 1
-    at_a_time = max(ON_A_GPU[0], options.num_trials / 4)
     most = min(options.max_concurrent or cpus, cpus // (options.cpus_per_trial or 1))
-    limits = LEAST_GPU_MEMORY / memory, at_a_time / gpus, math.ceil(most / gpus)
-    return next(count for count in ON_A_GPU if count <= max(1, min(limits)))
+    at_a_time = min(most, max(on_a_gpu, options.num_trials // 4), options.num_trials)
+    return 1 / next(n for n in (4, 2, 1) if n <= max(1, min(on_a_gpu, at_a_time // gpus)))
 
 
 def _fit(cpus: int, node: int, each: int) -> int:

@@ -40,7 +40,7 @@ class Experiment(ABC):
 
         torch.set_num_threads(threads)
 
-    def gpu_memory(self, config: Config) -> int | None:
+    def gpu_memory(self, config: Config, dataset: Any) -> int | None:
         """About how many bytes of a GPU's memory a trial takes, CUDA's own included.
 
         Trials share a GPU only if they fit. Default: None, not known; a trial then has a whole
@@ -175,10 +175,10 @@ class AliExperiment(Experiment):
     def fingerprint(self, dataset: Dataset) -> str:
         return dataset.fingerprint
 
-    def gpu_memory(self, config: Config) -> int:
+    def gpu_memory(self, config: Config, dataset: Dataset) -> int | None:
         from ali.models.memory import gpu_memory
 
-        return gpu_memory(config)
+        return gpu_memory(config, dataset.train.x.nbytes)
 
     def facts(self, config: Config) -> dict[str, str]:
         from ali.experiment import facts

@@ -16,9 +16,9 @@ from ali.errors import UserError
 from ali.files import existing_part, make_folder
 from ali.lock import folder_lock
 from ali.output import lossy_output, without_password
-from sweeps.engine import mps
-from sweeps.engine.cluster import allocate_resources, check_ray, find_cluster, start_ray
+from sweeps.engine.cluster import allocate_resources, check_ray, start_ray
 from sweeps.engine.driver import Driver, Sweep
+from sweeps.engine.gpus import trials_on_a_gpu
 from sweeps.engine.live import LOG, say
 from sweeps.engine.mirror import JournalMirror
 from sweeps.engine.objective import Objective
@@ -91,7 +91,7 @@ def launch(sweep: Sweep, options: Options) -> int:
         if not options.resume:
             refuse_without_effect(options, space, sweep.experiment.unused(base))
         base = space.apply_fixed(base)
-        largest = base.replace(batch_size=space.largest_batch or base.batch_size)
+        largest = space.largest(base)
         say(f"sweep {options.name}: loads {options.data}")
         dataset = sweep.experiment.load_data(largest)  # bad data is found here, not in trials
         for note in sweep.experiment.notes(dataset):
@@ -109,11 +109,11 @@ def launch(sweep: Sweep, options: Options) -> int:
         began = time.monotonic()
         with ThreadPoolExecutor(1) as beside:  # MLflow's part and Ray's start both take seconds
             beside.submit(prepare, uri)
-            resources = allocate_resources(
-                options, start_ray(), sweep.experiment.gpu_memory(largest)
-            )
-        if find_cluster() is None:
-            held.callback(mps.ender())
+            available = start_ray()
+            on_a_gpu = 1
+            if options.gpus_per_trial is None and available.get("GPU"):
+                on_a_gpu = trials_on_a_gpu(sweep.experiment.gpu_memory(largest, dataset))
+            resources = allocate_resources(options, available, on_a_gpu)
         make_folder(options.output_dir, shared=True)
         client = connect(uri)
         known = restore_sweep(client, options.name) if options.resume else None

@@ -108,11 +108,13 @@ class Space:
         _check_table("bn_x", base)
         return base
 
-    @property
-    def largest_batch(self) -> int:
-        """Largest batch that the data must fill; 0: the sweep's --batch-size."""
-        own = dimensions.ends(self.extra["batch_size"]) if "batch_size" in self.extra else ()
-        return max([*self.batch_sizes, *own], default=0)
+    def largest(self, base: Config) -> Config:
+        """`base` with the most that a trial may take of data and memory: batch, width, levels."""
+        most = {"batch_size": max(self.batch_sizes)} if self.batch_sizes else {}
+        for name in ("batch_size", "width", "levels"):
+            if name in self.extra:
+                most[name] = max(dimensions.ends(self.extra[name]))
+        return base.replace(**most)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON types, as in a file; `from_dict` is the inverse."""

@@ -23,7 +23,7 @@ from ali.config import Config
 from ali.errors import NonFiniteError, UserError
 from ali.history import read_history, write_history
 from ali.metrics import EPOCH, EVAL_SECONDS, TRAIN_SECONDS
-from sweeps.engine import mps, ray_compat
+from sweeps.engine import gpus, ray_compat
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment, Metrics
 from sweeps.engine.objective import Objective
@@ -72,7 +72,7 @@ class SweepTrial(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any], context: TrialContext) -> None:  # type: ignore[override]
-        self._mps = mps.join(context.gpus)
+        self._mps = gpus.join(context.gpus)
         context.experiment.set_threads(context.threads)
         self._context = context
         self._runs: list[TrialRun] = []  # of its trials, until all is delivered
@@ -155,6 +155,8 @@ class SweepTrial(tune.Trainable):
         # By its name, since an experiment may do without torch: on a GPU it is torch's own class.
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return self._end(EndState.OUT_OF_MEMORY, str(error) or "MemoryError")
+        if type(error).__name__ == "AcceleratorError":  # CUDA does not work in this process again,
+            raise error  # and it may have been a neighbour's fault: as if its worker were lost
         # The same code with the same seed would fail again: the trial ends here, and is not
         # restarted, unlike one that lost its node.
         if self._opened is not None:
@@ -187,17 +189,19 @@ class SweepTrial(tune.Trainable):
 
     def _check_gpu_memory(self) -> None:
         """Raises UserError if the trial's part of a GPU has too little memory for it."""
-        gpus = self._context.gpus
-        need = self._context.experiment.gpu_memory(self._experiment_config)
-        if not 0 < gpus < 1 or need is None:
+        part, experiment = self._context.gpus, self._context.experiment
+        need = experiment.gpu_memory(self._experiment_config, self._dataset)
+        if not 0 < part < 1 or need is None:
             return
         import torch
 
-        has = gpus * torch.cuda.get_device_properties(0).total_memory
+        if not torch.cuda.is_available():
+            return
+        has = part * torch.cuda.get_device_properties(0).total_memory
         if need > has:
             raise UserError(
                 f"a trial takes some {need / 2**30:.1f} GiB of a GPU's memory, and its part, "
-                f"{gpus:.2g}, has {has / 2**30:.1f} GiB: raise --gpus-per-trial, or lower "
+                f"{part:.2g}, has {has / 2**30:.1f} GiB: raise --gpus-per-trial, or lower "
                 "--batch-size"
             )
 

@@ -70,25 +70,26 @@ def test_as_many_run_at_a_time_as_fit_on_the_nodes(asked, resources, cpus, at_on
 
 
 @pytest.mark.parametrize(
-    ("asked", "resources", "gib", "gpus", "at_once"),
+    ("asked", "resources", "fit", "gpus", "at_once"),
     [
-        ({"num_trials": 30}, {"CPU": 16, "GPU": 1}, 1.6, 1 / 4, 4),
-        ({"num_trials": 30}, {"CPU": 16, "GPU": 1}, None, 1, 1),  # an experiment of one's own
-        ({"num_trials": 30}, {"CPU": 16, "GPU": 1}, 4.9, 1 / 2, 2),
-        ({"num_trials": 30}, {"CPU": 16, "GPU": 1}, 20, 1, 1),
-        ({"num_trials": 30}, {"CPU": 16, "GPU": 2}, 1.6, 1 / 2, 4),
-        ({"num_trials": 64}, {"CPU": 32, "GPU": 8}, 1.6, 1 / 2, 16),
-        ({"num_trials": 30}, {"CPU": 32, "GPU": 8}, 1.6, 1, 8),
-        ({"num_trials": 30}, {"CPU": 2, "GPU": 1}, 1.6, 1 / 2, 2),
-        ({"num_trials": 30, "cpus_per_trial": 8}, {"CPU": 16, "GPU": 1}, 1.6, 1 / 2, 2),
-        ({"num_trials": 30, "max_concurrent": 1}, {"CPU": 16, "GPU": 1}, 1.6, 1, 1),
-        ({"num_trials": 30, "gpus_per_trial": 1}, {"CPU": 16, "GPU": 1}, 1.6, 1, 1),
+        ({"num_trials": 30}, {"CPU": 16, "GPU": 1}, 4, 1 / 4, 4),
+        ({"num_trials": 30}, {"CPU": 16, "GPU": 1}, 3, 1 / 2, 2),
+        ({"num_trials": 30}, {"CPU": 16, "GPU": 1}, 1, 1, 1),
+        ({"num_trials": 3}, {"CPU": 16, "GPU": 1}, 4, 1 / 2, 2),
+        ({"num_trials": 1}, {"CPU": 16, "GPU": 1}, 4, 1, 1),
+        ({"num_trials": 30}, {"CPU": 16, "GPU": 2}, 4, 1 / 2, 4),
+        ({"num_trials": 64}, {"CPU": 32, "GPU": 8}, 4, 1 / 2, 16),
+        ({"num_trials": 30}, {"CPU": 32, "GPU": 8}, 4, 1, 8),
+        ({"num_trials": 64}, {"CPU": 12, "GPU": 8}, 4, 1, 8),
+        ({"num_trials": 64, "max_concurrent": 9}, {"CPU": 32, "GPU": 8}, 4, 1, 8),
+        ({"num_trials": 30}, {"CPU": 2, "GPU": 1}, 4, 1 / 2, 2),
+        ({"num_trials": 30, "cpus_per_trial": 8}, {"CPU": 16, "GPU": 1}, 4, 1 / 2, 2),
+        ({"num_trials": 30, "max_concurrent": 1}, {"CPU": 16, "GPU": 1}, 4, 1, 1),
+        ({"num_trials": 30, "gpus_per_trial": 1}, {"CPU": 16, "GPU": 1}, 4, 1, 1),
     ],
 )
-def test_trials_share_gpus_where_they_fit_and_are_not_too_many(
-    asked, resources, gib, gpus, at_once
-):
-    found = allocate_resources(options(**asked), resources, gib and int(gib * 2**30))
+def test_trials_share_gpus_where_they_may_and_leave_none_idle(asked, resources, fit, gpus, at_once):
+    found = allocate_resources(options(**asked), resources, fit)
     assert (found.gpus, found.concurrent) == (gpus, at_once)
 
 

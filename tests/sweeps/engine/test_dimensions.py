@@ -50,7 +50,8 @@ def test_ranges_choices_fixed_values_and_further_dimensions(study, tmp_path):
     assert {config.bn_xz for config in configs} == {True, False}
     assert len({config.width for config in configs}) == 20
     assert all("slope_encoder" not in trial.params for trial in drawn)
-    assert space.largest_batch == 32
+    largest = space.largest(Config())
+    assert (largest.batch_size, largest.width, largest.levels) == (32, 0.5, 2)
 
 
 def test_a_space_is_the_same_by_value_by_toml_and_by_yaml(tmp_path):

@@ -15,7 +15,7 @@ from ali.config import Config
 from ali.errors import NonFiniteError, UserError
 from ali.history import METRICS, read_history
 from ali.metrics import EPOCH, VAL_ERROR
-from sweeps.engine import mps, ray_compat
+from sweeps.engine import gpus, ray_compat
 from sweeps.engine import trial as module
 from sweeps.engine.endings import Ending, EndState
 from sweeps.engine.experiment import Experiment
@@ -115,12 +115,13 @@ def started(
 
 def test_a_part_of_a_gpu_with_too_little_memory_ends_a_trial_at_once(logged, monkeypatch):
     class Large(Counting):
-        def gpu_memory(self, config):
+        def gpu_memory(self, config, dataset):
             return 5 * 2**30
 
     device = SimpleNamespace(total_memory=16 * 2**30)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: device)
-    monkeypatch.setattr(mps, "join", lambda gpus: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(gpus, "join", lambda part: False)
     result = started(Large(), gpus=0.25).step()
     assert result["done"] and not any(EPOCH in record for record in logged)
     assert "5.0 GiB" in str(result) and "has 4.0 GiB: raise --gpus-per-trial" in str(result)
