@@ -45,16 +45,17 @@ class ImageOptions(NetworkOptions):
 
 def load_networks(checkpoint: Path, precision: Precision | None) -> tuple[Networks, Config]:
     """The networks of a checkpoint, in evaluation mode, and their experiment."""
-    from ali.models.precision import compute_dtype
     from ali.training import state
     from ali.training.checkpoint import find_checkpoint
     from ali.training.step import device
 
-    networks, manifest = state.load_networks(find_checkpoint(checkpoint), device())
-    config = manifest.config
-    if precision is not None and config.data != "mixture":  # points are always fp32
-        networks.compute_in(compute_dtype(precision, device()))
-    return networks, config
+    networks, manifest = state.load_networks(find_checkpoint(checkpoint), device(), precision)
+    if precision == "bf16" and manifest.config.data == "mixture":
+        raise UserError(
+            "--precision bf16 has no effect on the mixture's points, which are computed in fp32: "
+            "leave it out"
+        )
+    return networks, manifest.config
 
 
 def load_image_networks(options: NetworkOptions) -> tuple[Networks, Config]:

@@ -13,14 +13,21 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
     Raises UserError if bf16 is asked of a GPU that does not have it.
     """
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        if precision == "bf16" and not has_bf16:
-            raise UserError("this GPU has no bf16 arithmetic: use --precision fp32")
-    else:
-        has_bf16 = cpu_multiplies_bf16()
-    bf16 = precision == "bf16" or (precision == "auto" and has_bf16)
+    if lacks_bf16(precision, device):
+        raise UserError("this GPU has no bf16 arithmetic: use --precision fp32")
+    bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16(device))
     return torch.bfloat16 if bf16 else torch.float32
+
+
+def lacks_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether bf16 is asked of a GPU that does not have it. Any CPU computes in it, if slowly."""
+    return precision == "bf16" and device.type == "cuda" and not _multiplies_bf16(device)
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return cpu_multiplies_bf16()
 
 
 def cpu_multiplies_bf16() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import inspect
+import logging
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ali.catalog import KINDS
-from ali.config import Config
+from ali.config import Config, Precision
 from ali.errors import UserError
 from ali.models import registry
 from ali.models.base import Networks
-from ali.models.precision import compute_dtype
+from ali.models.precision import compute_dtype, lacks_bf16
 from ali.models.tables import paper_table
 from ali.training import checkpoint
 from ali.training.checkpoint import Manifest
@@ -24,6 +25,8 @@ from ali.training.checkpoint import Manifest
 if TYPE_CHECKING:
     from ali.data import Images, LabelledBatches
     from ali.training.step_graph import StepGraph
+
+log = logging.getLogger(__name__)
 
 # What a resume may change: the length of a run and its evaluation, nothing that alters training.
 # See `resumable_changes` for models that are trained with labels.
@@ -111,13 +114,18 @@ class State:
 
         `config` may differ in RESUMABLE_CHANGES, such as epochs. On the kind of device it was
         saved on, training continues bit for bit; on another kind, randomness starts anew from the
-        seed and the step. Raises UserError if there is no checkpoint, it is damaged, or
-        `config` describes another experiment.
+        seed and the step. Raises UserError if there is no checkpoint, it is damaged, `config`
+        describes another experiment, or it trains in bf16 and the GPU has none.
         """
         folder = Path(folder)
         groups = checkpoint.WEIGHTS, checkpoint.OPTIMIZER
         manifest, (weights, moments) = checkpoint.read(folder, *groups)
         config = manifest.config if config is None else _resumed_config(manifest.config, config)
+        if lacks_bf16(config.precision, torch.device(device)):
+            raise UserError(
+                f"the training in {folder} is in bf16, which this GPU does not have: resume it on "
+                "one that does, or start a new run with --precision fp32"
+            )
         networks = _networks(folder, weights, config, torch.device(device))
         generator = torch.Generator(device)
         if manifest.generator["device"] == generator.device.type:
@@ -133,15 +141,23 @@ class State:
 
 
 def load_networks(
-    folder: Path | str, device: torch.device | str = "cpu"
+    folder: Path | str,
+    device: torch.device | str = "cpu",
+    precision: Precision | None = None,
 ) -> tuple[Networks, Manifest]:
     """The networks saved in `folder`, in evaluation mode, and their manifest.
 
-    Raises UserError if there is no checkpoint or it is damaged.
+    `precision`: default the run's own, but fp32, with a note in the log, on a GPU without bf16:
+    weights are fp32. Raises UserError if there is no checkpoint, it is damaged, or the GPU lacks
+    the bf16 that is asked for.
     """
     manifest, (weights,) = checkpoint.read(folder, checkpoint.WEIGHTS)
-    networks = _networks(Path(folder), weights, manifest.config, torch.device(device))
-    return networks.eval(), manifest
+    config, device = manifest.config, torch.device(device)
+    if precision is None and lacks_bf16(config.precision, device):
+        log.warning("note: %s was trained in bf16, which this GPU lacks: used in fp32", folder)
+        precision = "fp32"
+    used = config if precision is None else config.replace(precision=precision)
+    return _networks(Path(folder), weights, used, device).eval(), manifest
 
 
 class Adam(torch.optim.Adam):

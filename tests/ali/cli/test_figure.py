@@ -66,6 +66,7 @@ def test_figure_7(tmp_path):
         (ali, ["--gan", ali], "--model gan"),
         (ali, ["--gan", wide], "--modes 9"),
         (ali, ["--data", "svhn"], "--data"),
+        (ali, ["--precision", "bf16"], "--precision bf16 has no effect on the mixture's points"),
     ):
         with pytest.raises(UserError, match=says):
             figure(7, checkpoint, tmp_path / "no.png", *options)
