@@ -33,3 +33,15 @@ def test_trials_share_processes_and_start_clean(toy):
     for file in kept:
         history = json.loads(json.loads(file.read_text())["history"])
         assert [metrics["epoch"] for metrics in history] == list(range(1, EPOCHS + 1))
+
+
+def test_after_an_error_of_cuda_a_trial_goes_on_in_another_process(toy):
+    """CUDA does not work again in the first one, nor would it for the trials after it."""
+    toy.env.update(TOY=json.dumps({"0": "cuda-once@3"}), TOY_SECONDS="0.2")
+    toy.run("--num-trials", "2", "--max-concurrent", "1", "--grace-epochs", str(EPOCHS))
+    (first, _, one), (second, epochs, other), (next_trial, _, later) = toy.starts()
+    assert (first, second, next_trial) == (0, 0, 1)
+    assert epochs == 2, "from its last checkpoint"
+    assert one not in (other, later)
+    runs = [toy.mlflow()[f"{number:05d}"][0] for number in (0, 1)]
+    assert {run.data.tags["end_state"] for run in runs} == {"completed"}

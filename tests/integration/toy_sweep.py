@@ -135,6 +135,10 @@ def _break(fault, epoch, log):
     marker.touch()
     if fault in ("die", "die-once", "die-each"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "cuda-once":
+        import torch
+
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     if fault == "stop-once":  # all its threads, those that answer Ray too
         os.kill(os.getpid(), signal.SIGSTOP)
 
