@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from ali.catalog import KINDS
 from ali.config import Config
 from ali.errors import UserError
 from ali.models.tables import LEAKY, paper_table
+
+GROUPS = ("dropout", "slope", "lr", "beta1", "beta2")  # of fields: dropout_x, dropout_z, dropout_xz
 
 
 def without_effect(config: Config) -> dict[str, str]:
@@ -41,6 +44,15 @@ def without_effect(config: Config) -> dict[str, str]:
     return found
 
 
+def stands_for_a_group(name: str, values: Mapping[str, Any], unused: Mapping[str, str]) -> bool:
+    """Whether a field that is read has the same value: one dropout, slope or rate for all."""
+    group, _, _ = name.rpartition("_")
+    return group in GROUPS and any(
+        other.rpartition("_")[0] == group and other not in unused and value == values[name]
+        for other, value in values.items()
+    )
+
+
 def is_default(config: Config, name: str, value: Any) -> bool:
     """Whether a field's value is its default, of ALI or of the model: files hold all of them."""
     return value in (getattr(Config, name), getattr(Config.of_model(config.model), name))
@@ -49,10 +61,12 @@ def is_default(config: Config, name: str, value: Any) -> bool:
 def refuse_unused(config: Config, unused: Mapping[str, str], saved: Config | None = None) -> None:
     """Raises UserError for a field of `unused`, which have no effect, unless it has its default.
 
-    `saved`: the settings of the run that is resumed; what it has already is accepted.
+    Accepted, too, is a value for a whole group, as a sweep's space may have it, and what `saved`
+    has, the settings of the run that is resumed.
     """
+    values = dataclasses.asdict(config)
     for name, why in unused.items():
-        value = getattr(config, name)
-        kept = saved is not None and getattr(saved, name) == value
-        if not kept and not is_default(config, name, value):
+        kept = saved is not None and getattr(saved, name) == values[name]
+        accepted = kept or stands_for_a_group(name, values, unused)
+        if not accepted and not is_default(config, name, values[name]):
             raise UserError(f"--{name.replace('_', '-')} has no effect {why}: leave it out")

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 from ali.config import Config
 from ali.errors import UserError
-from ali.models.unused import is_default, refuse_unused
+from ali.models.unused import is_default, refuse_unused, stands_for_a_group
 from sweeps.engine import dimensions
-from sweeps.engine.dimensions import GROUPS
 from sweeps.engine.options import Options
 from sweeps.engine.space import Space
 
@@ -43,9 +42,8 @@ def _unused_dimensions(
         if name in _ON:
             lacking = [unused[field] for field in _ON[name] if field in unused]
             found += [(name, why) for why in lacking if value]
-        elif name in unused and not is_default(base, name, value):
-            mates = {field for group in GROUPS.values() if name in group for field in group}
-            # A value of a whole group, `dropout`, stands for those of its fields that there are.
-            if all(field in unused or space.fixed.get(field) != value for field in mates | {name}):
-                found.append((name, unused[name]))
+        elif name in unused and not (
+            is_default(base, name, value) or stands_for_a_group(name, space.fixed, unused)
+        ):
+            found.append((name, unused[name]))
     return found

@@ -76,6 +76,19 @@ def test_a_setting_without_effect_is_refused_unless_the_run_has_it(settings, say
     refuse_unused(config, without_effect(config), saved=config)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"data": "mixture", "dropout_x": 0.1, "dropout_z": 0.1, "dropout_xz": 0.1},
+        {"model": "convnet", "lr_d": 1e-3, "lr_g": 1e-3},
+    ],
+)
+def test_one_value_for_a_group_is_accepted(settings):
+    """A sweep's space may fix `dropout`; its trials' config.json is then read by `ali train`."""
+    config = Config(**settings)
+    refuse_unused(config, without_effect(config))
+
+
 @pytest.mark.parametrize("model", get_args(Model))
 @pytest.mark.parametrize("data", get_args(DataName))
 def test_defaults_are_never_refused(model, data):

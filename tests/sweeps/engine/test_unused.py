@@ -1,13 +1,36 @@
 """What a new sweep is asked in vain: options, and dimensions of its space."""
 
+from dataclasses import replace
+
 import pytest
 
 from ali.errors import UserError
+from sweeps.engine.driver import Sweep
 from sweeps.engine.experiment import AliExperiment
-from sweeps.engine.launch import asked_space
-from sweeps.engine.options import Options
+from sweeps.engine.launch import asked_space, launch
+from sweeps.engine.options import JOURNAL, Options
 from sweeps.engine.space import Space
+from sweeps.engine.study import Study
 from sweeps.engine.unused import refuse_without_effect
+
+
+class WithoutData(AliExperiment):
+    def load_data(self, config):
+        raise UserError("asked for its data")
+
+
+def test_a_sweep_of_an_earlier_version_is_resumed(tmp_path):
+    """It may have been started with options that were in vain."""
+    options = Options(name="s", output_dir=tmp_path, draw=1)
+    sweep = Sweep(experiment=WithoutData())
+    with pytest.raises(UserError, match="--draw has no effect"):
+        launch(sweep, options)
+    assert list(tmp_path.iterdir()) == []
+    options.folder.mkdir()
+    options.save()
+    Study(options.folder / JOURNAL, "s", seed=0)
+    with pytest.raises(UserError, match="asked for its data"):
+        launch(sweep, replace(options, resume=True))
 
 
 def check(options, space=None):
