@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import ali
-from ali.catalog import KINDS
+from ali.catalog import KINDS, Kind
 from ali.config import Config
 from ali.metrics import EPOCH
 from ali.output import without_password
@@ -54,13 +55,16 @@ def register(
     manifest, name = read_manifest(checkpoint), model_name(tags[SWEEP])
     folder = f"mlflow_model_{manifest.epoch:06d}"  # model_*: an earlier version's, not loadable
     source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
+    kind, about_all = KINDS[manifest.config.model], partial(_about_all, tags[SWEEP], client)
     try:
-        client.create_registered_model(
-            name, description=_about_all(tags[SWEEP], client.tracking_uri)
-        )
+        client.create_registered_model(name, description=about_all(kind))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+        # An earlier sweep of this name may have had another model. What a user has written stays.
+        others = {about_all(other) for other in KINDS.values()} - {about_all(kind)}
+        if client.get_registered_model(name).description in others:
+            client.update_registered_model(name, about_all(kind))
     known = [v for v in client.search_model_versions(f"run_id = '{run_id}'") if v.source == source]
     if known:  # perhaps a kill came before it was made the champion
         newest = max(int(v.version) for v in known)
@@ -92,11 +96,10 @@ def save_model(folder: Path, checkpoint: Path, config: Config, dataset: Dataset)
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
-    from sweeps.engine.pyfunc_model import CHECKPOINT, CLASSES, ENCODINGS, SAMPLES
+    from sweeps.engine.pyfunc_model import CHECKPOINT, CLASSES, ENCODINGS, SAMPLES, outputs_of
 
     example = np.ascontiguousarray(dataset.valid.x[:EXAMPLES])
-    kind = KINDS[config.model]
-    output = ENCODINGS if kind.encodes else SAMPLES if kind.generates else CLASSES
+    output = outputs_of(KINDS[config.model])[0]
     params = ParamSchema([ParamSpec("output", "string", output), ParamSpec("seed", "long", 0)])
     inputs = Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))])
     encodings = Schema([TensorSpec(np.dtype(np.float32), (-1, -1))])
@@ -113,15 +116,22 @@ def save_model(folder: Path, checkpoint: Path, config: Config, dataset: Dataset)
     )
 
 
-def _about_all(sweep: str, uri: str) -> str:
-    address = json.dumps(f"models:/{model_name(sweep)}@{CHAMPION}", ensure_ascii=False)
+def _about_all(sweep: str, client: Any, kind: Kind) -> str:
+    """The description of a sweep's registered model: how it is loaded, and all that it makes."""
+    from sweeps.engine.pyfunc_model import RECONSTRUCTIONS, SAMPLES, outputs_of
+
+    default, *others = outputs_of(kind)
+    seed: dict[str, dict[str, Any]] = {o: {"seed": 1} for o in (RECONSTRUCTIONS, SAMPLES)}
+    asked = [seed[default]] if default in seed else []
+    asked += [{"output": output, **seed.get(output, {})} for output in others]
+    calls = "".join(f"model.predict(images, params={json.dumps(params)})\n" for params in asked)
     return (
         f"The best configuration of sweep `{sweep}`, trained in full by `sweeps/best.py`.\n\n"
         "```python\n"
         "import mlflow\n\n"
-        f'mlflow.set_tracking_uri("{without_password(uri)}")\n'
-        f"model = mlflow.pyfunc.load_model({address})\n"
-        "model.predict(images)                                         # encodings\n"
-        'model.predict(images, params={"output": "reconstructions"})   # or "samples"; "seed": 1\n'
+        f'mlflow.set_tracking_uri("{without_password(client.tracking_uri)}")\n'
+        f'model = mlflow.pyfunc.load_model("models:/{model_name(sweep)}@{CHAMPION}")\n'
+        f"model.predict(images)  # {default}\n"
+        f"{calls}"
         "```\n"
     )
