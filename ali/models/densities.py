@@ -4,17 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ali.models.base import Normal, wide
 
-MIN_LOG_VAR = -8.0  # of p(x | ·), ours: a learned variance may run away where the data has none
+MIN_LOG_VAR = -8.0  # of p(x | ·), ours: a learned variance may run away; theirs is linear
 
 Activation = Callable[[Tensor], Tensor]
 LOG_2PI = math.log(2 * math.pi)
+
+
+class _AtLeast(torch.autograd.Function):
+    """`clamp(min=low)`, but a step downhill can lift what is below: `clamp` has no gradient there,
+    so that a unit whose bias is far below would stay there for ever."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, low: float) -> Tensor:
+        ctx.save_for_backward(h < low)
+        return h.clamp(min=low)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        (below,) = ctx.saved_tensors
+        return g.masked_fill(below & (g > 0), 0), None  # g is of a loss, which is minimized
+
+
+def bounded(log_var: Tensor) -> Tensor:
+    """log σ² of p(x | ·), at least MIN_LOG_VAR."""
+    return _AtLeast.apply(log_var, MIN_LOG_VAR)
 
 
 def log_normal(x: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:

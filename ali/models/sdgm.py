@@ -32,8 +32,8 @@ from ali.data import to_unit
 from ali.metrics import LOSS
 from ali.models.base import Labelled, LatentModel, Noise, Normal
 from ali.models.densities import (
-    MIN_LOG_VAR,
     DenseNetwork,
+    bounded,
     draw_normal,
     log_normal,
     log_standard_normal,
@@ -148,7 +148,7 @@ class AuxiliaryModel(LatentModel):
         z = draw_normal(normal, mu, log_var)
         mean, log_var_v = self.p_x(z, y, a) if self.skip else self.p_x(z, y)
         return (
-            log_normal(v, mean, log_var_v.clamp(min=MIN_LOG_VAR))
+            log_normal(v, mean, bounded(log_var_v))
             - math.log(self.k)
             + log_standard_normal(z)
             + log_normal(a, *self.p_a(z, y))

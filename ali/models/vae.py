@@ -32,8 +32,8 @@ from ali.data import to_unit
 from ali.metrics import LOSS
 from ali.models.base import Labelled, LatentModel, Noise, Normal
 from ali.models.densities import (
-    MIN_LOG_VAR,
     DenseNetwork,
+    bounded,
     draw_normal,
     kl_from_prior,
     log_normal,
@@ -121,7 +121,7 @@ class M1(LatentModel):
         mu, log_var = self.q(v)
         z = draw_normal(normal, mu, log_var)
         mean, log_var_v = self.p(z)
-        log_p = log_normal(v, mean, log_var_v.clamp(min=MIN_LOG_VAR))
+        log_p = log_normal(v, mean, bounded(log_var_v))
         return log_p - kl_from_prior(mu, log_var)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +174,7 @@ class LabelledVAE(nn.Module):
         mu, log_var = self.q(v, y)
         z = draw_normal(normal, mu, log_var)
         mean, log_var_v = self.p(y, z)
-        log_p = log_normal(v, mean, log_var_v.clamp(min=MIN_LOG_VAR))
+        log_p = log_normal(v, mean, bounded(log_var_v))
         return log_p - math.log(self.classes) - kl_from_prior(mu, log_var)
 
     def unlabelled_bound(self, v: Tensor, normal: Normal) -> Tensor:

@@ -8,7 +8,7 @@ from ali.config import Config
 from ali.models.base import Noise
 from ali.models.registry import create
 from ali.models.sdgm import MAX_GRADIENT, MAX_NORM
-from tests.ali.models.test_vae import F64, check_gradients, draws, parameters, untouched
+from tests.ali.models.test_vae import F64, check_gradients, draws, lost_units, parameters, untouched
 from tests.ali.training.states import images
 
 POINTS = torch.randn(50, 1, 1, 2, generator=torch.Generator().manual_seed(0)).numpy()
@@ -108,6 +108,14 @@ def test_gradients_are_those_of_finite_differences(model):
 
     noise = Same(torch.Generator(), torch.device("cpu"))
     check_gradients(lambda: made.losses(x, (x_l, y), noise)[0], list(made.parameters()))
+
+
+@pytest.mark.parametrize("model", ["sdgm", "adgm"])
+def test_no_unit_of_p_is_lost_below_the_bound(model):
+    made, y = toy(model), torch.tensor([0, 1, 2, 0])
+    x_l, x = draws(1)((4, 2, 1, 1)), draws(2)((4, 2, 1, 1))
+    noise = Noise(torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert lost_units(made.p_x.heads[1], lambda: made.losses(x, (x_l, y), noise)[0]) == 0
 
 
 def test_gradients_are_limited_in_norm_and_then_each():

@@ -11,6 +11,8 @@ from torch.distributions import Categorical, MultivariateNormal, Normal
 from ali.config import Config
 from ali.data import to_unit
 from ali.models.densities import (
+    MIN_LOG_VAR,
+    bounded,
     kl_from_prior,
     log_normal,
     log_standard_normal,
@@ -73,6 +75,35 @@ def test_densities_are_those_of_torch():
     prior = Normal(torch.zeros_like(mu), 1.0)
     kl = torch.distributions.kl_divergence(q, prior).sum(-1)
     assert torch.allclose(kl_from_prior(mu, log_var), kl)
+
+
+def test_a_log_variance_below_its_bound_can_come_back():
+    """Values are those of a clamp; below, only a gradient that lifts is kept."""
+    low = MIN_LOG_VAR
+    h = torch.tensor([low - 9, low - 9, low, low, low + 1, 3.0], dtype=F64, requires_grad=True)
+    slope = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0], dtype=F64)
+    assert torch.equal(bounded(h), h.clamp(min=low))
+    (gradient,) = torch.autograd.grad((bounded(h) * slope).sum(), h)
+    assert torch.equal(gradient, torch.tensor([0.0, -1.0, 1.0, -1.0, 1.0, -1.0], dtype=F64))
+
+
+def lost_units(head, loss):
+    """Outputs of a head for log σ² that, far below the bound, have no gradient that lifts them."""
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.fill_(MIN_LOG_VAR - 12)
+    (gradient,) = torch.autograd.grad(loss(), head.bias)
+    return int((gradient >= 0).sum())
+
+
+def test_no_unit_of_p_is_lost_below_the_bound():
+    m2, y = small(), torch.tensor([0, 2, 3])
+    v_l, v = draws(1)((3, 6)), draws(2)((3, 6))
+    args = {"label_weight": 0.3, "labels": 3, "images": 50.0}
+    assert lost_units(m2.p.heads[1], lambda: m2.loss(v_l, y, v, draws(5), **args)) == 0
+    m1 = made(Config(model="vae-m1", width=0.02, components=8)).double()
+    m1.compute_in(F64)
+    assert lost_units(m1.p.heads[1], lambda: -m1.bound(draws(1)((3, 8)), draws(5)).mean()) == 0
 
 
 def test_the_unlabelled_bound_is_the_sum_over_y():
