@@ -125,12 +125,13 @@ def _about_all(sweep: str, client: Any, kind: Kind) -> str:
     asked = [seed[default]] if default in seed else []
     asked += [{"output": output, **seed.get(output, {})} for output in others]
     calls = "".join(f"model.predict(images, params={json.dumps(params)})\n" for params in asked)
+    address = json.dumps(f"models:/{model_name(sweep)}@{CHAMPION}", ensure_ascii=False)
     return (
         f"The best configuration of sweep `{sweep}`, trained in full by `sweeps/best.py`.\n\n"
         "```python\n"
         "import mlflow\n\n"
         f'mlflow.set_tracking_uri("{without_password(client.tracking_uri)}")\n'
-        f'model = mlflow.pyfunc.load_model("models:/{model_name(sweep)}@{CHAMPION}")\n'
+        f"model = mlflow.pyfunc.load_model({address})\n"
         f"model.predict(images)  # {default}\n"
         f"{calls}"
         "```\n"
