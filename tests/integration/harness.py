@@ -291,3 +291,8 @@ def image():
 def logged_steps(client, to, trial_id):
     run = tracking.find_trial(client, to, trial_id)
     return [m.step for m in client.get_metric_history(run.info.run_id, "val_error")]
+
+
+def lost(client, to):
+    """What a sweep's report says of records that MLflow lacks."""
+    return tracking.lost_records(tracking.find_runs(client, to.experiment, kind="trial"))
