@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from itertools import pairwise, permutations
 
 import numpy as np
@@ -26,8 +27,11 @@ PARTS = (1 / 9, 2 / 9, 1 / 3, 1 / 2, 2 / 3, 1)  # of the budget, after which mea
 NOT_MEASURED = {"diverged", "cpu_seconds", EVAL_SECONDS, TRAIN_SECONDS, IMAGES_PER_SECOND}
 
 
-def describe(table: Blackbox, name: str) -> None:
-    """Prints the statistics of a table. Runs that are missing are left out."""
+def describe(table: Blackbox, name: str, others: Mapping[str, Blackbox]) -> None:
+    """Prints the statistics of a table. Runs that are missing are left out.
+
+    `others`: further tables, by name; those with the same first configurations are compared.
+    """
     console = Console(highlight=False, width=WIDTH)
     objective = table.metadata["objective"]
     values = table.curves(objective)
@@ -39,6 +43,38 @@ def describe(table: Blackbox, name: str) -> None:
     console.print(noise(values, objective))
     console.print(predictors(table, values))
     console.print(regions(table, values))
+    for other, beside in others.items():
+        if told := agreement(table, beside):
+            console.print(f"beside {other}: {told}")
+
+
+def agreement(table: Blackbox, other: Blackbox) -> str:
+    """How well the order of a table predicts another's, where their first configurations are the
+    same: those of a narrower network, for example. Empty where they are not."""
+    count = min(len(table.hyperparameters), len(other.hyperparameters))
+    one, two = (each.hyperparameters.iloc[:count] for each in (table, other))
+    objective = table.metadata["objective"]
+    if list(one) != list(two) or objective not in other.names or not one.equals(two):
+        return ""
+    ends = [each.curves(objective)[:count, :, -1] for each in (table, other)]
+    means = [np.nanmean(end, axis=1) for end in ends]
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(2000):
+        rows = rng.integers(count, size=count)
+        drawn.append(spearmanr(means[0][rows], means[1][rows]).statistic)
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    single = [
+        spearmanr(ends[0][:, seed], means[1]).statistic
+        for seed in range(ends[0].shape[1])
+        if np.isfinite(ends[0][:, seed]).all()
+    ]
+    ranks = np.argsort(np.argsort(means[1]))[np.argsort(means[0])[:3]] + 1
+    whole = spearmanr(*means).statistic
+    return (
+        f"rank correlation of the {count} means {whole:.2f} (95 % {low:.2f} to {high:.2f}), of "
+        f"single runs with the means there {np.mean(single):.2f}; the best three here are numbers "
+        f"{', '.join(map(str, ranks))} there"
+    )
 
 
 def variance(values: np.ndarray) -> tuple[float, float]:

@@ -391,7 +391,9 @@ def command() -> None:
     elif isinstance(options, Export):
         export(options)
     else:
-        describe(blackbox.read(options.tables / options.table), options.table)
+        table, kept = blackbox.read(options.tables / options.table), options.tables.glob("*/")
+        others = sorted(one for one in kept if one.name in TABLES and one.name != options.table)
+        describe(table, options.table, {one.name: blackbox.read(one) for one in others})
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ from ali.config import Config
 from ali.errors import UserError
 from ali.lock import folder_lock
 from benchmarks import blackbox, curve_statistics, learning_curves
+from benchmarks.blackbox import Blackbox
 from benchmarks.learning_curves import CURVE, TABLES, Export, Table, effective
 from sweeps import Space, paper_defaults
 from tests.paths import ROOT
@@ -73,7 +76,7 @@ def test_a_table_from_its_runs_to_its_statistics(tiny, tmp_path, capsys):
     assert (table.curves("cpu_seconds")[:, :2] > 0).all()
     assert table.hyperparameters.loc[0, "lr_d"] == 1e-4, "the paper's"
 
-    curve_statistics.describe(table, "tiny")
+    curve_statistics.describe(table, "tiny", {})
     out = capsys.readouterr().out
     assert "4 configurations" in out and "0 diverged" in out and "adam_apart" in out
     assert "reconstruction_distance" in out
@@ -179,3 +182,21 @@ def test_variance_of_a_known_model():
     values[::2, 2] = np.nan
     within, between = curve_statistics.variance(values)
     assert within == pytest.approx(1, rel=0.05) and between == pytest.approx(4, rel=0.1)
+
+
+def test_tables_of_the_same_configurations_are_compared():
+    """The second has a row more, and an order that is the first's but for noise."""
+    points = pd.DataFrame({"lr_d": np.geomspace(1e-5, 1e-3, 13), "bn": [True] * 13})
+    rng = np.random.default_rng(0)
+
+    def table(rows: int, noise: float) -> Blackbox:
+        ends = np.arange(rows)[:, None, None, None] + noise * rng.normal(size=(rows, 3, 2, 1))
+        meta = {"objective": "val_error"}
+        return Blackbox(points.iloc[:rows], ends.astype(np.float32), ("val_error",), meta)
+
+    told = curve_statistics.agreement(table(12, 0.1), table(13, 0.1))
+    assert "of the 12 means 1.00 (95 % 1.00 to 1.00)" in told
+    assert told.endswith("are numbers 1, 2, 3 there")
+    assert "means 1.00" not in curve_statistics.agreement(table(12, 5.0), table(13, 5.0))
+    other = replace(table(13, 0.1), hyperparameters=points.assign(lr_d=1e-4))
+    assert curve_statistics.agreement(table(12, 0.1), other) == ""
