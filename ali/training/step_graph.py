@@ -72,7 +72,9 @@ def _cause(error: BaseException) -> BaseException:
         if isinstance(first, torch.cuda.OutOfMemoryError):
             return first
         first = first.__context__
-    if not isinstance(error, RuntimeError):
+    if not isinstance(error, RuntimeError) or (
+        isinstance(error, torch.AcceleratorError) and "captur" not in str(error)
+    ):
         return error
     return RuntimeError(
         "the training step cannot be captured as a CUDA graph (start again with ALI_CUDA_GRAPHS=0, "

@@ -19,7 +19,8 @@ from sweeps.engine.options import Options
 # What Ray appends to its folder, and the longest path of a socket.
 _SOCKET = "/ray/session_2026-11-26_02-49-42_993445_4194304/sockets/plasma_store"
 MAX_PATH, FREE_MB = 107 - len(_SOCKET), 32
-NODE_CPU = "CPUs of the largest node"  # beside Ray's own names of resources
+# Beside Ray's own names of resources: CPUs of the largest node; and where there are GPUs.
+NODE_CPU, GPU_CPU, GPU_NODE_CPU = "node's CPUs", "CPUs by GPUs", "node's CPUs by GPUs"
 PRELOADING_CORES = 16  # above, one worker per core that imports torch takes much memory
 
 
@@ -176,8 +177,12 @@ def start_ray() -> dict[str, float]:
     finally:
         signal.signal(signal.SIGTERM, terminate)  # Ray installs a handler of its own
     ray_compat.reuse_prestarted_workers()
-    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    return max_cluster_resources({**ray.cluster_resources(), NODE_CPU: max(nodes)})
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [node.get("CPU", 0) for node in nodes]
+    found = {**ray.cluster_resources(), NODE_CPU: max(cpus)}
+    if by_gpus := [node.get("CPU", 0) for node in nodes if node.get("GPU")]:
+        found |= {GPU_CPU: sum(by_gpus), GPU_NODE_CPU: max(by_gpus)}
+    return max_cluster_resources(found)
 
 
 def max_cluster_resources(now: dict[str, float]) -> dict[str, float]:
@@ -198,6 +203,8 @@ def max_cluster_resources(now: dict[str, float]) -> dict[str, float]:
     workers = cluster["max_workers"]
     added = {key: workers * largest.get(key, 0) for key in ("CPU", "GPU")}
     added[NODE_CPU] = largest.get("CPU", 0)
+    if largest.get("GPU"):
+        added |= {GPU_CPU: added["CPU"], GPU_NODE_CPU: added[NODE_CPU]}
     return {**now, **{key: max(now.get(key, 0), count) for key, count in added.items()}}
 
 
@@ -221,6 +228,9 @@ def allocate_resources(
 
     Raises UserError if a trial asks for more than there is.
     """
+    if resources.get("GPU") and options.gpus_per_trial != 0:  # a trial runs where GPUs are
+        there = {"CPU": GPU_CPU, NODE_CPU: GPU_NODE_CPU}
+        resources |= {k: resources[by] for k, by in there.items() if by in resources}
     cpus, gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0.0)
     trial_gpus = options.gpus_per_trial
     if trial_gpus is None:

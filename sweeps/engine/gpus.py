@@ -25,12 +25,14 @@ from sweeps.engine.cluster import own_temp_folder
 log = logging.getLogger(__name__)
 
 MOST = 4  # trials on a GPU by default
+USABLE = 0.95  # of the memory that nvidia-smi tells, at least
 CONTROL = "nvidia-cuda-mps-control"
 SYSTEM = Path("/tmp/nvidia-mps/control")  # of a service that the machine's owner has started
 SECONDS = 10.0  # that a call of a program may take
 IDLE = 30.0  # seconds without a process, after which a service ends
 AGAIN = 600.0  # seconds until a service that has failed is tried again
-USERS, STARTING, FAILED = "users", "starting", "failed"  # files: two locks, and a mark
+# Files of a service: three locks, and a mark.
+USERS, STARTING, KEPT, FAILED = "users", "starting", "kept", "failed"
 # Processes of a few megabytes. The first fails where CUDA does not work, or not by the service,
 # without which it goes on as if there had never been one.
 PROBE = f"""
@@ -45,21 +47,31 @@ assert subprocess.run(["{CONTROL}"], **asked).stdout.strip()
 KEEPER = f"""
 import fcntl, subprocess, sys, time
 def control(asked):
-    return subprocess.run(["{CONTROL}"], input=asked, capture_output=True, text=True).returncode
-with open(sys.argv[1], "a") as users:
-    used = time.monotonic()
-    while time.monotonic() < used + float(sys.argv[2]):
-        time.sleep(float(sys.argv[2]) / 10)
-        try:
-            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        asked = dict(input=asked, capture_output=True, text=True, timeout={SECONDS})
+        return subprocess.run(["{CONTROL}"], **asked).returncode
+    except subprocess.TimeoutExpired:
+        return 1
+def free(file):
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+idle = float(sys.argv[3])
+with open(sys.argv[1], "a") as users, open(sys.argv[2], "a") as keeper:
+    used = time.monotonic() if free(keeper) else -idle  # another one keeps it
+    while 0 <= used and time.monotonic() < used + idle:
+        time.sleep(idle / 10)
+        if free(users):
             fcntl.flock(users, fcntl.LOCK_UN)
-        except BlockingIOError:
+        else:
             used = time.monotonic()
-    fcntl.flock(users, fcntl.LOCK_EX)
-    control("quit")
-    end = time.monotonic() + {SECONDS}
-    while time.monotonic() < end and control("get_server_list") == 0:
-        time.sleep(0.1)
+    if 0 <= used and free(users):
+        control("quit -t 1")
+        end = time.monotonic() + {SECONDS}
+        while time.monotonic() < end and control("get_server_list") == 0:
+            time.sleep(0.1)
 """
 _held: list[IO[str]] = []  # by this process, until it ends: the lock of its service's users
 
@@ -88,25 +100,36 @@ def trials_on_a_gpu(memory: int | None) -> int:
     cards = find_cards() if memory is not None else None
     if memory is None or cards is None or not cards.shared:
         return 1
-    return max(1, min(MOST, cards.memory // memory))
+    return max(1, min(MOST, int(USABLE * cards.memory) // memory))
 
 
 def find_cards() -> Cards | None:
-    """Those of a node of the Ray cluster that has some.
+    """The least of what the nodes of the Ray cluster have that have GPUs.
 
     None: none has come yet, or it is not known, as of parts of a GPU (MIG), which are not shared.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if not ray.cluster_resources().get("GPU"):
-        return None
-    asked = ray.remote(num_cpus=0, num_gpus=0.01, max_retries=0)(describe_cards).remote()
+    asked = [
+        ray.remote(num_cpus=0, max_retries=0)(describe_cards)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote()
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("GPU")
+    ]
+    answered, late = ray.wait(asked, num_returns=len(asked), timeout=2 * SECONDS)
+    for task in late:
+        ray.cancel(task, force=True)
     try:
-        return ray.get(asked, timeout=2 * SECONDS)
-    except Exception as error:
-        log.warning("the GPUs' memory is not known: %s", error)
-        ray.cancel(asked, force=True)
+        found: list[Cards | None] = ray.get(answered)
+    except Exception as error:  # a node that has just been lost
+        log.warning("the memory of GPUs is not known, so trials do not share them: %s", error)
         return None
+    known = [cards for cards in found if cards is not None]
+    if late or not known or len(known) < len(found):
+        return None
+    return Cards(min(one.memory for one in known), all(one.shared for one in known))
 
 
 def describe_cards() -> Cards | None:
@@ -150,16 +173,18 @@ def _use(folder: Path) -> None:
     variables, failed = dict.fromkeys(names, str(folder)), folder / FAILED
     users = open(folder / USERS, "a", encoding="utf-8")  # noqa: SIM115
     try:
-        fcntl.flock(users, fcntl.LOCK_SH)
+        _lock(users, fcntl.LOCK_SH)
         with open(folder / STARTING, "a", encoding="utf-8") as starting:
-            fcntl.flock(starting, fcntl.LOCK_EX)
+            _lock(starting, fcntl.LOCK_EX)
             if failed.exists() and time.time() - failed.stat().st_mtime < AGAIN:
                 raise UserError("as it did a short while ago")
-            failed.touch()
-            if not _runs(variables):
+            try:
                 _start(folder, variables)
-            _run(sys.executable, "-c", PROBE, **variables)
-            failed.unlink()
+                _run(sys.executable, "-c", PROBE, **variables)
+            except Exception:
+                failed.touch()
+                raise
+            failed.unlink(missing_ok=True)
     except BaseException:
         users.close()
         raise
@@ -167,12 +192,28 @@ def _use(folder: Path) -> None:
     environment.set_values(**variables)
 
 
+def _lock(file: IO[str], kind: int) -> None:
+    """Raises UserError if it is not to be had in time."""
+    end = time.monotonic() + 4 * SECONDS
+    while True:
+        try:
+            return fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise UserError(f"{file.name} is locked") from None
+        time.sleep(0.05)
+
+
 def _start(folder: Path, variables: dict[str, str]) -> None:
+    """Starts the service, and its keeper, where they do not run."""
+    kept, apart = folder / KEPT, '"$@" > /dev/null 2>&1'
+    keeper = sys.executable, "-c", KEEPER, str(folder / USERS), str(kept), str(IDLE)
+    _run("sh", "-c", f"{apart} &", "sh", *keeper, **variables)
+    if _runs(variables):
+        return
     # The trial's CUDA_VISIBLE_DEVICES would leave out the node's other GPUs.
-    outside = "env", "-u", "CUDA_VISIBLE_DEVICES"
-    keeper = sys.executable, "-c", KEEPER, str(folder / USERS), str(IDLE)
-    for command, ending in ((keeper, "&"), ((*outside, CONTROL, "-d"), "")):
-        _run("sh", "-c", f'"$@" > /dev/null 2>&1 {ending}', "sh", *command, **variables)
+    service = "env", "-u", "CUDA_VISIBLE_DEVICES", CONTROL, "-d"
+    _run("sh", "-c", apart, "sh", *service, **variables)
     end = time.monotonic() + SECONDS
     while not _runs(variables) and time.monotonic() < end:
         time.sleep(0.1)

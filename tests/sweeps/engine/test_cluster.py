@@ -15,6 +15,8 @@ import pytest
 from ali.errors import UserError
 from sweeps.engine import ray_compat
 from sweeps.engine.cluster import (
+    GPU_CPU,
+    GPU_NODE_CPU,
     NODE_CPU,
     TrialResources,
     allocate_resources,
@@ -91,6 +93,14 @@ def test_as_many_run_at_a_time_as_fit_on_the_nodes(asked, resources, cpus, at_on
 def test_trials_share_gpus_where_they_may_and_leave_none_idle(asked, resources, fit, gpus, at_once):
     found = allocate_resources(options(**asked), resources, fit)
     assert (found.gpus, found.concurrent) == (gpus, at_once)
+
+
+def test_only_the_cores_of_nodes_with_gpus_count_for_trials_on_gpus():
+    """A node of 64 cores, and one of 4 cores with 4 GPUs."""
+    both = {"CPU": 68, NODE_CPU: 64, "GPU": 4, GPU_CPU: 4, GPU_NODE_CPU: 4}
+    assert allocate_resources(options(num_trials=30), both) == TrialResources(1, 1.0, 1, 4)
+    alone = allocate_resources(options(num_trials=30, gpus_per_trial=0), both)
+    assert (alone.cpus, alone.concurrent) == (2, 30)
 
 
 def test_parts_above_one_gpu_are_refused():

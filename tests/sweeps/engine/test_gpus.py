@@ -4,6 +4,7 @@ it fails. The programs are stand-ins; `make gpu` uses the real ones."""
 import logging
 import multiprocessing
 import os
+import signal
 import stat
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ echo "$1 ${CUDA_VISIBLE_DEVICES-all}" >> calls
 case "$1" in
   -d) sleep 0.2; touch control ;;
   *) read asked; test -e control || exit 1
-     case "$asked" in quit) rm control; echo quit >> calls ;; *) echo 4711 ;; esac ;;
+     case "$asked" in quit*) rm control; echo quit >> calls ;; *) echo 4711 ;; esac ;;
 esac
 """
 NVIDIA_SMI = """#!/bin/sh
@@ -91,6 +92,36 @@ def test_one_serves_all_gpus_of_a_node_as_long_as_a_process_uses_it(folder):
     assert (folder / "calls").read_text().count("quit") == 2
 
 
+def test_a_keeper_that_was_killed_is_replaced(folder):
+    _, leave, _ = started(1)
+    (keeper,) = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if str(folder / "kept").encode() in path.read_bytes()
+    ]
+    os.kill(keeper, signal.SIGKILL)
+    _, leave_too, found = started(1)
+    assert found == [(True, str(folder))]
+    for gone in (leave, leave_too):
+        gone.set()
+    assert eventually(lambda: not (folder / "control").exists())
+    assert (folder / "calls").read_text().count("-d") == 1
+
+
+def test_a_worker_that_is_killed_while_it_joins_spoils_nothing(folder, monkeypatch):
+    monkeypatch.setattr(gpus, "PROBE", "import time; time.sleep(60)")
+    context = multiprocessing.get_context("fork")
+    worker = context.Process(target=gpus.join, args=(0.25,))
+    worker.start()
+    assert eventually(lambda: (folder / "control").exists())
+    worker.kill()
+    worker.join()
+    monkeypatch.setattr(gpus, "PROBE", WITHOUT_CUDA)
+    _, leave, found = started(1)
+    leave.set()
+    assert found == [(True, str(folder))]
+
+
 def test_a_service_that_does_not_serve_is_not_used(folder, monkeypatch, caplog):
     """CUDA goes on without a service that does not answer; nothing else tells."""
     program(folder.parent / "programs", gpus.CONTROL, CONTROL.replace("echo 4711", "echo"))
@@ -133,6 +164,7 @@ def test_gpus_are_described_and_parts_of_them_are_not_shared(folder, monkeypatch
     ("gib", "cards", "count"),
     [
         (1.6, gpus.Cards(16 * 2**30, True), 4),
+        (3.9, gpus.Cards(16 * 2**30, True), 3),  # nvidia-smi tells some more than there is
         (4.0, gpus.Cards(11 * 2**30, True), 2),
         (4.9, gpus.Cards(8 * 2**30, True), 1),
         (20.0, gpus.Cards(16 * 2**30, True), 1),
@@ -146,12 +178,18 @@ def test_as_many_share_a_gpu_as_fit_and_only_by_the_service(gib, cards, count, m
     assert gpus.trials_on_a_gpu(None if gib is None else int(gib * 2**30)) == count
 
 
+class Holder:
+    """Holds what it has got."""
+
+
 @pytest.mark.integration
 def test_a_node_is_asked_by_ray(folder, monkeypatch):
     program(folder.parent / "programs", "nvidia-smi", NVIDIA_SMI)
     monkeypatch.setenv("KIND", "NVIDIA L4")
     ray.init(num_cpus=1, num_gpus=1, include_dashboard=False, logging_level=logging.ERROR)
     try:
+        holder = ray.remote(num_gpus=1)(Holder).remote()  # as another sweep's trial
+        ray.get(holder.__ray_ready__.remote())
         assert gpus.find_cards() == gpus.Cards(11264 * 2**20, shared=True)
     finally:
         ray.shutdown()
