@@ -138,9 +138,11 @@ class Train:
     def _refuse_unused(self) -> None:
         from ali.models.unused import refuse_unused, without_effect
 
-        saved = None
+        saved, file = None, self.config
         if self.resume and (self.output_dir / CONFIG).exists():
-            saved = _experiment(read_settings(self.output_dir / CONFIG), self.experiment.model)
+            file = self.output_dir / CONFIG
+        if file is not None:
+            saved = _experiment(read_settings(file), self.experiment.model)
         refuse_unused(self.experiment, without_effect(self.experiment), saved)
 
 

@@ -62,7 +62,7 @@ def refuse_unused(config: Config, unused: Mapping[str, str], saved: Config | Non
     """Raises UserError for a field of `unused`, which have no effect, unless it has its default.
 
     Accepted, too, is a value for a whole group, as a sweep's space may have it, and what `saved`
-    has, the settings of the run that is resumed.
+    has, the settings of the run that is resumed or of the file that is named.
     """
     values = dataclasses.asdict(config)
     for name, why in unused.items():

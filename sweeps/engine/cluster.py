@@ -229,8 +229,8 @@ def allocate_resources(
     Raises UserError if a trial asks for more than there is.
     """
     if resources.get("GPU") and options.gpus_per_trial != 0:  # a trial runs where GPUs are
-        there = {"CPU": GPU_CPU, NODE_CPU: GPU_NODE_CPU}
-        resources |= {k: resources[by] for k, by in there.items() if by in resources}
+        names = (("CPU", GPU_CPU), (NODE_CPU, GPU_NODE_CPU))
+        resources = resources | {name: resources[by] for name, by in names if by in resources}
     cpus, gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0.0)
     trial_gpus = options.gpus_per_trial
     if trial_gpus is None:

@@ -270,3 +270,14 @@ def test_a_checkpoint_finds_its_data_from_every_folder(tmp_path, monkeypatch):
     between = ["interpolate", "--checkpoint", tmp_path / "run", "--output", "between.png"]
     with pytest.raises(UserError, match="more than 10000 pictures"):
         here(*between, "--rows", 1000, "--steps", 1000)
+
+
+def test_what_a_file_holds_is_no_mistake_of_the_command_line(tmp_path, data):
+    """Settings of an ALI, for a GAN: its D(z) and encoder are gone, and what was said of them."""
+    file, folder = tmp_path / "config.json", tmp_path / "run"
+    file.write_text(json.dumps({"dropout_z": 0.4, "slope_encoder": 0.3}))
+    train = ["train", "--config", file, "--model", "gan", "--output-dir", folder, "--epochs", 1]
+    given = *train, *TINY, *data, "--slope-encoder", "0.2"
+    mistake(tmp_path, *given, says="--slope-encoder has no effect")
+    ali(*train, *TINY, *data)
+    assert epochs(folder) == [1]
