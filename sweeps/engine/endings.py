@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # Keys in the last result that a trial reports to Tune.
 END_STATE, END_REASON = "end_state", "end_reason"
+LAST = "last_value"  # attribute of a study's trial whose stop was decided: epoch and value
 REASON_CHARACTERS = 500  # a longer reason is cut
 
 
@@ -72,7 +73,8 @@ def ending_of(trial: FrozenTrial) -> Ending | None:
 
 def decided(trial: FrozenTrial) -> Ending | None:
     """How a study's trial is about to end; None: it goes on, or has ended."""
-    return None if trial.state.is_finished() else Ending.from_result(trial.user_attrs)
+    whole = END_REASON in trial.user_attrs  # earlier versions wrote the state first
+    return Ending.from_result(trial.user_attrs) if whole and not trial.state.is_finished() else None
 
 
 def is_broken(trial: FrozenTrial) -> bool:

@@ -89,7 +89,10 @@ def importance(trials: Sequence[FrozenTrial], seed: int = 0) -> Importance:
 
 
 def _by_configuration(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """One trial for each configuration, with the mean of its runs' values."""
+    """One trial for each configuration, with the median of its runs' values.
+
+    A mean would have a good configuration with one diverged run as bad as the worst.
+    """
     first = {trial.number: first_try(trial) for trial in trials}
     runs: dict[int, list[FrozenTrial]] = defaultdict(list)
     for trial in trials:
@@ -97,7 +100,7 @@ def _by_configuration(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         runs[first.get(number, number)].append(trial)
     found = [copy.copy(its[0]) for its in runs.values()]
     for one, its in zip(found, runs.values(), strict=True):
-        one.value = float(np.mean([trial.value for trial in its]))
+        one.value = float(np.median([trial.value for trial in its]))
     return found
 
 

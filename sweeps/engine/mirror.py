@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 MIRROR_SECONDS = 10.0
 UPLOAD_SHARE = 0.1  # of the time, at most, in which a journal that is slow to upload is uploaded
+REST_SECONDS = 60.0  # longest pause for that
 LEASE, LEASE_SECONDS = "driver.lease", 3 * MIRROR_SECONDS
 
 
@@ -74,9 +75,9 @@ class Lease:
 class JournalMirror:
     """Copies a sweep's files to its bucket; in the block, no other driver has the bucket.
 
-    The copies are MIRROR_SECONDS old at most, or, by UPLOAD_SHARE, ten times what an upload takes:
-    with them a sweep can resume on another machine if its own is lost. If the bucket cannot be
-    reached, copying is retried; the sweep does not wait for it.
+    The copies are MIRROR_SECONDS old at most, or, by UPLOAD_SHARE, ten times what an upload takes,
+    but no more than REST_SECONDS longer: with them a sweep can resume on another machine if its own
+    is lost. If the bucket cannot be reached, copying is retried; the sweep does not wait for it.
 
     Args:
         what: the sweep, in words.
@@ -172,19 +173,20 @@ class JournalMirror:
         with self._copying:
             self._lease.renew()
             began = time.monotonic()
-            try:
-                self._copy_changed()
-            finally:
+            if self._copy_changed():
                 now = time.monotonic()
                 rest = (now - began) * (1 / UPLOAD_SHARE - 1)
-                self._rested = max(self._rested, now + rest)
+                self._rested = now + min(rest, REST_SECONDS)
 
-    def _copy_changed(self) -> None:
+    def _copy_changed(self) -> bool:
+        """Whether anything had to be copied."""
+        before = dict(self._copied)
         for file in self._files:
             version = _version(file)
             if version and version != self._copied.get(file):
                 self.storage.write(file.name, file.read_bytes())
                 self._copied[file] = version
+        return self._copied != before
 
 
 def _version(file: Path) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from sweeps.engine import ray_compat
 from sweeps.engine.confirmation import CONFIRMS, is_new, next_to_confirm, next_to_race
 from sweeps.engine.endings import (
     END_STATE,
+    LAST,
     LOST,
     RETRIES,
     Ending,
@@ -64,7 +65,9 @@ class StudySearch(SearchAlgorithm):
         self._experiment: Experiment | None = None
         for trial in study.trials():  # one whose end was decided when the driver was killed
             if (ending := decided(trial)) is not None:
-                values = trial.intermediate_values
+                if last := trial.user_attrs.get(LAST):
+                    study.report(trial.number, *last)
+                values = study.trial(trial.number).intermediate_values
                 study.tell(trial.number, ending, values[max(values)] if values else None)
         for tries in lost_tries(study.trials()):
             study.retry(tries[-1].number)
@@ -210,8 +213,10 @@ class StudyRecorder(tune.Callback):
         # the journal with it, only the trial has them.
         for epoch, value in result.get(HISTORY, ()):
             self._study.report(number, int(epoch), float(value))
-        if (ending := self._scheduler.endings.get(trial.trial_id)) is not None:
-            self._study.decide(number, ending)  # first: no trial goes on since a value was lost
-        objective = self._scheduler.objective
+        objective, last = self._scheduler.objective, None
         if objective in result and END_STATE not in result:
-            self._study.report(number, int(result[EPOCH]), float(result[objective]))
+            last = int(result[EPOCH]), float(result[objective])
+        if (ending := self._scheduler.endings.get(trial.trial_id)) is not None:
+            self._study.decide(number, ending, last)
+        if last is not None:
+            self._study.report(number, *last)

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ali.errors import UserError
 from ali.files import open_regular
 from sweeps.engine.confirmation import CONFIRMS, CONTROL, estimates, ranking
-from sweeps.engine.endings import RETRIES, Ending, EndState, decided, first_try
+from sweeps.engine.endings import LAST, RETRIES, Ending, EndState, decided, first_try
 from sweeps.engine.journal import CONFIG, DATA, OBJECTIVE, SPACE, WAY_ON, open_journal
 from sweeps.engine.objective import MAXIMIZE
 from sweeps.engine.space import PAPER_VALUES, InitialPoint
@@ -173,11 +173,16 @@ class Study:
         if math.isfinite(value):
             self._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
 
-    def decide(self, number: int, ending: Ending) -> None:
-        """Records how a trial is about to end, for a driver that is killed before it is told."""
+    def decide(self, number: int, ending: Ending, last: tuple[int, float] | None = None) -> None:
+        """Records how a trial is about to end, for a driver that is killed before it is told.
+
+        `last`: the epoch and value that it was decided by, if they are not reported yet.
+        """
         trial = self.trial(number)
         if trial.state.is_finished() or decided(trial) == ending:
             return
+        if last is not None:
+            self._storage.set_trial_user_attr(trial._trial_id, LAST, [*last])
         for key, text in reversed(ending.to_result().items()):  # the state last: it counts
             self._storage.set_trial_user_attr(trial._trial_id, key, text)
 

@@ -22,7 +22,7 @@ def test_the_description_says_first_what_was_found_and_what_mattered():
     found = sweep()
     parts = description(found, TO, FILES, found.importance).split("\n\n")
     assert parts[0] == f"**{findings.verdict(found)[0]}**"
-    assert parts[1].startswith("Importance: none can be told from chance in 15 trials")
+    assert parts[1].startswith("Importance: none can be told from chance in 14 trials")
     assert "14 of 15 trials ended" in parts[2] or "15 of 15 trials ended" in parts[2]
     assert "(#/experiments/7/runs/parent/artifacts/report.html?" in parts[2]
     assert "best two" not in parts[2], "no driver has said yet which they are"

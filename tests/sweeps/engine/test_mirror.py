@@ -161,6 +161,27 @@ def test_a_journal_that_is_slow_to_upload_is_copied_rarely_but_at_once_where_ask
     assert began[3] - began[2] < 2, "it takes no time any more"
 
 
+def test_after_a_failed_upload_the_next_one_does_not_wait_longer(tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror, "MIRROR_SECONDS", 0.05)
+    bucket, journal = Storage.at(f"file://{tmp_path}/bucket", "s"), tmp_path / "journal"
+    (tmp_path / "bucket" / "s").mkdir(parents=True)
+    failed, write = [], Storage.write
+
+    def hangs_once(self, name, content):
+        if name == "journal" and not failed:
+            time.sleep(1.0)
+            failed.append(time.monotonic())
+            raise OSError("away")
+        write(self, name, content)
+
+    monkeypatch.setattr(Storage, "write", hangs_once)
+    with JournalMirror(bucket, "it", journal):
+        journal.write_text("1\n")
+        while not failed or bucket.read("journal") != b"1\n":
+            time.sleep(0.01)
+        assert time.monotonic() - failed[0] < 5
+
+
 def test_a_storage_that_is_the_output_folder_is_not_copied_onto_itself(tmp_path):
     """What was appended to the journal meanwhile was lost."""
     journal = tmp_path / "s" / "journal"

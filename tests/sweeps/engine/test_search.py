@@ -193,6 +193,29 @@ def test_a_stop_that_was_decided_is_no_lost_worker(study, point):
     assert ending_of(study.trials()[0]) == why
 
 
+def test_the_value_that_a_stop_was_decided_by_outlives_a_kill(study, point, monkeypatch):
+    """The driver is killed when the decision is in the journal, and before the value is."""
+    study.ask(point)
+    scheduler = EarlyStopping(VAL_ERROR, 9, 1, 3)
+    why = scheduler.endings["00000"] = Ending(EndState.STOPPED_EARLY, "unlikely")
+    monkeypatch.setattr(study, "report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    trial = type("Trial", (), {"trial_id": "00000"})
+    with pytest.raises(KeyboardInterrupt):
+        StudyRecorder(study, scheduler).on_trial_result(0, [], trial, {EPOCH: 2, VAL_ERROR: 0.8})
+    monkeypatch.undo()
+    search_over(study, point)
+    (stopped,) = study.trials()
+    assert (stopped.intermediate_values, ending_of(stopped)) == ({2: 0.8}, why)
+
+
+def test_half_of_an_ending_that_an_earlier_version_wrote_is_none(study, point):
+    """They wrote the state before the reason; the trial goes on."""
+    trial = study.ask(point)
+    study._storage.set_trial_user_attr(trial._trial_id, "end_state", "failed")
+    search_over(study, point)
+    assert not study.trials()[0].state.is_finished()
+
+
 def record(study, number, result):
     trial = type("Trial", (), {"trial_id": f"{number:05d}"})
     StudyRecorder(study, EarlyStopping(VAL_ERROR, 9, 1, 3)).on_trial_result(0, [], trial, result)

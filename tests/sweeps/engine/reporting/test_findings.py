@@ -144,11 +144,19 @@ def test_repetitions_of_a_configuration_are_one_observation(monkeypatch):
     best = min(trials, key=lambda trial: trial.value)
     values = [best.value + step for step in (-0.03, 0.01, 0.02)] * 4
     again = evidence.importance_of(with_repetitions(trials, best.number, values))
-    best.value = best.intermediate_values[1] = float(np.mean([best.value, *values]))
+    best.value = best.intermediate_values[1] = float(np.median([best.value, *values]))
     assert again == evidence.importance_of(trials) and again.trials == 30
     assert not again.significant
     eleven = study(11, effect=2, seed=0)
     assert "11 trials are too few" in importance(with_repetitions(eleven, 0, [0.1] * 9))
+
+
+def test_one_run_that_went_far_off_does_not_make_a_good_configuration_a_bad_one(monkeypatch):
+    monkeypatch.setattr("sweeps.engine.importance.REPEATS", 2)
+    trials = study(14, effect=2, seed=0)
+    best = min(trials, key=lambda trial: trial.value)
+    again = with_repetitions(trials, best.number, [best.value, best.value, 40.0])
+    assert evidence.importance_of(again) == evidence.importance_of(trials)
 
 
 def test_repetitions_of_a_retried_trial_are_of_one_configuration(monkeypatch):
