@@ -28,7 +28,7 @@ MOST = 4  # trials on a GPU by default
 USABLE = 0.95  # of the memory that nvidia-smi tells, at least
 CONTROL = "nvidia-cuda-mps-control"
 SYSTEM = Path("/tmp/nvidia-mps/control")  # of a service that the machine's owner has started
-SECONDS = 10.0  # that a call of a program may take
+SECONDS = 30.0  # that a call of a program may take: the service starts on every GPU of a node
 IDLE = 30.0  # seconds without a process, after which a service ends
 AGAIN = 600.0  # seconds until a service that has failed is tried again
 # Files of a service: three locks, and a mark.
@@ -60,18 +60,19 @@ def free(file):
     return True
 idle = float(sys.argv[3])
 with open(sys.argv[1], "a") as users, open(sys.argv[2], "a") as keeper:
-    used = time.monotonic() if free(keeper) else -idle  # another one keeps it
-    while 0 <= used and time.monotonic() < used + idle:
+    used, keeps = time.monotonic(), free(keeper)  # or another one does
+    while keeps:
         time.sleep(idle / 10)
-        if free(users):
-            fcntl.flock(users, fcntl.LOCK_UN)
-        else:
+        if not free(users):
             used = time.monotonic()
-    if 0 <= used and free(users):
-        control("quit -t 1")
-        end = time.monotonic() + {SECONDS}
-        while time.monotonic() < end and control("get_server_list") == 0:
-            time.sleep(0.1)
+        elif time.monotonic() < used + idle:
+            fcntl.flock(users, fcntl.LOCK_UN)
+        else:  # nobody can join before it has ended
+            keeps = False
+            control("quit -t 1")
+            end = time.monotonic() + {SECONDS}
+            while time.monotonic() < end and control("get_server_list") == 0:
+                time.sleep(0.1)
 """
 _held: list[IO[str]] = []  # by this process, until it ends: the lock of its service's users
 
@@ -118,7 +119,9 @@ def find_cards() -> Cards | None:
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("GPU")
     ]
-    answered, late = ray.wait(asked, num_returns=len(asked), timeout=2 * SECONDS)
+    if not asked:
+        return None
+    answered, late = ray.wait(asked, num_returns=len(asked), timeout=SECONDS)
     for task in late:
         ray.cancel(task, force=True)
     try:
