@@ -129,7 +129,7 @@ TABLES = {
         MODES_MISSED,
         configurations=300,
         best=24,
-        more_seeds=24,
+        more_seeds=16,
     ),
     "house-numbers": Table(
         HOUSE_NUMBERS,
