@@ -285,6 +285,7 @@ RAYS_OWN = {"temporary_state", "run_metadata", "init_local_path", "set_status", 
 RAYS_OWN |= {"_last_result", "_storage", "_mark_trial_to_checkpoint", "current_checkpoint_index"}
 # Modules of Ray that are public: in its documentation, or what documented base classes are in.
 RAYS_PUBLIC = {"ray", "ray.tune", "ray.train", "ray.train.torch", "ray.exceptions"}
+RAYS_PUBLIC |= {"ray.util.scheduling_strategies"}
 RAYS_PUBLIC |= {f"ray.tune.{name}" for name in ("experiment", "schedulers", "search", "result")}
 
 

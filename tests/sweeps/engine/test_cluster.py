@@ -141,6 +141,8 @@ def test_an_autoscaler_counts_with_the_workers_that_it_may_add(monkeypatch):
         "CPU": 64,
         "GPU": 8,
         NODE_CPU: 16,
+        GPU_CPU: 64,
+        GPU_NODE_CPU: 16,
         "memory": 1,
     }
     assert max_cluster_resources({"CPU": 100, NODE_CPU: 50})["CPU"] == 100, "there are more already"
