@@ -48,7 +48,9 @@ class StepGraph:
                     self._losses = take_step(*self._inputs)
             except BaseException as error:
                 _release(torch.cuda.default_generators[torch.cuda.current_device()])
-                raise _cause(error) from error
+                if (cause := _cause(error)) is error:
+                    raise
+                raise cause from error
         state.step = taken  # captured, not taken
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -266,7 +266,8 @@ def _share_of_gpus(options: Options, cpus: int, gpus: float, on_a_gpu: int) -> f
     """
     most = min(options.max_concurrent or cpus, cpus // (options.cpus_per_trial or 1))
     at_a_time = min(most, max(on_a_gpu, options.num_trials // 4), options.num_trials)
-    return 1 / next(n for n in (4, 2, 1) if n <= max(1, min(on_a_gpu, at_a_time // gpus)))
+    most_on_one = int(max(1, min(on_a_gpu, at_a_time // gpus)))
+    return 1 / 2 ** (most_on_one.bit_length() - 1)  # 1, 1/2, 1/4, …
 
 
 def _fit(cpus: int, node: int, each: int) -> int:

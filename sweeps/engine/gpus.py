@@ -130,7 +130,7 @@ def find_cards() -> Cards | None:
         log.warning("the memory of GPUs is not known, so trials do not share them: %s", error)
         return None
     known = [cards for cards in found if cards is not None]
-    if late or not known or len(known) < len(found):
+    if len(known) < len(asked):
         return None
     return Cards(min(one.memory for one in known), all(one.shared for one in known))
 

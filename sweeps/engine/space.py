@@ -110,11 +110,11 @@ class Space:
 
     def largest(self, base: Config) -> Config:
         """`base` with the most that a trial may take of data and memory: batch, width, levels."""
-        most = {"batch_size": max(self.batch_sizes)} if self.batch_sizes else {}
-        for name in ("batch_size", "width", "levels"):
-            if name in self.extra:
-                most[name] = max(dimensions.ends(self.extra[name]))
-        return base.replace(**most)
+        names = ("batch_size", "width", "levels")
+        ends = {name: [*dimensions.ends(self.extra[name])] for name in names if name in self.extra}
+        if self.batch_sizes:
+            ends.setdefault("batch_size", []).extend(self.batch_sizes)
+        return base.replace(**{name: max(of_it) for name, of_it in ends.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON types, as in a file; `from_dict` is the inverse."""

@@ -190,8 +190,9 @@ class SweepTrial(tune.Trainable):
     def _check_gpu_memory(self) -> None:
         """Raises UserError if the trial's part of a GPU has too little memory for it."""
         part, experiment = self._context.gpus, self._context.experiment
-        need = experiment.gpu_memory(self._experiment_config, self._dataset)
-        if not 0 < part < 1 or need is None:
+        if not 0 < part < 1:
+            return
+        if (need := experiment.gpu_memory(self._experiment_config, self._dataset)) is None:
             return
         import torch
 
