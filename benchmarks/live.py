@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,20 +50,30 @@ def run(options: Run) -> None:
     check_at_least(
         1, repeats=options.repeats, budget=options.budget, epochs=options.epochs,
         full_epochs=options.full_epochs, seeds=options.seeds, draws=options.draws,
+        parallel=options.parallel,
     )  # fmt: skip
     check_data(options.base())
     make_folder(options.output_dir)
     environment.set_defaults(OMP_NUM_THREADS="1")  # the SVMs' threads, too
     with folder_lock(options.output_dir, "the comparison"):
-        begin(options.output_dir, vars(options))
-        for repeat, method in itertools.product(range(options.repeats), SEARCHES):
-            folder = make_folder(options.output_dir / folder_name(method, repeat))
-            if not (folder / FOUND).exists():
-                SEARCHES[method](options, folder, repeat)
+        begin(options.output_dir, options.fixed())
+        searches = list(itertools.product(range(options.repeats), SEARCHES))
+        for first in range(0, len(searches), options.parallel):
+            some = searches[first : first + options.parallel]
+            folders = [options.output_dir / folder_name(method, repeat) for repeat, method in some]
+            with ThreadPoolExecutor(options.parallel) as pool:
+                list(pool.map(partial(search, options), folders, *zip(*some, strict=True)))
+            seeds = range(options.seeds)
             learning_curves.apart(
-                [(train, (options, folder, seed)) for seed in range(options.seeds)]
+                [(train, (options, folder, seed)) for folder in folders for seed in seeds]
             )
     report(Report(options.output_dir))
+
+
+def search(options: Run, folder: Path, repeat: int, method: str) -> None:
+    """A search in its folder, unless it has ended."""
+    if not (make_folder(folder) / FOUND).exists():
+        SEARCHES[method](options, folder, repeat)
 
 
 def report(options: Report) -> None:

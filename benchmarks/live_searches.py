@@ -59,6 +59,15 @@ class Run:
     """Multiplier of every hidden layer's feature maps."""
     draws: int = 100
     """SVMs that a training is tested with."""
+    parallel: int = 1
+    """Searches at a time; more than one need a Ray cluster to share."""
+    gpus_per_trial: float = 0.0
+    """Part of a GPU for each trial."""
+
+    def fixed(self) -> dict[str, Any]:
+        """What a comparison that goes on must have in common with its beginning."""
+        free = {"data_dir", "output_dir", "parallel", "gpus_per_trial"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
 
     def base(self) -> Config:
         """What all trials have in common."""
@@ -99,6 +108,7 @@ def ours(options: Run, folder: Path, repeat: int) -> None:
     asked = Options(
         **common, name=NAME, output_dir=folder, race=3, num_trials=options.budget,
         seed=SEEDS_APART * repeat, cpus_per_trial=1, max_concurrent=SLOTS,
+        gpus_per_trial=options.gpus_per_trial,
     )  # fmt: skip
     found = swept(Sweep(points_to_evaluate=()), asked, options.budget)
     assert found.best.expected is not None
@@ -155,13 +165,18 @@ class Points:
 
 
 class Budget(Stopper):
-    """Ends a search of Tune's after so many epochs, `each` per result."""
+    """Ends a search of Tune's once its trials have trained so many epochs."""
 
-    def __init__(self, budget: int, each: int) -> None:
-        self.epochs, self._budget, self._each = 0, budget, each
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._trained: dict[str, int] = {}  # epochs of each trial; Tune gives its last one twice
+
+    @property
+    def epochs(self) -> int:
+        return sum(self._trained.values())
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        self.epochs += self._each
+        self._trained[trial_id] = result[EPOCH]
         return False
 
     def stop_all(self) -> bool:
@@ -182,11 +197,12 @@ def tune_bare(method: str, options: Run, folder: Path, repeat: int) -> None:
         grace_period=base.eval_every,
     )  # fmt: skip
     search = OptunaSearch(Points(base, first), metric=VAL_ERROR, mode="min", sampler=sampler)
-    budget = Budget(options.budget, base.eval_every)
+    budget = Budget(options.budget)
     launching.quiet_libraries()
     cluster.start_ray()
+    trainable = tune.with_parameters(trial_of_tune, base=base.to_dict())
     results = tune.Tuner(
-        tune.with_resources(tune.with_parameters(trial_of_tune, base=base.to_dict()), {"cpu": 1}),
+        tune.with_resources(trainable, {"cpu": 1, "gpu": options.gpus_per_trial}),
         tune_config=tune.TuneConfig(
             search_alg=ConcurrencyLimiter(search, SLOTS),
             scheduler=FIFOScheduler() if random else asha,
@@ -237,7 +253,8 @@ def train(options: Run, folder: Path, number: int) -> None:
         return
     torch.set_num_threads(1)
     found = json.loads((folder / FOUND).read_text(encoding="utf-8"))["config"]
-    more = {"epochs": options.full_epochs, "seed": JUDGES + number}
+    data_dir = options.data_dir.resolve()  # the searches may have run on another machine
+    more = {"epochs": options.full_epochs, "seed": JUDGES + number, "data_dir": data_dir}
     config = Config.from_dict({**found, **more})
     learning_curves.train(config, here, os.getppid())
     ended = json.loads((here / learning_curves.CURVE).read_text(encoding="utf-8"))

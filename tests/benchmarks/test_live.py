@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks.live_searches import FOUND, SEARCHES, TESTED
+from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Budget
 from tests.paths import REAL_DATA, ROOT
 
 DATA = REAL_DATA / "svhn"
@@ -45,3 +45,10 @@ def test_each_method_searches_and_what_it_announces_is_tested(tmp_path):
 def test_a_report_of_nothing_says_so(tmp_path):
     found = live("report", "--output-dir", tmp_path)
     assert found.returncode == 2 and "start `run` first" in found.stderr
+
+
+def test_the_last_result_of_a_trial_which_tune_gives_twice_counts_once():
+    budget = Budget(9)
+    for trial, epoch in [("a", 3), ("b", 3), ("a", 6), ("a", 6)]:
+        budget(trial, {"epoch": epoch})
+    assert (budget.epochs, budget.stop_all()) == (9, True)
