@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -120,7 +122,7 @@ def swept(sweep: Sweep, options: Options, budget: int) -> LoadedSweep:
     """A sweep that is started or resumed in a process of its own, and stopped like by Ctrl-C once
     its trials have trained `budget` epochs. Raises UserError if it ends before."""
     spawn = multiprocessing.get_context("spawn")
-    child = spawn.Process(target=start, args=(sweep, options))
+    child = spawn.Process(target=start, args=(sweep, options, os.getpid()))
     child.start()
     while child.is_alive() and spent(options) < budget:
         child.join(POLL)
@@ -134,8 +136,20 @@ def swept(sweep: Sweep, options: Options, budget: int) -> LoadedSweep:
     return load(options)
 
 
-def start(sweep: Sweep, options: Options) -> None:
+def start(sweep: Sweep, options: Options, parent: int) -> None:
+    end_with(parent, signal.SIGINT)
     raise SystemExit(launch(sweep, replace(options, resume=options.folder.exists())))
+
+
+def end_with(parent: int, sent: signal.Signals = signal.SIGKILL) -> None:
+    """From now on: `sent` to this process when its parent has ended, however it did."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), sent)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def spent(options: Options) -> int:
@@ -148,7 +162,7 @@ def spent(options: Options) -> int:
 
 def bare(method: str, options: Run, folder: Path, repeat: int) -> None:
     """Random search or Ray Tune as its documentation has it, in a process of its own."""
-    learning_curves.apart([(tune_bare, (method, options, folder, repeat))])
+    learning_curves.apart([(tune_bare, (method, options, folder, repeat, os.getpid()))])
 
 
 @dataclass
@@ -183,12 +197,13 @@ class Budget(Stopper):
         return self.epochs >= self._budget
 
 
-def tune_bare(method: str, options: Run, folder: Path, repeat: int) -> None:
+def tune_bare(method: str, options: Run, folder: Path, repeat: int, parent: int) -> None:
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
     from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.optuna import OptunaSearch
 
+    end_with(parent)
     base = options.base()
     first, random = SEEDS_APART * repeat, method == RANDOM
     sampler = (optuna.samplers.RandomSampler if random else optuna.samplers.TPESampler)(seed=first)

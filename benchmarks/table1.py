@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -48,6 +47,7 @@ from benchmarks.live_searches import (
     announce,
     begin,
     check_data,
+    end_with,
     read,
     spent,
     swept,
@@ -195,7 +195,7 @@ def train(folder: Path, config: Config, parent: int) -> None:
     )
     if ended or (folder / DIVERGED).exists():
         return
-    threading.Thread(target=watch, args=[parent], daemon=True).start()
+    end_with(parent)
     output = ["--output-dir", str(folder), "--threads", "1"]
     settings = folder.with_suffix(".json")
     settings.write_text(json.dumps(config.to_dict(), default=str), encoding="utf-8")
@@ -206,13 +206,6 @@ def train(folder: Path, config: Config, parent: int) -> None:
         if "diverged" not in str(stopped):
             raise
         (folder / DIVERGED).write_text(f"{stopped}\n", encoding="utf-8")
-
-
-def watch(parent: int) -> None:
-    """Ends this process if its parent was killed."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def run(options: Comparison) -> None:

@@ -1,6 +1,7 @@
 """The live comparison: real sweeps of each method, and trainings of what they announce."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -52,3 +53,34 @@ def test_the_last_result_of_a_trial_which_tune_gives_twice_counts_once():
     for trial, epoch in [("a", 3), ("b", 3), ("a", 6), ("a", 6)]:
         budget(trial, {"epoch": epoch})
     assert (budget.epochs, budget.stop_all()) == (9, True)
+
+
+PARENT = """
+import multiprocessing, os, time
+from benchmarks.live_searches import end_with
+
+def child(parent):
+    end_with(parent, {sent})
+    print("waits", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("stops", flush=True)
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=child, args=[os.getpid()])
+    process.start()
+    process.join()
+"""
+
+
+@pytest.mark.parametrize(("sent", "said"), [("2", "stops\n"), ("9", "")])
+def test_a_search_ends_with_the_comparison_that_was_killed(tmp_path, sent, said):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT.replace("{sent}", sent))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert parent.stdout.readline() == "waits\n"
+    parent.kill()
+    assert parent.communicate(timeout=30)[0] == said  # the end of the file: nobody has it open
