@@ -20,6 +20,7 @@ import logging
 import multiprocessing
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from ali.cli.common import check_at_least, check_choices
 from benchmarks.curve_statistics import WIDTH
 from benchmarks.learning_curves import KEPT, Name
 from benchmarks.replay import Choice, Curves, Trace, regret, simulate
-from benchmarks.search_methods import METHODS, RANDOM_TRIALS, SLOTS, Rows
+from benchmarks.search_methods import BASELINES, METHODS, ORACLE, RANDOM_TRIALS, SLOTS, Rows
 
 
 @cache
@@ -90,6 +91,46 @@ def epochs_to(target: float, curve: np.ndarray, grid: np.ndarray) -> float:
     return float(grid[above[-1] + 1]) if above[-1] + 1 < len(grid) else float("inf")
 
 
+@dataclass(frozen=True)
+class Race:
+    """Which methods come to a regret of `target` in fewer epochs.
+
+    Attributes:
+        regrets: of each method, (replays, len(grid)).
+        grid: epochs spent.
+    """
+
+    regrets: dict[str, np.ndarray]
+    target: float
+    grid: np.ndarray
+
+    def epochs(self, name: str, replays: Any = slice(None)) -> float:
+        curve = interquartile_mean(self.regrets[name][replays])
+        return epochs_to(self.target, curve, self.grid)
+
+    def speed_up(self, name: str, others: Sequence[str]) -> tuple[float, float, float]:
+        """How many times fewer epochs a method needs than the best of the others, and its 95 %
+        interval, by resampling the replays, the best of the others in each resample."""
+        count = len(self.regrets[name])
+        rng = np.random.default_rng(0)
+        draws = [slice(None), *(rng.integers(0, count, count) for _ in range(400))]
+        ratios = [min(self.epochs(o, d) for o in others) / self.epochs(name, d) for d in draws]
+        low, high = np.nanquantile(ratios[1:], [0.025, 0.975], method="inverted_cdf")
+        return ratios[0], low, high  # some may be infinite
+
+    def against_baselines(self) -> str:
+        """A line for each method of this project."""
+        known = [name for name in BASELINES if name in self.regrets]
+        best, lines = min(known, key=self.epochs), []
+        for name in (name for name in self.regrets if name not in (*known, ORACLE)):
+            ratio, low, high = self.speed_up(name, known)
+            lines.append(
+                f"{name}: {ratio:.2f} times fewer epochs than the best of {len(known)} baselines, "
+                f"{best} (95 %: {low:.2f} to {high:.2f})"
+            )
+        return "\n".join(lines)
+
+
 def compare(options: Replays) -> None:
     """Runs them and prints the table. Raises UserError for options that cannot be."""
     check_at_least(1, replays=options.replays, processes=options.processes)
@@ -110,15 +151,14 @@ def compare(options: Replays) -> None:
         f"true mean {np.nanmin(rows.curves.means):.3f}, random row {rows.curves.means.mean():.3f}; "
         f"target: regret {target:.3f}"
     )
-    console.print(summary(traces, regrets, target, grid, rows.curves))
+    race = Race(regrets, target, grid)
+    console.print(summary(traces, race, rows.curves))
+    console.print(race.against_baselines())
     if options.picture:
         draw(options.picture, regrets, target, grid, options.table)
 
 
-def summary(
-    traces: dict[str, list[Trace]], regrets: dict[str, np.ndarray], target: float,
-    grid: np.ndarray, curves: Curves,
-) -> Shown:  # fmt: skip
+def summary(traces: dict[str, list[Trace]], race: Race, curves: Curves) -> Shown:
     """One row per method: regrets (interquartile mean), epochs to the target, honesty, mistakes."""
     shown = Shown()
     for column in (
@@ -128,17 +168,11 @@ def summary(
     ):
         first = column == "method"
         shown.add_column(column, justify="left" if first else "right", no_wrap=first)
-    rng = np.random.default_rng(0)
-    draws = [rng.integers(0, len(regrets["random"]), len(regrets["random"])) for _ in range(400)]
-
-    def reached(name: str, chosen: Any = slice(None)) -> float:
-        return epochs_to(target, interquartile_mean(regrets[name][chosen]), grid)
-
-    for name, values in regrets.items():
+    grid = race.grid
+    for name, values in race.regrets.items():
         middle = interquartile_mean(values)
         at = [middle[np.searchsorted(grid, grid[-1] / part)] for part in (8, 4, 2, 1)]
-        ratios = [reached("random", d) / reached(name, d) for d in draws]
-        low, high = np.nanquantile(ratios, [0.025, 0.975], method="inverted_cdf")  # some infinite
+        ratio, low, high = race.speed_up(name, ["random"])
         off = [t.choices[-1].mean - t.truth[-1] for t in traces[name] if t.choices]
         held = [within(0.0, *one) for one in announced(traces[name])]
         near = [within(1.96, *one) for one in announced(traces[name])]
@@ -146,8 +180,8 @@ def summary(
         shown.add_row(
             name,
             *(f"{value:.3f}" for value in at),
-            f"{reached(name):.0f}",
-            f"{reached('random') / reached(name):.2f}",
+            f"{race.epochs(name):.0f}",
+            f"{ratio:.2f}",
             f"{low:.2f} to {high:.2f}",
             f"{np.mean(off):+.3f}",
             f"{np.mean(held):.0%} of {len(held)}" if held else "–",

@@ -276,9 +276,10 @@ class RayTune(Method):
         return self._best
 
 
+ORACLE = "random, true means"
 METHODS: dict[str, Callable[..., Method]] = {
     "random": RandomSearch,
-    "random, true means": partial(RandomSearch, noisy=False),
+    ORACLE: partial(RandomSearch, noisy=False),
     "top-4 after a third": partial(RandomSearch, keep=4, part=1 / 3),
     "Ray ASHA": partial(RayTune, optuna_search=False),
     "Ray Optuna ASHA": partial(RayTune, optuna_search=True),
@@ -289,3 +290,6 @@ METHODS: dict[str, Callable[..., Method]] = {
     "TPE": partial(Shipped, sampler="tpe"),
     "shipped": Shipped,
 }
+
+# Known searches that this project is to beat.
+BASELINES = ("random", "top-4 after a third", "Ray ASHA", "Ray Optuna ASHA", "c5b0496")

@@ -9,8 +9,8 @@ from benchmarks import blackbox, learning_curves, search
 from benchmarks.blackbox import Blackbox
 from benchmarks.learning_curves import TABLES, Table, effective
 from benchmarks.replay import Curves, TableSampler, key, regret, simulate
-from benchmarks.search import epochs_to, interquartile_mean
-from benchmarks.search_methods import METHODS, Rows
+from benchmarks.search import Race, epochs_to, interquartile_mean
+from benchmarks.search_methods import METHODS, ORACLE, Rows
 from sweeps import Space, paper_defaults
 
 EPOCHS, ROWS, SEEDS = 9, 40, 3
@@ -145,3 +145,16 @@ def test_a_point_is_its_active_parameters(rows):
     for point in rows.points:
         assert ("lr_g" in point) == point["adam_apart"]
     assert learning_curves.KEPT == search.KEPT
+
+
+def test_methods_are_compared_with_the_best_of_the_baselines():
+    grid = np.array([100, 200, 400, 800])
+    below = {"random": 800, "Ray ASHA": 400, ORACLE: 100, "shipped": 200}
+    regrets = {name: np.tile(np.where(grid < at, 2.0, 1.0), (8, 1)) for name, at in below.items()}
+    race = Race(regrets, target=1.0, grid=grid)
+    assert race.speed_up("shipped", ["random"]) == (4, 4, 4)
+    said = race.against_baselines()
+    assert said.startswith(
+        "shipped: 2.00 times fewer epochs than the best of 2 baselines, Ray ASHA"
+    )
+    assert ORACLE not in said
