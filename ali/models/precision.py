@@ -13,8 +13,11 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
     Raises UserError if bf16 is asked of a GPU that does not have it.
     """
-    if lacks_bf16(precision, device):
-        raise UserError("this GPU has no bf16 arithmetic: use --precision fp32")
+    if lacks_bf16(precision, device):  # a resume and sweeps/best.py take no other precision
+        raise UserError(
+            "this GPU has no bf16 arithmetic, in which the networks are to be trained: use one "
+            "that has it, or start a new run or sweep with --precision fp32"
+        )
     bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16(device))
     return torch.bfloat16 if bf16 else torch.float32
 

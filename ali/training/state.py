@@ -121,11 +121,6 @@ class State:
         groups = checkpoint.WEIGHTS, checkpoint.OPTIMIZER
         manifest, (weights, moments) = checkpoint.read(folder, *groups)
         config = manifest.config if config is None else _resumed_config(manifest.config, config)
-        if lacks_bf16(config.precision, torch.device(device)):
-            raise UserError(
-                f"the training in {folder} is in bf16, which this GPU does not have: resume it on "
-                "one that does, or start a new run with --precision fp32"
-            )
         networks = _networks(folder, weights, config, torch.device(device))
         generator = torch.Generator(device)
         if manifest.generator["device"] == generator.device.type:
@@ -153,7 +148,9 @@ def load_networks(
     """
     manifest, (weights,) = checkpoint.read(folder, checkpoint.WEIGHTS)
     config, device = manifest.config, torch.device(device)
-    if precision is None and lacks_bf16(config.precision, device):
+    if lacks_bf16(precision or config.precision, device):
+        if precision is not None:
+            raise UserError("this GPU has no bf16 arithmetic: use --precision fp32")
         log.warning("note: %s was trained in bf16, which this GPU lacks: used in fp32", folder)
         precision = "fp32"
     used = config if precision is None else config.replace(precision=precision)

@@ -5,8 +5,9 @@ import torch
 
 from ali.cli.checkpoints import load_networks as of_command
 from ali.errors import UserError
+from ali.experiment import facts
 from ali.training.state import State, load_networks
-from tests.ali.training.states import SMALL, trained
+from tests.ali.training.states import SMALL, images, trained
 
 
 @pytest.fixture
@@ -42,9 +43,17 @@ def test_a_command_takes_another_precision(in_bf16, monkeypatch, caplog):
     assert dtype_of(of_command(in_bf16, None)[0]) == torch.float32
 
 
-def test_training_is_not_resumed_in_another_precision(in_bf16):
-    with pytest.raises(UserError, match="resume it on one that does, or start a new run with"):
-        State.load(in_bf16, "cuda")
+def test_training_in_bf16_takes_another_gpu_or_a_new_run(in_bf16, monkeypatch):
+    """A resume and best.py, which computes the facts first, have no other precision."""
+    monkeypatch.setattr("ali.training.step.device", lambda: torch.device("cuda"))
+    config = SMALL.replace(precision="bf16")
+    for begin in (
+        lambda: State.load(in_bf16, "cuda"),
+        lambda: State.create(config, images(), "cuda"),
+        lambda: facts(config),
+    ):
+        with pytest.raises(UserError, match="use one that has it, or start a new run or sweep"):
+            begin()
 
 
 def test_what_was_trained_with_auto_needs_nothing(tmp_path, monkeypatch, caplog):
