@@ -49,6 +49,21 @@ def refuse(name: str, problem: str) -> UserError:
     return UserError(f"space: {name} {problem}")
 
 
+def given_as(field: str, fixed: Mapping[str, Any]) -> str:
+    """What a fixed field is given as: its group, if all of it has one value, or the field."""
+    for group, members in GROUPS.items():
+        if field in members and len({fixed.get(one) for one in members}) == 1:
+            return group
+    return field
+
+
+def refuse_fixed(error: UserError, fixed: Mapping[str, Any]) -> UserError:
+    """Config's error about fixed values, "--slope-encoder must be …", in the space's names."""
+    option, _, problem = str(error).partition(" ")
+    field = option.removeprefix("--").replace("-", "_")
+    return refuse(given_as(field, fixed), problem) if field in fixed else error
+
+
 def check_name(name: str) -> None:
     """Raises UserError if the trials of a sweep may not differ in it."""
     if name in NAMES:

@@ -92,9 +92,10 @@ class Space:
         that they do not take.
         """
         fixed = {k: v for k, v in self.fixed.items() if k not in SWITCHES}
-        for name, value in fixed.items():
-            dimensions.check_value(name, value, {**base.to_dict(), **fixed})
-        base = Config.from_dict({**base.to_dict(), **fixed})
+        try:
+            base = Config.from_dict({**base.to_dict(), **fixed})
+        except UserError as error:
+            raise dimensions.refuse_fixed(error, fixed) from None
         parts, leaky = _discriminator(base), _leaky(base)
         there = {f"{what}_{part}" for part in parts for what in ("dropout", "bn")}
         there |= {f"slope_{who}" for who in leaky} | KINDS[base.model].settings.keys()

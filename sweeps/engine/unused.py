@@ -45,5 +45,5 @@ def _unused_dimensions(
         elif name in unused and not (
             is_default(base, name, value) or stands_for_a_group(name, space.fixed, unused)
         ):
-            found.append((name, unused[name]))
+            found.append((dimensions.given_as(name, space.fixed), unused[name]))
     return found

@@ -157,6 +157,12 @@ def test_what_a_space_cannot_be(tmp_path):
         Space(extra={"dropout_x": (0.0, 0.1)}).apply_fixed(Config(data="mixture"))
     with pytest.raises(UserError, match="levels must be 1 for a gan"):
         Space(extra={"levels": (1, 2)}).apply_fixed(Config(model="gan"))
+    of_a_vae = "slope must be left out with --model vae-m2, not 0.1"
+    with pytest.raises(UserError, match=f"^space: {of_a_vae}"):
+        Space(fixed={"lr": 1e-3, "slope": 0.1}).apply_fixed(Config(model="vae-m2"))
+    with pytest.raises(UserError, match=r"^--sigma must be exp here"):
+        two = Config(data="mixture", levels=2, sigma="sigmoid")
+        Space(fixed={"levels": 1}).apply_fixed(two)
     with pytest.raises(UserError, match="bn_x does not fit"):
         Space(fixed={"bn_x": "111"}).apply_fixed(BASE)
     with pytest.raises(UserError, match="leave --vary-batch-size out"):

@@ -66,6 +66,8 @@ def test_an_option_without_effect(settings, says):
         ({"model": "convnet"}, Space(fixed={"adam_apart": True}), "adam_apart has no effect"),
         ({"model": "convnet"}, Space(extra={"lr_g": (1e-4, 1e-3)}), "lr_g has no effect"),
         ({"model": "sdgm"}, Space(bn_with_z=True), "space: bn_with_z has no effect"),
+        ({"model": "sdgm"}, Space(fixed={"dropout": 0.1}), "space: dropout has no effect .* sdgm"),
+        ({"model": "sdgm"}, Space(fixed={"slope": 0.1}), "space: slope has no effect .* sdgm"),
     ],
 )
 def test_a_dimension_without_effect(settings, space, says):
