@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import subcommand
 
@@ -14,7 +14,7 @@ from ali.cli.interpolate import Interpolate
 from ali.cli.reconstruct import Reconstruct
 from ali.cli.sample import Sample
 from ali.cli.table1 import Table1
-from ali.cli.train import Train, settings_first
+from ali.cli.train import Train, train_defaults
 
 Commands = (
     Annotated[Train, subcommand("train")]
@@ -29,14 +29,10 @@ Commands = (
 
 def run(argv: list[str] | None = None) -> None:
     """Parses the arguments (None: the process's) and runs their command."""
-
-    def parse(default: Any = None) -> Any:
-        return parse_args(Commands, argv, default=default, prog=PROG)
-
-    # What is given may only fit the file's settings, not the defaults.
-    options = parse(settings_first(argv))
-    if isinstance(options, Train):
-        options = options.with_settings(parse)
+    defaults = train_defaults(argv)
+    options = parse_args(Commands, argv, default=defaults, prog=PROG)
+    if defaults:
+        options.refuse_unused(defaults)
     options.run()
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ali.arguments import Group
-from ali.catalog import Model
+from ali.catalog import KINDS, Model
 from ali.cli import command, terminable
 from ali.cli.common import check_at_least, set_threads, write_png
 from ali.config import Config
@@ -33,7 +31,7 @@ from ali.metrics import (
     VAL_ERROR,
 )
 from ali.output import console, lossy_output
-from ali.settings import Settings, missing_file, read_settings
+from ali.settings import missing_file, read_settings
 
 if TYPE_CHECKING:
     from ali.data import Dataset
@@ -95,28 +93,6 @@ class Train:
     """CPU threads; default: as many as there are cores."""
     experiment: Config = field(default_factory=Config)
 
-    def with_settings(self, parse: Callable[[Train], Train]) -> Train:
-        """The options on top of the settings of --config or of the run that is resumed.
-
-        `parse` parses the command line again, with other defaults.
-        """
-        if self.resume and not (self.output_dir / CONFIG).exists():
-            raise UserError(f"there is no run in {self.output_dir} to resume: leave --resume out")
-        if self.resume and self.config:
-            raise UserError(
-                "--resume goes on with the settings of its run: leave --config out, and give what "
-                "changes, such as --epochs, as options"
-            )
-        source = self.output_dir / CONFIG if self.resume else self.config
-        if source is None:
-            default = Config.of_model(self.experiment.model)
-            return self if default == Config() else parse(replace(self, experiment=default))
-        try:
-            settings = read_settings(source)
-        except FileNotFoundError:
-            raise missing_file(source) from None
-        return parse(replace(self, experiment=_experiment(settings, self.experiment.model)))
-
     @lossy_output()
     def run(self) -> None:
         """Trains. Ctrl-C and SIGTERM leave a folder from which the run resumes."""
@@ -125,7 +101,6 @@ class Train:
         folder = self.output_dir
         if not self.resume:
             _refuse_used(folder)
-        self._refuse_unused()
         with terminable():
             try:
                 _train(self, folder, self.experiment)
@@ -135,47 +110,61 @@ class Train:
                 stop.args = (f"resume with: {again}" if begun else "nothing was written",)
                 raise
 
-    def _refuse_unused(self) -> None:
+    def refuse_unused(self, defaults: Train) -> None:
+        """Raises UserError for a setting without effect, unless `train_defaults` have it."""
         from ali.models.unused import refuse_unused, without_effect
 
-        saved, file = None, self.config
-        if self.resume and (self.output_dir / CONFIG).exists():
-            file = self.output_dir / CONFIG
-        if file is not None:
-            saved = _experiment(read_settings(file), self.experiment.model)
-        refuse_unused(self.experiment, without_effect(self.experiment), saved)
+        refuse_unused(self.experiment, without_effect(self.experiment), defaults.experiment)
 
 
-def _experiment(settings: Settings, model: Model) -> Config:
+def train_defaults(argv: Sequence[str] | None) -> Train | None:
+    """The settings of the file that `train --config` or `train --resume` names, or the model's.
+
+    They are the defaults with which the command line is parsed: what is given may fit only them.
+    None for other commands, and where that parsing reports a mistake. Raises UserError, naming the
+    line, if the file is mistaken.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("command", nargs="?")
+    parser.add_argument("--config", type=_path)
+    parser.add_argument("--output-dir", "--output_dir", type=_path)
+    parser.add_argument("--resume", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--model", choices=KINDS, default=Config.model)
+    try:
+        given = parser.parse_known_args(argv)[0]
+    except argparse.ArgumentError:
+        return None
+    if given.command != "train" or given.output_dir is None:
+        return None
+    source = given.output_dir / CONFIG if given.resume else given.config
+    if given.resume and not source.exists():
+        raise UserError(f"there is no run in {given.output_dir} to resume: leave --resume out")
+    if given.resume and given.config:
+        raise UserError(
+            "--resume goes on with the settings of its run: leave --config out, and give what "
+            "changes, such as --epochs, as options"
+        )
+    experiment = _read(source, given.model) if source else Config.of_model(given.model)
+    return Train(output_dir=given.output_dir, experiment=experiment)
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _read(file: Path, model: Model) -> Config:
     """What a file's settings make of the defaults of its model, or of `model` if it names none.
 
     Raises UserError, naming the line.
     """
+    try:
+        settings = read_settings(file)
+    except FileNotFoundError:
+        raise missing_file(file) from None
     settings.check(Config)
     model = settings.values.get("model", model)
     with settings.naming_lines():
         return Config.from_dict(Config.of_model(model).to_dict() | settings.values)
-
-
-def settings_first(argv: Sequence[str] | None) -> Train | None:
-    """The settings of a file that `train --config` or `train --resume` names, as defaults.
-
-    None where there are none, or they are mistaken: `Train.with_settings` says so.
-    """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("command", nargs="?")
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--output-dir", type=Path)
-    parser.add_argument("--resume", action="store_true")
-    with contextlib.suppress(argparse.ArgumentError, SystemExit, UserError, OSError):
-        named = parser.parse_known_args(argv)[0]
-        if named.command != "train" or named.output_dir is None:
-            return None
-        if (source := named.output_dir / CONFIG if named.resume else named.config) is not None:
-            experiment = _experiment(read_settings(source), Config.model)
-            return Train(output_dir=named.output_dir, experiment=experiment)
-    return None
 
 
 def _refuse_used(folder: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ali.cli import train
 from ali.config import Config
 from ali.environment import cache_dir
 from ali.errors import UserError
@@ -105,10 +106,13 @@ def test_a_fingerprint_that_is_damaged_is_not_other_data(trained, tmp_path):
         here("train", "--output-dir", part, "--resume", "--epochs", 3)
 
 
-def test_settings_from_a_file_and_options_on_top(trained, tmp_path):
+def test_settings_from_a_file_and_options_on_top(trained, tmp_path, monkeypatch):
     folder, _ = trained
-    out = tmp_path / "again"
-    here("train", "--config", folder / "config.json", "--output-dir", out, "--epochs", 1)
+    out, read = tmp_path / "again", []
+    of_file = train.read_settings
+    monkeypatch.setattr(train, "read_settings", lambda file: read.append(file) or of_file(file))
+    here("train", "--config", folder / "config.json", "--output_dir", out, "--epochs", 1)
+    assert read == [folder / "config.json"], "once"
     again = Config.from_dict(json.loads((out / "config.json").read_text()))
     assert (again.epochs, again.width, again.labels) == (1, 0.1, 20)
 
