@@ -78,10 +78,13 @@ def write(folder: Path, table: Blackbox, task: str, space: Mapping[str, BaseDist
 
 
 def read(folder: Path) -> Blackbox:
-    """The table in `folder`. Raises UserError if it is not there or damaged."""
+    """The table in `folder`; its objectives stay in the file until they are used.
+
+    Raises UserError if it is not there or damaged.
+    """
     try:
         metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-        objectives = np.load(folder / EVALUATIONS, allow_pickle=False)[0]
+        objectives = np.load(folder / EVALUATIONS, mmap_mode="r", allow_pickle=False)[0]
         hyperparameters = pd.read_parquet(folder / HYPERPARAMETERS)
     except (OSError, ValueError) as error:
         raise UserError(f"no table in {folder}: {error}") from error

@@ -2,17 +2,18 @@
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from optuna.distributions import FloatDistribution
 
 from ali.config import Config
 from ali.errors import UserError
@@ -40,7 +41,7 @@ from ali.config import Config
 from benchmarks.learning_curves import train
 import json, os, torch
 torch.set_num_threads(1)
-train(Config.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]), os.getppid())
+train(Config.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]))
 """
 
 
@@ -50,7 +51,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setitem(TABLES, "tiny", TINY)
     folder = tmp_path / "runs" / "tiny"
     folder.mkdir(parents=True)
-    learning_curves.work("tiny", folder, os.getppid())
+    learning_curves.work("tiny", folder)
     return folder
 
 
@@ -97,7 +98,7 @@ def test_a_process_waits_while_another_has_the_last_run(tiny, monkeypatch):
         lock.close()
 
     monkeypatch.setattr(learning_curves.time, "sleep", other_ends)
-    learning_curves.work("tiny", tiny.parent / "tiny", os.getppid())
+    learning_curves.work("tiny", tiny.parent / "tiny")
     assert all(len(curve(path)) == TINY.base.epochs for path in extra)
 
 
@@ -131,7 +132,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
     torch.set_num_threads(1)
     config = Config(data="mixture", train_size=12_000, epochs=6, width=0.25, seed=3)
     (tmp_path / "whole").mkdir(), (tmp_path / "killed").mkdir()
-    learning_curves.train(config, tmp_path / "whole", os.getppid())
+    learning_curves.train(config, tmp_path / "whole")
     folder = tmp_path / "killed"
     command = [sys.executable, "-c", TRAIN, json.dumps(config.to_dict()), str(folder)]
     process = subprocess.Popen(command, cwd=ROOT)
@@ -140,13 +141,13 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    learning_curves.train(config, folder, os.getppid())
+    learning_curves.train(config, folder)
     assert curve(folder) == curve(tmp_path / "whole")
 
 
 def test_a_diverged_run_is_kept_as_such(tmp_path):
     config = Config(data="mixture", train_size=2000, epochs=3, width=0.1, lr_d=1e30, lr_g=1e30)
-    learning_curves.train(config, tmp_path, os.getppid())
+    learning_curves.train(config, tmp_path)
     table = Table(config, Space(), (), "modes_missed", configurations=1)
     assert "non-finite" in table.ended(tmp_path)["diverged"] and table.end(tmp_path) == np.inf
 
@@ -156,7 +157,7 @@ def test_a_longer_budget_goes_on_from_the_end(tmp_path):
     for name, budgets in {"whole": [4], "longer": [2, 4]}.items():
         (tmp_path / name).mkdir()
         for epochs in budgets:
-            learning_curves.train(config.replace(epochs=epochs), tmp_path / name, os.getppid())
+            learning_curves.train(config.replace(epochs=epochs), tmp_path / name)
     assert curve(tmp_path / "longer") == curve(tmp_path / "whole")
 
 
@@ -200,3 +201,18 @@ def test_tables_of_the_same_configurations_are_compared():
     assert "means 1.00" not in curve_statistics.agreement(table(12, 5.0), table(13, 5.0))
     other = replace(table(13, 0.1), hyperparameters=points.assign(lr_d=1e-4))
     assert curve_statistics.agreement(table(12, 0.1), other) == ""
+
+
+def test_of_a_table_with_other_points_only_the_points_are_read(tmp_path):
+    values = np.zeros((8, 1, 500, 500), np.float32)  # 8 MB
+    names, points = tuple(f"m{i}" for i in range(500)), pd.DataFrame({"lr_d": np.arange(8.0)})
+    space = {"lr_d": FloatDistribution(0, 8)}
+    blackbox.write(tmp_path, Blackbox(points, values, names, {"objective": "m0"}), "t", space)
+    blackbox.read(tmp_path)  # imports pyarrow
+    tracemalloc.start()
+    table = blackbox.read(tmp_path)
+    other = replace(table, hyperparameters=points + 1)
+    assert curve_statistics.agreement(table, other) == ""
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < values.nbytes / 4
