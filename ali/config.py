@@ -72,8 +72,14 @@ class Common:
     draw: int = 0
     """For a model trained with labels: number, from 0, of the labelled draw that it is trained on.
     The SVMs use draws 0 to --draws − 1."""
-    eval_every: int = 1
-    """Epochs between evaluations of val_error (the last epoch is always evaluated)."""
+    eval_every: int | None = None
+    """Epochs between evaluations, val_error among them (the last epoch is always evaluated);
+    default: a twentieth of --epochs, at least 1."""
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Epochs between evaluations."""
+        return self.eval_every or max(1, self.epochs // 20)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +213,8 @@ def _check(config: Config) -> None:
     for name in ("lr_d", "lr_g"):
         need(0 < getattr(config, name) < float("inf"), name, "a positive number")
     for name in ("epochs", "labels", "draws", "eval_every"):
-        need(getattr(config, name) >= 1, name, "at least 1")
+        value = getattr(config, name)
+        need(value is None or value >= 1, name, "at least 1")
     need(1 <= config.levels <= MAX_LEVELS, "levels", f"from 1 to {MAX_LEVELS}")
     need(config.batch_size >= 2, "batch_size", "at least 2 (batch norm needs two images)")
     need(0 < config.width <= 8, "width", "in (0, 8]")

@@ -48,9 +48,9 @@ def run(
     """Trains from `state` (None: a new one) to config.epochs, yielding after each epoch.
 
     Yields (state, metrics). The State is always the same one, changed in place. Metrics have EPOCH,
-    the losses, IMAGES_PER_SECOND and TRAIN_SECONDS; every config.eval_every epochs and after
-    the last also those of `evaluate`, and EVAL_SECONDS. Evaluation does not change training, to the
-    bit. Yields nothing if the state already has all its epochs.
+    the losses, IMAGES_PER_SECOND and TRAIN_SECONDS; every config.evaluation_interval epochs and
+    after the last also those of `evaluate`, and EVAL_SECONDS. Evaluation does not change training,
+    to the bit. Yields nothing if the state already has all its epochs.
 
     Raises NonFiniteError if training diverges, UserError if the data does not suit the config.
     """
@@ -65,7 +65,7 @@ def run(
         start = time.perf_counter()
         metrics = step.train_epoch(state, images)
         metrics |= {EPOCH: state.epoch, TRAIN_SECONDS: time.perf_counter() - start}
-        if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
+        if state.epoch % config.evaluation_interval == 0 or state.epoch == config.epochs:
             start = time.perf_counter()
             metrics |= distributed.on_rank_zero(lambda: evaluate(state, dataset, config))
             metrics[EVAL_SECONDS] = time.perf_counter() - start

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +39,7 @@ from ali.metrics import EPOCH, MODES_MISSED, VAL_ERROR
 from benchmarks import blackbox
 from benchmarks.blackbox import Blackbox
 from benchmarks.curve_statistics import describe
+from benchmarks.processes import apart
 from sweeps import InitialPoint, Space, paper_defaults, short_budget
 from sweeps.engine.space import PAPER_VALUES, suggest
 from sweeps.mixture import SPACE, quick
@@ -116,14 +116,17 @@ def known(base: Config) -> InitialPoint:
     return InitialPoint(short_budget(base).params | bn | dropout | others)
 
 
+EVALUATED = Config(eval_every=1)
 # The settings at which training pays: the best known point ends below an untrained encoder (0.51)
 # with all of eight seeds; with one level and an unbounded σ with three of four (docs/results.md).
-HOUSE_NUMBERS = Config(
+HOUSE_NUMBERS = EVALUATED.replace(
     data="house-numbers", width=0.25, levels=2, sigma="sigmoid", batch_size=32, epochs=6, draws=2
 )
 TABLES = {
     "mixture": Table(
-        Config(data="mixture", train_size=12_000, epochs=27, width=0.25, precision="fp32"),
+        EVALUATED.replace(
+            data="mixture", train_size=12_000, epochs=27, width=0.25, precision="fp32"
+        ),
         SPACE,
         (paper_defaults, quick),
         MODES_MISSED,
@@ -190,29 +193,10 @@ def run(options: Run) -> None:
     unpack(options.table, folder, options.tables)
     os.nice(options.nice)
     environment.set_defaults(OMP_NUM_THREADS="1")  # of the processes: the SVMs' threads, too
-    apart([(work, (options.table, folder, os.getpid()))] * options.processes)
+    apart([(work, (options.table, folder))] * options.processes)
 
 
-def apart(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
-    """Calls functions side by side, each in a process of its own, which does not outlive this.
-
-    Raises UserError if one fails.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=function, args=arguments) for function, arguments in calls]
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join()
-    finally:
-        for process in processes:
-            process.terminate()
-    if any(process.exitcode for process in processes):
-        raise UserError("a process failed, its error stands above: run the command again")
-
-
-def work(name: str, folder: Path, parent: int) -> None:
+def work(name: str, folder: Path) -> None:
     """Trains one run after the other until all have ended.
 
     Where other processes have taken all that are left, it waits: one of them may be killed, and
@@ -230,11 +214,10 @@ def work(name: str, folder: Path, parent: int) -> None:
             here.mkdir(exist_ok=True)
             with contextlib.suppress(LockedError), folder_lock(here, f"run {here.name}"):
                 if table.ended(here) is None:
-                    train(table.config(number, seed), here, parent)
+                    train(table.config(number, seed), here)
                     trained = True
         if not trained:
             time.sleep(WAIT)
-            end_with(parent)
 
 
 def missing(table: Table, folder: Path) -> Iterator[tuple[int, int]]:
@@ -297,7 +280,7 @@ def write_curve(
         path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def train(config: Config, folder: Path, parent: int) -> None:
+def train(config: Config, folder: Path) -> None:
     """Trains one run to its end, from its last epoch on."""
     from ali import experiment
     from ali.training.state import State
@@ -313,18 +296,11 @@ def train(config: Config, folder: Path, parent: int) -> None:
         for trained, metrics in experiment.run(config, state=state):
             curve.append({**metrics, CPU_SECONDS: time.process_time() - spent})
             write_curve(folder, config, curve, diverged=None)
-            end_with(parent)
             trained.save(folder / STATE)
             spent = time.process_time()
     except NonFiniteError as error:
         write_curve(folder, config, curve, str(error))
     print(f"run {folder.name}: {json.dumps(curve[-1] if curve else {})}", flush=True)
-
-
-def end_with(parent: int) -> None:
-    """Ends this process if its parent was killed."""
-    if os.getppid() != parent:
-        raise SystemExit(1)
 
 
 def run_folder(folder: Path, number: int, seed: int) -> Path:

@@ -32,9 +32,9 @@ from ali.errors import UserError
 from ali.files import make_folder
 from ali.lock import folder_lock
 from ali.metrics import TEST_ERROR_MEAN, VAL_ERROR
-from benchmarks import learning_curves
 from benchmarks.curve_statistics import WIDTH
 from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Run, begin, check_data, read, train
+from benchmarks.processes import apart
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ def run(options: Run) -> None:
             with ThreadPoolExecutor(options.parallel) as pool:
                 list(pool.map(partial(search, options), folders, *zip(*some, strict=True)))
             seeds = range(options.seeds)
-            learning_curves.apart(
-                [(train, (options, folder, seed)) for folder in folders for seed in seeds]
-            )
+            apart([(train, (options, folder, seed)) for folder in folders for seed in seeds])
     report(Report(options.output_dir))
 
 

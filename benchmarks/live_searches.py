@@ -6,8 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -23,6 +21,7 @@ from ali.errors import UserError
 from ali.files import atomic_write, make_folder
 from ali.metrics import EPOCH, TEST_ERROR_MEAN, VAL_ERROR
 from benchmarks import learning_curves
+from benchmarks.processes import apart, end_with
 from sweeps import LoadedSweep, Options, Space, Sweep, launch, load
 from sweeps.engine import cluster
 from sweeps.engine import launch as launching
@@ -141,17 +140,6 @@ def start(sweep: Sweep, options: Options, parent: int) -> None:
     raise SystemExit(launch(sweep, replace(options, resume=options.folder.exists())))
 
 
-def end_with(parent: int, sent: signal.Signals = signal.SIGKILL) -> None:
-    """From now on: `sent` to this process when its parent has ended, however it did."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), sent)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def spent(options: Options) -> int:
     """Epochs that a sweep has trained and evaluated."""
     try:
@@ -162,7 +150,7 @@ def spent(options: Options) -> int:
 
 def bare(method: str, options: Run, folder: Path, repeat: int) -> None:
     """Random search or Ray Tune as its documentation has it, in a process of its own."""
-    learning_curves.apart([(tune_bare, (method, options, folder, repeat, os.getpid()))])
+    apart([(tune_bare, (method, options, folder, repeat))])
 
 
 @dataclass
@@ -197,19 +185,18 @@ class Budget(Stopper):
         return self.epochs >= self._budget
 
 
-def tune_bare(method: str, options: Run, folder: Path, repeat: int, parent: int) -> None:
+def tune_bare(method: str, options: Run, folder: Path, repeat: int) -> None:
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
     from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.optuna import OptunaSearch
 
-    end_with(parent)
     base = options.base()
     first, random = SEEDS_APART * repeat, method == RANDOM
     sampler = (optuna.samplers.RandomSampler if random else optuna.samplers.TPESampler)(seed=first)
     asha = ASHAScheduler(
         time_attr=EPOCH, metric=VAL_ERROR, mode="min", max_t=options.epochs,
-        grace_period=base.eval_every,
+        grace_period=base.evaluation_interval,
     )  # fmt: skip
     search = OptunaSearch(Points(base, first), metric=VAL_ERROR, mode="min", sampler=sampler)
     budget = Budget(options.budget)
@@ -271,7 +258,7 @@ def train(options: Run, folder: Path, number: int) -> None:
     data_dir = options.data_dir.resolve()  # the searches may have run on another machine
     more = {"epochs": options.full_epochs, "seed": JUDGES + number, "data_dir": data_dir}
     config = Config.from_dict({**found, **more})
-    learning_curves.train(config, here, os.getppid())
+    learning_curves.train(config, here)
     ended = json.loads((here / learning_curves.CURVE).read_text(encoding="utf-8"))
     tested = dict.fromkeys((TEST_ERROR_MEAN, VAL_ERROR), BY_CHANCE)
     if not ended[learning_curves.DIVERGED]:

@@ -14,7 +14,6 @@ gets more, so that what was stopped is a smaller comparison.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -39,7 +38,6 @@ from ali.figures.error_curves import error_curves
 from ali.files import atomic_write, make_folder
 from ali.lock import folder_lock
 from ali.training.checkpoint import MANIFEST, find_checkpoint, read_manifest
-from benchmarks.learning_curves import apart
 from benchmarks.live_searches import (
     FOUND,
     JUDGES,
@@ -47,11 +45,11 @@ from benchmarks.live_searches import (
     announce,
     begin,
     check_data,
-    end_with,
     read,
     spent,
     swept,
 )
+from benchmarks.processes import apart
 from sweeps import Options, Space, Sweep, paper_defaults, short_budget
 
 PLAIN = "swwae-plain"  # without dropout
@@ -188,14 +186,13 @@ def measure_pace(config: Config, folder: Path) -> None:
         path.write_text(json.dumps({"seconds": (ends[3] - ends[1]) / 2}), encoding="utf-8")
 
 
-def train(folder: Path, config: Config, parent: int) -> None:
+def train(folder: Path, config: Config) -> None:
     """In a process of its own: `python -m ali train`, started or resumed, unless it has ended."""
     ended = (folder / "checkpoint" / MANIFEST).exists() and (
         read_manifest(find_checkpoint(folder)).epoch >= config.epochs
     )
     if ended or (folder / DIVERGED).exists():
         return
-    end_with(parent)
     output = ["--output-dir", str(folder), "--threads", "1"]
     settings = folder.with_suffix(".json")
     settings.write_text(json.dumps(config.to_dict(), default=str), encoding="utf-8")
@@ -221,7 +218,7 @@ def run(options: Comparison) -> None:
             for subject in subjects:
                 subject.search()
                 trainings = list(subject.trainings())[first : first + SLOTS]
-                apart([(train, (*one, os.getpid())) for one in trainings])
+                apart([(train, one) for one in trainings])
     trained = []
     for subject in subjects:
         for folder, config in subject.trainings():

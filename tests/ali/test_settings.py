@@ -52,3 +52,12 @@ def test_what_is_refused_is_shown_in_short(tmp_path):
     assert len(said[1]) < 300
     (said,) = problems(Config, {"lr_d": 10**400})
     assert "a number is expected" in said[1] and len(said[1]) < 100
+
+
+@pytest.mark.parametrize(
+    ("epochs", "asked", "every"), [(11, None, 1), (59, None, 2), (100, None, 5), (100, 1, 1)]
+)
+def test_an_experiment_is_evaluated_some_twenty_times_unless_it_is_told_otherwise(
+    epochs, asked, every
+):
+    assert Config(epochs=epochs, eval_every=asked).evaluation_interval == every

@@ -57,7 +57,7 @@ def test_the_last_result_of_a_trial_which_tune_gives_twice_counts_once():
 
 PARENT = """
 import multiprocessing, os, time
-from benchmarks.live_searches import end_with
+from benchmarks.processes import end_with
 
 def child(parent):
     end_with(parent, {sent})
