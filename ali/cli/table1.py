@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from ali.arguments import Group
 from ali.catalog import KINDS, Model
 from ali.cli import terminable
-from ali.cli.common import check_at_least, check_output, set_threads, write_png
-from ali.config import Config, Precision
+from ali.cli.common import check_at_least, check_between, check_output, set_threads, write_png
+from ali.config import MAX_SEED, Config, Precision
 from ali.errors import NonFiniteError, UserError
 from ali.evaluation.table1 import (
     ALI_D_ROW,
@@ -122,6 +122,7 @@ class Table1:
         """Measures what is asked for, prints the table, writes the files. Ctrl-C loses nothing."""
         check_at_least(1, draws=self.draws, labels=self.labels, seeds=self.seeds)
         check_at_least(0, epochs=self.epochs, unlabelled=self.unlabelled)
+        check_between(0, MAX_SEED + 1 - self.seeds, seed=self.seed)
         if self.epochs == 1 and "vae-m1m2" in self.models:
             raise UserError("--epochs must be 2 or more, as vae-m1m2 trains M2 after M1")
         check_output(self.output, ".json")

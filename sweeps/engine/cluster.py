@@ -235,8 +235,6 @@ def allocate_resources(
     trial_gpus = options.gpus_per_trial
     if trial_gpus is None:
         trial_gpus = _share_of_gpus(options, cpus, gpus, on_a_gpu) if gpus else 0.0
-    if trial_gpus > 1 and trial_gpus != int(trial_gpus):
-        raise UserError(f"--gpus-per-trial {trial_gpus:g}: Ray takes whole GPUs above 1")
     node = int(resources.get(NODE_CPU, cpus))  # a trial runs on one node
     least, most = options.cpus_per_trial or 1, options.max_concurrent
     if (trial_gpus > gpus or least > node) and environment.in_kuberay() and most:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from ali import environment
-from ali.config import Common, Config
+from ali.config import MAX_SEED, Common, Config
 from ali.errors import UserError
 from ali.files import atomic_write, refuse_address
 from ali.output import without_password
@@ -22,6 +22,7 @@ from sweeps.engine.storage import Storage
 from sweeps.engine.tracking.client import OUTAGE_SECONDS, default_uri
 
 NOT_IN_NAMES = "'`:\\"  # MLflow's registry refuses names with ":", its queries the others
+SEEDS = 10**12  # from a sweep's own upwards: of its trials and full trainings
 MAX_NAME = 200  # bytes; longer ones, with what we add, exceed what MLflow's tables hold
 JOURNAL, OPTIONS = "optuna.journal", "options.yaml"  # files in a sweep's folder
 BEST_OPTIONS = "best.yaml"  # there, too: options of the full training
@@ -224,6 +225,10 @@ class Options(Common, Location):
             if value is not None and not value >= least:
                 option = "--" + name.replace("_", "-")
                 raise UserError(f"{option} must be at least {least}, not {value}")
+        if self.seed > (most := MAX_SEED - SEEDS):  # before a trial's would be refused
+            raise UserError(f"--seed must be at most {most}, not {self.seed}")
+        if (gpus := self.gpus_per_trial or 0) > 1 and not float(gpus).is_integer():
+            raise UserError(f"--gpus-per-trial {gpus:g}: Ray takes whole GPUs above 1")
         if not self.reduction_factor > 1:
             raise UserError(f"--reduction-factor must be above 1, not {self.reduction_factor}")
         if self.objective:

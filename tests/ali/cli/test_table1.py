@@ -205,6 +205,7 @@ def test_diverged_training_is_told(command, capsys, monkeypatch):
         (["--output", "table.txt"], ".json"),
         (["--output", "nowhere/table.json"], "there is no folder nowhere"),
         (["--width", "-1"], "--width"),
+        (["--seed", str(2**62), "--seeds", "2"], "--seed must be at most"),
     ],
 )
 def test_mistakes_write_nothing(command, tmp_path, capsys, options, says):

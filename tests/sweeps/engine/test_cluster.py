@@ -103,11 +103,6 @@ def test_only_the_cores_of_nodes_with_gpus_count_for_trials_on_gpus():
     assert (alone.cpus, alone.concurrent) == (2, 30)
 
 
-def test_parts_above_one_gpu_are_refused():
-    with pytest.raises(UserError, match="whole GPUs above 1"):
-        allocate_resources(options(gpus_per_trial=1.5), {"CPU": 8, "GPU": 4})
-
-
 def test_on_kubernetes_machines_that_are_still_to_come_are_asked_for(monkeypatch):
     """As cluster/kuberay.yaml does: its head has no cores, and no worker runs yet."""
     asked = options(gpus_per_trial=1, cpus_per_trial=4, max_concurrent=8)

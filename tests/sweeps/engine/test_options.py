@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ali.config import Config
+from ali.config import MAX_SEED, Config
 from ali.errors import UserError
-from sweeps.engine.final import FinalOptions
+from sweeps.engine.final import FinalOptions, fresh_seeds
 from sweeps.engine.launch import acquire_sweep
-from sweeps.engine.options import JOURNAL, Location, Options, read_config
+from sweeps.engine.options import JOURNAL, SEEDS, Location, Options, read_config
 from sweeps.engine.saved_options import parse, saved_options
 from sweeps.engine.storage import Storage
 
@@ -30,6 +30,20 @@ def options(**more):
 def test_values_out_of_their_domain(wrong):
     with pytest.raises(UserError, match=next(iter(wrong)).replace("_", "-")):
         options(**wrong)
+
+
+@pytest.mark.parametrize("gpus", [1.5, float("inf")])
+def test_parts_above_one_gpu_are_refused(gpus):
+    with pytest.raises(UserError, match=f"--gpus-per-trial {gpus:g}: .*whole GPUs above 1"):
+        options(gpus_per_trial=gpus)
+
+
+def test_a_seed_leaves_room_for_those_of_all_trials_and_full_trainings():
+    """A sweep of MAX_SEED began, ended at its second trial, and kept its name for ever."""
+    config = options(seed=MAX_SEED - SEEDS).config()
+    assert [config.replace(seed=seed) for seed in fresh_seeds(config.seed + 100_000, 1000)]
+    with pytest.raises(UserError, match="--seed must be at most"):
+        options(seed=MAX_SEED)
 
 
 def test_the_shared_part_is_an_experiment():
