@@ -223,8 +223,9 @@ def _train_epochs(
                 show(metrics)
         except NonFiniteError as error:
             kept = f". {checkpoint} is from the epoch before" if checkpoint.exists() else ""
+            rates = " and ".join(f"--lr-{who}" for who in KINDS[config.model].adam)
             raise SystemExit(
-                f"stopped: training diverged ({error}); try a smaller --lr-d and --lr-g{kept}"
+                f"stopped: training diverged ({error}); try a smaller {rates}{kept}"
             ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -79,7 +80,7 @@ def over_seeds(found: Sequence[dict[str, float]]) -> dict[str, float]:
     """Each metric's mean and standard deviation over trainings, by their names in MLflow.
 
     A training's own standard deviation, over SVMs, is left out, and so are values that are no
-    numbers, unless all are.
+    numbers, unless all are. Of one value, the standard deviation is NaN.
     """
     names = [name for name in found[0] if name != TEST_ERROR_STD]
     summary: dict[str, float] = {"seeds": float(len(found))}
@@ -87,7 +88,8 @@ def over_seeds(found: Sequence[dict[str, float]]) -> dict[str, float]:
         values = np.array([one[name] for one in found])
         values = values[np.isfinite(values)] if np.isfinite(values).any() else values
         summary[f"{name}_over_seeds"] = float(values.mean())
-        summary[f"{name}_std_over_seeds"] = float(values.std(ddof=1 if len(values) > 1 else 0))
+        std = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+        summary[f"{name}_std_over_seeds"] = std
     return summary
 
 
@@ -109,13 +111,13 @@ def seeds_table(
         else:
             mark = " (best by validation)" if found is best else ""
             table.add_row(f"{seed}{mark}", *(f"{found.found[name]:.4f}" for name in names))
-    table.add_section()
-    summary = over_seeds([found.found for found in ended])
-    means = [
-        f"{summary[f'{name}_over_seeds']:.4f} ± {summary[f'{name}_std_over_seeds']:.4f}"
-        for name in names
-    ]
-    table.add_row("mean ± std", *means)
+    if len(ended) > 1:
+        table.add_section()
+        summary = over_seeds([found.found for found in ended])
+        stds = [summary[f"{name}_std_over_seeds"] for name in names]
+        shown = ["" if math.isnan(std) else f" ± {std:.4f}" for std in stds]
+        means = [f"{summary[f'{name}_over_seeds']:.4f}" for name in names]
+        table.add_row("mean ± std", *map("".join, zip(means, shown, strict=True)))
     text = console(width=WIDTH, color_system=None)
     with text.capture() as capture:
         text.print(table)

@@ -134,6 +134,17 @@ def test_mixture_trains_with_its_panels(tmp_path):
     assert Image.open(tmp_path / "7.png").size[0] == 1040
 
 
+@pytest.mark.parametrize(
+    ("model", "rates"),
+    [("vae-m1", "--lr-g"), ("convnet", "--lr-d"), ("gan", "--lr-d and --lr-g")],
+)
+def test_of_what_diverges_the_rates_that_it_has_are_to_be_lowered(tmp_path, model, rates):
+    given = [one for rate in rates.split(" and ") for one in (rate, 1e30)]
+    with pytest.raises(SystemExit, match=rf"diverged \(.*\); try a smaller {rates}$"):
+        here("train", "--output-dir", tmp_path / "run", "--data", "mixture", "--model", model,
+             *given, "--epochs", 1, "--train-size", 200, *TINY)  # fmt: skip
+
+
 def test_gan_samples(tmp_path, data):
     folder = tmp_path / "gan"
     out, _ = ali("train", "--output-dir", folder, "--model", "gan", "--epochs", 1, *TINY, *data)

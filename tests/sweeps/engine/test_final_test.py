@@ -31,6 +31,16 @@ def test_a_row_a_seed_and_the_best_by_validation_marked():
     assert "diverged" in lines and "0.4000 ± 0.1414" in lines and "0.5000 ± 0.1414" in lines
 
 
+def test_one_seed_has_no_standard_deviation():
+    """It was 0.0000, as if the error were known exactly."""
+    one, diverged = outcome(1, 0.3, 0.5), (2, NonFiniteError(7, ("d_loss",)))
+    assert math.isnan(over_seeds([one[1].found])["test_error_mean_std_over_seeds"])
+    lines = seeds_table([one, diverged], "val_error")
+    assert "0.5000" in lines and "±" not in lines
+    one_value = seeds_table([one, outcome(2, math.nan, 0.7)], "val_error")
+    assert one_value.count("0.3000") == 2 and "0.3000 ±" not in one_value
+
+
 def test_a_seed_without_a_value_is_never_the_best():
     """A formula as log(0) has none."""
     trained = [outcome(1, math.nan, 0.4), outcome(2, 0.2, 0.6), outcome(3, 0.1, 0.5)]
