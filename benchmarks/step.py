@@ -42,10 +42,9 @@ from ali.models.tables import (
     MAP,
     MAXOUT,
     PIXEL,
-    Rows,
-    out_maps,
     out_size,
     paper_table,
+    rows_with_inputs,
 )
 from ali.training import step as training
 from ali.training.losses import losses
@@ -181,33 +180,20 @@ def train_state(config: Config, device: torch.device) -> State:
 def gflop_an_image(networks: Networks) -> float:
     """10⁹ operations (multiply and add counted) of one step's convolutions, for one x."""
     assert isinstance(networks, ALI)
-    table = networks.table
-    maps, size, _ = table.image
-    encoder, encoder_first = _macs(table.encoder, maps + table.noise, size, table.pieces)
-    decoder, decoder_first = _macs(table.decoder, table.z, 1, table.pieces)
-    joint = networks.discriminator.x.out_maps + networks.discriminator.z.out_maps
-    d = [
-        _macs(table.d_x, maps, size, table.pieces),
-        _macs(table.d_z, table.z, 1, table.pieces),
-        _macs(table.d_xz, joint, 1, table.pieces),
-    ]
-    whole = sum(total for total, _ in d)
-    inputs = d[0][1] + d[1][1]  # first layers of D(x) and D(z)
+    macs: dict[str, list[int]] = {}  # of one forward pass for one input, by network and row
+    for name, rows in rows_with_inputs(networks.table).items():
+        macs[name] = [
+            (out_size(row, size) if row.operation == CONV else size) ** 2
+            * (row.kernel**2 * maps * row.maps)
+            for row, maps, size in rows
+        ]
+    whole = sum(sum(macs[name]) for name in ("d_x", "d_z", "d_xz"))
+    inputs = sum(macs["d_x"][:1] + macs["d_z"][:1])
     # forward, weights', data gradients; D has two inputs an image, and for L_g a second data pass,
     # which reaches one half of its inputs
-    macs = 3 * encoder - encoder_first + 3 * decoder - decoder_first
-    macs += 2 * 4 * whole - 2 * 2 * inputs + inputs
-    return 2 * macs / 1e9
-
-
-def _macs(rows: Rows, maps: int, size: int, pieces: int) -> tuple[int, int]:
-    """Multiplications of one forward pass for one input, and of the first row's."""
-    each = [0] if not rows else []
-    for row in rows:
-        positions = (out_size(row, size) if row.operation == CONV else size) ** 2
-        each.append(positions * row.kernel**2 * maps * row.maps)
-        maps, size = out_maps(row, pieces), out_size(row, size)
-    return sum(each), each[0]
+    total = sum(3 * sum(macs[name]) - macs[name][0] for name in ("encoder", "decoder"))
+    total += 2 * 4 * whole - 2 * 2 * inputs + inputs
+    return 2 * total / 1e9
 
 
 def peak_gflops(device: torch.device, dtype: torch.dtype) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ali.config import Config
 from ali.models.inference import CHUNK
-from ali.models.tables import Rows, apply_config, out_maps, out_size
+from ali.models.tables import apply_config, out_size, rows_with_inputs
 
 CONTEXT = 2**30  # bytes that CUDA itself takes for a process, and what torch reserves at least
 A_WEIGHT = 16  # bytes: fp32, its gradient, Adam's two moments
@@ -23,30 +23,13 @@ def gpu_memory(config: Config, data_bytes: int) -> int | None:
     """
     if config.model not in ("ali", "gan"):
         return None
-    table = apply_config(config)
-    maps, size, _ = table.image
-    z = config.levels * table.z
     weights = activations = largest = 0
-    joint = sum(out_maps(rows[-1], table.pieces) for rows in (table.d_x, table.d_z) if rows)
-    for rows, inputs, pixels, images in (
-        (table.encoder, maps + table.noise, size, 1),
-        (table.decoder, z, 1, 1),
-        (table.d_x, maps, size, 2),  # it sees images and samples
-        (table.d_z, z, 1, 2),
-        (table.d_xz, joint, 1, 2),
-    ):
-        w, each = _sizes(rows, inputs, pixels, table.pieces)
-        weights, activations = weights + w, activations + images * sum(each)
-        largest = max(largest, *each, 0)
+    for name, rows in rows_with_inputs(apply_config(config), config.levels).items():
+        images = 2 if name.startswith("d_") else 1  # D sees images and samples
+        for row, maps, size in rows:
+            outputs = row.maps * out_size(row, size) ** 2
+            weights += row.kernel**2 * maps * row.maps
+            activations += images * outputs
+            largest = max(largest, outputs)
     trained = A_WEIGHT * weights + AN_ACTIVATION * config.batch_size * activations
     return CONTEXT + data_bytes + trained + EVALUATED * largest
-
-
-def _sizes(rows: Rows, maps: int, size: int, pieces: int) -> tuple[int, list[int]]:
-    """Weights, and each row's activations for one input."""
-    weights, activations = 0, []
-    for row in rows:
-        weights += row.kernel**2 * maps * row.maps
-        maps, size = out_maps(row, pieces), out_size(row, size)
-        activations.append(row.maps * size**2)
-    return weights, activations

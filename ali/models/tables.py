@@ -315,6 +315,27 @@ def out_maps(row: Row, pieces: int) -> int:
     return row.maps // pieces if row.nonlinearity == MAXOUT else row.maps
 
 
+def rows_with_inputs(table: Table, levels: int = 1) -> dict[str, list[tuple[Row, int, int]]]:
+    """The rows of each network, each with the maps and the pixels a side of its input.
+
+    `levels`: stochastic layers; the networks of those above the first are not among them.
+    """
+    maps, size, _ = table.image
+    found: dict[str, list[tuple[Row, int, int]]] = {}
+
+    def outputs(name: str, maps: int, size: int) -> int:
+        found[name] = []
+        for row in getattr(table, name):
+            found[name].append((row, maps, size))
+            maps, size = out_maps(row, table.pieces), out_size(row, size)
+        return maps
+
+    outputs("encoder", maps + table.noise, size)
+    outputs("decoder", levels * table.z, 1)
+    outputs("d_xz", outputs("d_x", maps, size) + outputs("d_z", levels * table.z, 1), 1)
+    return found
+
+
 def _widened(rows: Rows, width: float, pieces: int) -> Rows:
     def maps(row: Row) -> int:
         if row.nonlinearity == MAXOUT:

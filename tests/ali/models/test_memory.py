@@ -20,7 +20,7 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("config", CONFIGS[:4], ids=str)
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_weights_and_activations_are_those_of_the_networks(config):
     built = networks.build(config)
     layers = [layer for layer in built.modules() if isinstance(layer, Layer)]
