@@ -96,7 +96,7 @@ def train_best(options: FinalOptions) -> int:
 
     uri = options.uri
     options = replace(options.with_saved_storage(), output_dir=options.output_dir.resolve())
-    options.storage.check()
+    options.check_storage()
     client = connect(uri, existing=True)
     ask = Retry("MLflow", options.outage_seconds, is_temporary, way_on=SAME_COMMAND)
     experiment = ask(lambda: runs.experiment_of(client, options.name))

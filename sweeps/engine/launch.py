@@ -68,8 +68,8 @@ def launch(sweep: Sweep, options: Options) -> int:
             f"--output-dir {options.output_dir} lies in the copy of --working-dir that Ray deletes "
             "with the job: name a folder that all nodes share, or set ALI_OUTPUT_DIR"
         )
+    options.check_storage()
     storage = options.storage
-    storage.check()
     if not options.resume and ((options.folder / JOURNAL).exists() or storage.has(JOURNAL)):
         raise UserError(
             f"a sweep {options.name!r} exists in {options.storage_path or options.output_dir}: "

@@ -76,6 +76,10 @@ class Location:
         """Where the sweep's checkpoints are. Raises UserError for an invalid address."""
         return Storage.at(self.storage_path or self.output_dir, self.name)
 
+    def check_storage(self) -> None:
+        """Raises UserError if nothing can be written where the checkpoints are to be."""
+        self.storage.check("--storage-path" if self.storage_path else "--output-dir")
+
     def with_saved_storage(self) -> Self:
         """The same, with the bucket that the sweep was started with where none is given."""
         bucket = self.storage_path or read_options(self.folder).get("storage_path")

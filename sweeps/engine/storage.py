@@ -96,10 +96,10 @@ class Storage:
         with self._awaited, as_user_error(failure):
             yield
 
-    def check(self) -> None:
-        """Raises UserError if nothing can be written there."""
+    def check(self, option: str = "--storage-path") -> None:
+        """Raises UserError, naming the option that led there, if nothing can be written there."""
         if not self.remote:
-            make_folder(existing_part(Path(self.root)), option="--storage-path")
+            make_folder(existing_part(Path(self.root)), option=option)
             return
         probe = f"{self.root}/.probe-{self.name}"
         with self._asked(f"cannot write to --storage-path {self.root}"):

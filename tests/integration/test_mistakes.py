@@ -43,7 +43,7 @@ def work(tmp_path, monkeypatch):
         (["--tracking-uri", "http://127.0.0.1:9", "--data", "house-numbers"], "127.0.0.1:9"),
         (
             ["--output-dir", "/proc/runs", "--data", "house-numbers", "--train-size", "1500"],
-            "/proc",
+            "/proc: no such file or directory; choose another --output-dir",
         ),
         (["--data", "house-numbers", "--train-size", "1500", "--cpus-per-trial", "999"], "--cpus"),
         (
@@ -51,7 +51,7 @@ def work(tmp_path, monkeypatch):
             "--batch-size 2000",
         ),
         (["--output-dir", "s3://bucket/runs"], "--storage-path"),
-        (["--data", "house-numbers", "--storage-path", "/proc/kept"], "/proc"),
+        (["--storage-path", "/proc/kept"], "directory; choose another --storage-path"),
         (["--name", ".."], "--name"),
         (["--data", "house-numbers", "--space", "nowhere.toml"], "nowhere.toml"),
         (["--data", "house-numbers", "--objective", "fidelity"], "no metric 'fidelity'; it has"),
