@@ -79,8 +79,8 @@ def estimate(runs: Mapping[int, Sequence[float]], maximize: bool = False) -> dic
     count = np.array([len(values) for values in runs.values()])
     mean = np.array([np.mean(values) for values in runs.values()])
     freedom = int((count - 1).sum())
-    std = np.sqrt(_variance(runs, freedom) / count)
-    far = np.abs(mean - np.median(mean)) > REACH * _std(mean)  # none is like these
+    std = np.sqrt(_variances(runs, freedom) / count)
+    far = np.maximum(np.abs(mean - np.median(mean)), std) > REACH * _std(mean)  # unlike any other
     if len(runs) > 1 and std.min() > 0:
         mean[~far], std[~far] = _posterior(mean[~far], std[~far])
     return {
@@ -89,16 +89,21 @@ def estimate(runs: Mapping[int, Sequence[float]], maximize: bool = False) -> dic
     }
 
 
-def _variance(runs: Mapping[int, Sequence[float]], freedom: int) -> float:
-    """Between seeds: from repetitions, and a guess while they are few."""
+def _variances(runs: Mapping[int, Sequence[float]], freedom: int) -> np.ndarray:
+    """Between seeds (n,): from repetitions, and a guess while they are few.
+
+    The same for all, but for configurations with a run that is far off: what it adds counts for
+    them alone, as it would drown all others.
+    """
     first = [values[0] for values in runs.values()]
-    far = FAR * _std(first) or np.inf  # one run that is further off would drown all others
-    apart = [np.clip(np.subtract(values, np.mean(values)), -far, far) for values in runs.values()]
-    squares = sum(float(np.sum(each**2)) for each in apart)
+    apart = [np.subtract(values, np.mean(values)) ** 2 for values in runs.values()]
     if len(runs) == 1:
-        return squares / freedom if freedom else 0.0
+        return apart[0].sum(keepdims=True) / (freedom or 1)
+    far = (FAR * _std(first)) ** 2 or np.inf
+    squares = np.array([np.minimum(each, far).sum() for each in apart])
+    own = np.array([each.sum() for each in apart]) - squares
     guess = LUCK * _std(first) ** 2
-    return (KNOWN_AFTER * guess + squares) / (KNOWN_AFTER + freedom)
+    return (KNOWN_AFTER * guess + squares.sum() + own) / (KNOWN_AFTER + freedom)
 
 
 def _std(values: Sequence[float] | np.ndarray) -> float:

@@ -122,3 +122,16 @@ def test_one_run_far_off_does_not_drown_the_others():
         low, high = found[0].interval
         assert low < 0.30 < 0.34 < high and abs(found[0].mean - before[0].mean) < 0.12
         assert found[0].beats(found[5]) > 0.5
+
+
+def test_a_configuration_whose_own_runs_differ_is_no_sure_winner():
+    """Most configurations end at the same floor, so that the quartiles of all tell nothing."""
+    rng = np.random.default_rng(0)
+    runs = {i: [v] for i, v in enumerate(rng.normal(8.06, 0.005, 9))}
+    runs[0] = [8.056, 8.059, 8.064, 9.057]
+    runs[1] += [8.07]
+    found = estimate(runs)
+    low, high = found[0].interval
+    assert low < 8.06 and high > np.mean(runs[0])
+    assert 0.05 < found[0].beats(found[1]) < 0.95
+    assert found[1].interval[1] - found[1].interval[0] < 0.1, "the other ones are not concerned"
