@@ -18,6 +18,7 @@ from ali.errors import NonFiniteError, UserError
 from ali.files import make_folder
 from ali.lock import LOCK, folder_lock
 from ali.output import lossy_output
+from sweeps.engine.endings import END_STATE, EndState
 from sweeps.engine.final_test import Outcome, best_of, over_seeds, result_table, seeds_table
 from sweeps.engine.full_training import SAME_COMMAND, FullTraining, TrainingContext
 from sweeps.engine.journal import ALI
@@ -41,7 +42,7 @@ class FinalOptions(Location):
     """Options of the full training; it goes to <output-dir>/<name>/best-<trial>."""
 
     GROUPS: ClassVar[tuple[Group, ...]] = (
-        Group("common", "--name svhn --epochs 100 --seeds 4", "name epochs seeds svms"),
+        Group("common", "--name svhn --epochs 100 --seeds 4", "name trial epochs seeds svms"),
         Group("resource", "--name svhn --workers 2", "workers threads"),
         Group(
             "storage",
@@ -50,6 +51,8 @@ class FinalOptions(Location):
         ),
     )
 
+    trial: int | None = None
+    """Number of a completed trial to train instead of the best."""
     epochs: int | None = None
     """Epochs in total, those of the trial included; default: the sweep's full budget."""
     data_dir: Path | None = None
@@ -78,6 +81,8 @@ class FinalOptions(Location):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        if self.trial is not None and self.trial < 0:
+            raise UserError(f"--trial must be at least 0, not {self.trial}")
         if not self.outage_seconds >= 0:
             raise UserError(f"--outage-seconds must be at least 0, not {self.outage_seconds}")
 
@@ -101,7 +106,7 @@ def train_best(options: FinalOptions) -> int:
     ask = Retry("MLflow", options.outage_seconds, is_temporary, way_on=SAME_COMMAND)
     experiment = ask(lambda: runs.experiment_of(client, options.name))
     ask(lambda: follow_move(client, experiment, options.output_dir))
-    trial = ask(lambda: best_run(options, client, experiment))
+    trial = ask(lambda: run_to_train(options, client, experiment))
     config = Config.from_dict(runs.config_of(trial))
     data_dir = options.data_dir and options.data_dir.resolve()
     changes: dict[str, Any] = {"epochs": options.epochs, "data_dir": data_dir}
@@ -228,24 +233,35 @@ def _log_over_seeds(to: TrackingContext, tested: Sequence[tuple[FullTraining, Ou
         client.log_metric(to.parent_run_id, name, value)
 
 
-def best_run(options: Location, client: MlflowClient, experiment: str) -> Run:
-    """The MLflow run of a sweep's best trial, as its study defines "best".
+def run_to_train(options: FinalOptions, client: MlflowClient, experiment: str) -> Run:
+    """The MLflow run of the trial that is asked for, or of the best, as its study defines "best".
 
     The study is read if it is in the output folder; otherwise MLflow has what its driver wrote.
-    Raises UserError if no trial has completed, or trials are not ALI's.
+    Raises UserError if that trial, or none, has completed, or trials are not ALI's.
     """
+    from sweeps.engine.study import trial_id
+
     parent = runs.require_sweep(client, experiment, options.name)
     if (other := parent.data.tags.get(EXPERIMENT_CLASS, ALI)) != ALI:
         raise UserError(
             f"the trials of sweep {options.name!r} are an experiment of your own, {other}, and "
             "best.py trains ALI's: train it with your own code"
         )
+    to = TrackingContext(options.uri, experiment, options.name, parent.info.run_id, "")
+    if options.trial is not None:
+        name = trial_id(options.trial)
+        run = runs.find_trial(client, to, name) or runs.restore_trial(client, to, name)
+        if run is None or run.data.tags.get(END_STATE) != EndState.COMPLETED.value:
+            raise UserError(
+                f"--trial {name}: no such trial of sweep {options.name!r} has completed "
+                "its full budget; the report names those that have"
+            )
+        return run
     if (options.folder / JOURNAL).exists() and not options.storage.remote:
         ended = [trial for trial in results(options) if trial.complete]
         ids = [trial.trial_id for trial in ended if trial.confirms is None]
     else:
         ids = runs.best_trials(parent)
-    to = TrackingContext(options.uri, experiment, options.name, parent.info.run_id, "")
     for best in ids[:1]:
         if run := runs.find_trial(client, to, best) or runs.restore_trial(client, to, best):
             return run

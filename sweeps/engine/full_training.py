@@ -205,7 +205,7 @@ class FullTraining:
         """The state to continue from: this training's own, or else the trial's last, if kept."""
         trial, name = self.context.trial, self.to.objective
         known = trial.data.metrics
-        self.say(f"best trial of {self.to.sweep}: {self.trial_id}, {name} {known[name]:.4f}")
+        self.say(f"trial {self.trial_id} of {self.to.sweep}: {name} {known[name]:.4f}")
         if has_collapsed(trial):
             shown = ", ".join(f"{key} {known[key]:.2f}" for key in COLLAPSED if key in known)
             self.say(

@@ -116,6 +116,22 @@ def test_more_epochs_are_another_version_and_fewer_are_refused(best):
     assert best.models() == before
 
 
+def test_another_trial_than_the_best_can_be_trained(best):
+    parent = tracking.find_sweep(best.client, best.experiment, "s").info.run_id
+    uri = tracking.default_uri(best.folder)
+    to = tracking.TrackingContext(uri, best.experiment, "s", parent, "modes_missed")
+    other = tracking.create_trial(best.client, to, "00007", config=CONFIG.to_dict())
+    with pytest.raises(UserError, match="--trial 00007: no such trial of sweep 's' has completed"):
+        best.train(trial=7)
+    fingerprint = data.load(CONFIG).fingerprint
+    best.client.log_param(other.info.run_id, "data_fingerprint", fingerprint)
+    best.client.log_metric(other.info.run_id, "modes_missed", 9.0, step=2)
+    tracking.end_run(best.client, other.info.run_id, Ending(EndState.COMPLETED, ""))
+    best.train(trial=7)
+    assert (best.folder / "s" / "best-00007").is_dir()
+    assert not (best.folder / "s" / "best-00000").exists()
+
+
 class Killed(BaseException):
     """In place of a kill: nothing happens after it, and MLflow is told of no end."""
 

@@ -135,6 +135,14 @@ class Findings:
         best = self.complete[0]
         return _doubts(best, self.expected(best).mean, self.by_id, self.parent)
 
+    @cached_property
+    def sound(self) -> TrialResult | None:
+        """If the best trial's samples have collapsed, the best one whose samples have not."""
+        if COLLAPSED_WORDS not in self.doubts:
+            return None
+        known = (trial for trial in self.complete if trial.trial_id in self.by_id)
+        return next((one for one in known if not has_collapsed(self.by_id[one.trial_id])), None)
+
     @property
     def of_ali(self) -> bool:
         """Whether its trials are ALI's, which the project's other commands train, too."""
@@ -143,7 +151,7 @@ class Findings:
     @property
     def next_commands(self) -> list[tuple[str, str]]:
         doubts = self.doubts if self.complete and self.of_ali else None
-        return list(next_commands(self.options, doubts, self.experiment))
+        return list(next_commands(self.options, doubts, self.experiment, self.sound))
 
     def expected(self, trial: TrialResult) -> Estimate:
         """The expected objective of the configuration of a trial in `complete`."""
@@ -180,6 +188,12 @@ def verdict(found: Findings) -> list[str]:
         )
     if COLLAPSED_WORDS in found.doubts:
         said.append(f"The samples of trial {best.trial_id} have collapsed: look at them first.")
+    if found.sound:
+        expected = found.expected(found.sound).mean
+        said.append(
+            f"The best trial whose samples have not is {found.sound.trial_id}; expect "
+            f"{expected:.4f} of its configuration."
+        )
     return said
 
 
@@ -220,10 +234,13 @@ def _too_short(options: Options, values: Sequence[float], expected: float, paren
 
 
 def next_commands(
-    options: Options, doubts: Sequence[str] | None, experiment: str
+    options: Options,
+    doubts: Sequence[str] | None,
+    experiment: str,
+    sound: TrialResult | None = None,
 ) -> Iterator[tuple[str, str]]:
     """What to do next, and the command; `doubts`: of the best trial, None if there is none
-    that best.py can train."""
+    that best.py can train; `sound`: the best trial that has not collapsed, if the best has."""
     uri, local = without_password(options.uri), is_database(options.uri)
     server = "http://127.0.0.1:5000" if local else uri
     link = f"{server}/{view_path(experiment, options.name)}"
@@ -233,6 +250,10 @@ def next_commands(
     if doubts is not None:
         best = ", ".join(["train the best", *doubts])
         yield best, script_command("best.py", *options.arguments())
+        if sound:
+            chosen = "--trial", sound.trial_id
+            command = script_command("best.py", *options.arguments(), *chosen)
+            yield "train the best that has not", command
 
 
 def best_table(found: Findings, shown: int = BEST_SHOWN) -> Table:

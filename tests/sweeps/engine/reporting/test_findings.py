@@ -80,6 +80,28 @@ def test_a_doubtful_best_is_offered_with_the_doubt(value, diversity, separation,
     assert vae == [doubt for doubt in doubts if "collapsed" not in doubt]
 
 
+def test_beside_a_collapsed_best_the_best_that_is_sound_is_offered():
+    trials = [
+        create_trial(value=value, user_attrs={CONFIG: Config().to_dict()},
+                     intermediate_values={1: value})
+        for value in (0.2, 0.3, 0.4)
+    ]  # fmt: skip
+    runs = []
+    for number, (trial, diversity) in enumerate(zip(trials, (0.1, 0.15, 0.9), strict=True)):
+        trial.number = number
+        metrics, tags = {"sample_diversity": diversity}, {"trial_id": f"{number:05d}"}
+        runs.append(SimpleNamespace(data=SimpleNamespace(metrics=metrics, tags=tags)))
+    parent = SimpleNamespace(data=SimpleNamespace(metrics={}, tags={"objective": "val_error"}))
+    found = findings.Findings(Options(name="s"), trials, runs, parent)
+    said = " ".join(findings.verdict(found))
+    assert "trial 00000 have collapsed" in said and "whose samples have not is 00002" in said
+    command = dict(found.next_commands)["train the best that has not"]
+    assert command.endswith("best.py --name s --trial 00002")
+    runs[0].data.metrics["sample_diversity"] = 0.9
+    found = findings.Findings(Options(name="s"), trials, runs, parent)
+    assert found.sound is None and len(found.next_commands) == 3
+
+
 def test_a_budget_that_is_too_short_is_called_so():
     trial, _, parent = best(0.55, 0.9)
     line = findings._too_short(Options(name="s", epochs=6), [trial.value], trial.value, parent)
