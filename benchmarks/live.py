@@ -36,6 +36,8 @@ from benchmarks.curve_statistics import WIDTH
 from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Run, begin, check_data, read, train
 from benchmarks.processes import apart
 
+FREE = ("data_dir", "output_dir", "parallel", "gpus_per_trial")  # may differ in a continuation
+
 
 @dataclass(frozen=True)
 class Report:
@@ -56,7 +58,7 @@ def run(options: Run) -> None:
     make_folder(options.output_dir)
     environment.set_defaults(OMP_NUM_THREADS="1")  # the SVMs' threads, too
     with folder_lock(options.output_dir, "the comparison"):
-        begin(options.output_dir, options.fixed())
+        begin(options.output_dir, options, FREE)
         searches = list(itertools.product(range(options.repeats), SEARCHES))
         for first in range(0, len(searches), options.parallel):
             some = searches[first : first + options.parallel]

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -65,11 +65,6 @@ class Run:
     gpus_per_trial: float = 0.0
     """Part of a GPU for each trial."""
 
-    def fixed(self) -> dict[str, Any]:
-        """What a comparison that goes on must have in common with its beginning."""
-        free = {"data_dir", "output_dir", "parallel", "gpus_per_trial"}
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
-
     def base(self) -> Config:
         """What all trials have in common."""
         return Config(
@@ -95,9 +90,13 @@ def check_data(config: Config) -> None:
     data.load_test(config)
 
 
-def begin(folder: Path, options: dict[str, Any]) -> None:
-    """Keeps a comparison's options in its folder. Raises UserError if it has begun with others."""
-    begun, text = folder / BEGUN, json.dumps(options, default=str)
+def begin(folder: Path, options: Any, free: Collection[str]) -> None:
+    """Keeps a comparison's options in its folder, a dataclass without the fields in `free`.
+
+    Raises UserError if it has begun with others.
+    """
+    fixed = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in free}
+    begun, text = folder / BEGUN, json.dumps(fixed, default=str)
     if begun.exists() and read(begun) != json.loads(text):
         raise UserError(f"{begun} has other options: give those, or another --output-dir")
     begun.write_text(text, encoding="utf-8")

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import optuna
 
@@ -57,6 +57,7 @@ MODELS = (*KINDS, PLAIN)
 PACE, DIVERGED = "pace.json", "diverged.txt"
 TRIALS = 4  # whole trials in the time of one training
 TRIAL_EVALUATIONS, TRAINING_EVALUATIONS = 8, 12
+FREE = ("output_dir", "models", "seeds", "draws", "unlabelled")  # may differ in a continuation
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,6 @@ class Comparison:
                 name = option.replace("_", "-")
                 raise UserError(f"--{name} must be above 0, not {getattr(self, option)}")
         check_data(Subject("ali", self).base(epochs=1))
-
-    def fixed(self) -> dict[str, Any]:
-        """What a comparison that goes on must have in common with its beginning."""
-        free = {"output_dir", "models", "seeds", "draws", "unlabelled"}
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
 
 
 @dataclass(frozen=True)
@@ -213,7 +209,7 @@ def run(options: Comparison) -> None:
     environment.set_defaults(OMP_NUM_THREADS="1")  # of the processes: the SVMs' threads, too
     subjects = [Subject(name, options) for name in dict.fromkeys(options.models)]
     with folder_lock(options.output_dir, "the comparison"):
-        begin(options.output_dir, options.fixed())
+        begin(options.output_dir, options, FREE)
         for first in range(0, options.seeds, SLOTS):
             for subject in subjects:
                 subject.search()

@@ -248,9 +248,13 @@ def run_to_train(options: FinalOptions, client: MlflowClient, experiment: str) -
             "best.py trains ALI's: train it with your own code"
         )
     to = TrackingContext(options.uri, experiment, options.name, parent.info.run_id, "")
+
+    def find(name: str) -> Run | None:
+        return runs.find_trial(client, to, name) or runs.restore_trial(client, to, name)
+
     if options.trial is not None:
         name = trial_id(options.trial)
-        run = runs.find_trial(client, to, name) or runs.restore_trial(client, to, name)
+        run = find(name)
         if run is None or run.data.tags.get(END_STATE) != EndState.COMPLETED.value:
             raise UserError(
                 f"--trial {name}: no such trial of sweep {options.name!r} has completed "
@@ -263,7 +267,7 @@ def run_to_train(options: FinalOptions, client: MlflowClient, experiment: str) -
     else:
         ids = runs.best_trials(parent)
     for best in ids[:1]:
-        if run := runs.find_trial(client, to, best) or runs.restore_trial(client, to, best):
+        if run := find(best):
             return run
     raise UserError(
         f"no trial of sweep {options.name!r} has completed its full budget yet: resume it "
