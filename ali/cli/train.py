@@ -114,7 +114,11 @@ class Train:
         """Raises UserError for a setting without effect, unless `train_defaults` have it."""
         from ali.models.unused import refuse_unused, without_effect
 
-        refuse_unused(self.experiment, without_effect(self.experiment), defaults.experiment)
+        experiment = self.experiment
+        unused = without_effect(experiment)
+        if KINDS[experiment.model].classifies:  # a sweep has SVMs on raw pixels beside it
+            unused["draws"] = f"with --model {experiment.model}"
+        refuse_unused(experiment, unused, defaults.experiment)
 
 
 def train_defaults(argv: Sequence[str] | None) -> Train | None:

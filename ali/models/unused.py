@@ -28,6 +28,9 @@ def without_effect(config: Config) -> dict[str, str]:
         found["modes"] = data
     elif config.precision == "bf16":  # points are computed in fp32
         found["precision"] = data
+    if config.data == "mixture" or (config.data == "celeba" and config.attribute is None):
+        why = data if config.data == "mixture" else f"{data} without --attribute"
+        found |= dict.fromkeys(("labels", "balanced", "draws"), why)
     if not kind.classifies:
         found["draw"] = model
     for part, rows in {"x": table.d_x, "z": table.d_z, "xz": table.d_xz}.items():

@@ -235,7 +235,7 @@ class Options(Common, Location):
             raise UserError(f"--gpus-per-trial {gpus:g}: Ray takes whole GPUs above 1")
         if not self.reduction_factor > 1:
             raise UserError(f"--reduction-factor must be above 1, not {self.reduction_factor}")
-        if self.objective:
+        if self.objective is not None:
             Objective.parse(self.objective)
         elif self.direction:
             raise UserError("--direction is that of an --objective: name one, or leave it out")

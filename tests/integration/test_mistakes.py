@@ -56,6 +56,7 @@ def work(tmp_path, monkeypatch):
         (["--data", "house-numbers", "--space", "nowhere.toml"], "nowhere.toml"),
         (["--data", "house-numbers", "--objective", "fidelity"], "no metric 'fidelity'; it has"),
         (["--objective", "val_error +"], "--objective"),
+        (["--objective", ""], "--objective"),
         (["--direction", "maximize"], "--direction"),
         (["--direction", "down", "--objective", "d_loss"], "direction"),
         (["--image-size", "64"], "--image-size has no effect with --data svhn: leave it out"),

@@ -19,6 +19,8 @@ from ali.lock import LockedError, folder_lock
 from ali.training.checkpoint import read_manifest
 from tests.ali.cli.commands import TINY, ali, contents, epochs, here, mistake
 
+POINTS = ["--width", "0.1", "--batch-size", "20", "--threads", "1"]  # of the mixture: no labels
+
 
 def test_train_writes_a_run(trained):
     folder, out = trained
@@ -122,7 +124,7 @@ def test_mixture_trains_with_its_panels(tmp_path):
     for model in ("ali", "gan"):
         folder = tmp_path / model
         out, _ = ali("train", "--output-dir", folder, "--data", "mixture", "--model", model,
-                     "--epochs", 2, "--image-every", 1, "--train-size", 200, *TINY)  # fmt: skip
+                     "--epochs", 2, "--image-every", 1, "--train-size", 200, *POINTS)  # fmt: skip
         assert "modes_missed" in out and "val_error" not in out
         assert sorted(path.name for path in folder.glob("*.png")) == [
             "samples-0001.png",
@@ -142,7 +144,7 @@ def test_of_what_diverges_the_rates_that_it_has_are_to_be_lowered(tmp_path, mode
     given = [one for rate in rates.split(" and ") for one in (rate, 1e30)]
     with pytest.raises(SystemExit, match=rf"diverged \(.*\); try a smaller {rates}$"):
         here("train", "--output-dir", tmp_path / "run", "--data", "mixture", "--model", model,
-             *given, "--epochs", 1, "--train-size", 200, *TINY)  # fmt: skip
+             *given, "--epochs", 1, "--train-size", 200, *POINTS)  # fmt: skip
 
 
 def test_gan_samples(tmp_path, data):
@@ -229,6 +231,7 @@ def test_a_reader_that_goes_away_is_no_reason_to_end(trained, tmp_path):
         (["--model", "vae-m1m2", "--epochs", 2, "--m1-epochs", 5], "--m1-epochs must be below"),
         (["--model", "vae-m1m2", "--epochs", 1], "--epochs must be 2 or more, as M2"),
         (["--modes", 25], "--modes has no effect with --data house-numbers: leave it out"),
+        (["--model", "convnet", "--draws", 9], "--draws has no effect with --model convnet"),
     ],
 )
 def test_mistaken_options(tmp_path, options, says):

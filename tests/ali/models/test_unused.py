@@ -61,6 +61,8 @@ def test_exactly_the_settings_named_change_nothing(model, dataset):
         ({"data": "mixture", "bn_z": True}, "--bn-z has no effect with --data mixture"),
         ({"data": "cifar10", "slope_discriminator": 0.1}, "--slope-discriminator .* cifar10"),
         ({"draw": 1}, "--draw has no effect with --model ali"),
+        ({"data": "mixture", "labels": 9}, "--labels has no effect with --data mixture"),
+        ({"data": "celeba", "draws": 9}, "--draws has no effect with --data celeba without --attr"),
         ({"model": "gan", "dropout_z": 0.1}, "--dropout-z has no effect with --model gan"),
         ({"model": "gan", "slope_encoder": 0.1}, "--slope-encoder has no effect with --model gan"),
         ({"model": "sdgm", "bn_xz": True}, "--bn-xz has no effect with --model sdgm"),
