@@ -27,7 +27,7 @@ from rich.table import Table as Shown
 
 from ali import environment
 from ali.cli import main, parse_args
-from ali.cli.common import check_at_least
+from ali.cli.common import check_at_least, check_choices
 from ali.errors import UserError
 from ali.files import make_folder
 from ali.lock import folder_lock
@@ -35,8 +35,15 @@ from ali.metrics import TEST_ERROR_MEAN, VAL_ERROR
 from benchmarks.curve_statistics import WIDTH
 from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Run, begin, check_data, read, train
 from benchmarks.processes import apart
+from sweeps import Objective
 
-FREE = ("data_dir", "output_dir", "parallel", "gpus_per_trial")  # may differ in a continuation
+FREE = (
+    "data_dir",
+    "output_dir",
+    "methods",
+    "parallel",
+    "gpus_per_trial",
+)  # may differ in a continuation
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,14 @@ def run(options: Run) -> None:
         full_epochs=options.full_epochs, seeds=options.seeds, draws=options.draws,
         parallel=options.parallel,
     )  # fmt: skip
+    check_choices("methods", options.methods, SEARCHES)
+    Objective.parse(options.objective)
     check_data(options.base())
     make_folder(options.output_dir)
     environment.set_defaults(OMP_NUM_THREADS="1")  # the SVMs' threads, too
     with folder_lock(options.output_dir, "the comparison"):
         begin(options.output_dir, options, FREE)
-        searches = list(itertools.product(range(options.repeats), SEARCHES))
+        searches = list(itertools.product(range(options.repeats), options.methods))
         for first in range(0, len(searches), options.parallel):
             some = searches[first : first + options.parallel]
             folders = [options.output_dir / folder_name(method, repeat) for repeat, method in some]

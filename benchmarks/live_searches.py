@@ -22,7 +22,7 @@ from ali.files import atomic_write, make_folder
 from ali.metrics import EPOCH, TEST_ERROR_MEAN, VAL_ERROR
 from benchmarks import learning_curves
 from benchmarks.processes import apart, end_with
-from sweeps import LoadedSweep, Options, Space, Sweep, launch, load
+from sweeps import LoadedSweep, Objective, Options, Space, Sweep, launch, load
 from sweeps.engine import cluster
 from sweeps.engine import launch as launching
 from sweeps.engine.space import suggest
@@ -60,6 +60,10 @@ class Run:
     """Multiplier of every hidden layer's feature maps."""
     draws: int = 100
     """SVMs that a training is tested with."""
+    objective: str = VAL_ERROR
+    """What all searches compare trials by: a metric, or arithmetic of several (docs/space.md)."""
+    methods: tuple[str, ...] = (OURS, RANDOM, TUNE)
+    """Which methods."""
     parallel: int = 1
     """Searches at a time; more than one need a Ray cluster to share."""
     gpus_per_trial: float = 0.0
@@ -108,7 +112,7 @@ def ours(options: Run, folder: Path, repeat: int) -> None:
     asked = Options(
         **common, name=NAME, output_dir=folder, race=3, num_trials=options.budget,
         seed=SEEDS_APART * repeat, cpus_per_trial=1, max_concurrent=SLOTS,
-        gpus_per_trial=options.gpus_per_trial,
+        gpus_per_trial=options.gpus_per_trial, objective=options.objective,
     )  # fmt: skip
     found = swept(Sweep(points_to_evaluate=()), asked, options.budget)
     assert found.best.expected is not None
@@ -193,15 +197,17 @@ def tune_bare(method: str, options: Run, folder: Path, repeat: int) -> None:
     base = options.base()
     first, random = SEEDS_APART * repeat, method == RANDOM
     sampler = (optuna.samplers.RandomSampler if random else optuna.samplers.TPESampler)(seed=first)
+    metric = Objective.parse(options.objective).name
     asha = ASHAScheduler(
-        time_attr=EPOCH, metric=VAL_ERROR, mode="min", max_t=options.epochs,
+        time_attr=EPOCH, metric=metric, mode="min", max_t=options.epochs,
         grace_period=base.evaluation_interval,
     )  # fmt: skip
-    search = OptunaSearch(Points(base, first), metric=VAL_ERROR, mode="min", sampler=sampler)
+    search = OptunaSearch(Points(base, first), metric=metric, mode="min", sampler=sampler)
     budget = Budget(options.budget)
     launching.quiet_libraries()
     cluster.start_ray()
-    trainable = tune.with_parameters(trial_of_tune, base=base.to_dict())
+    given = {"base": base.to_dict(), "objective": options.objective}
+    trainable = tune.with_parameters(trial_of_tune, **given)
     results = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 1, "gpu": options.gpus_per_trial}),
         tune_config=tune.TuneConfig(
@@ -217,9 +223,9 @@ def tune_bare(method: str, options: Run, folder: Path, repeat: int) -> None:
     whole = [metrics for metrics in last if metrics.get(EPOCH) == options.epochs]
     if not whole:
         raise UserError("no trial has reached its full budget: give more --budget")
-    best = min(whole, key=lambda metrics: metrics[VAL_ERROR])
+    best = min(whole, key=lambda metrics: metrics[metric])
     config = drawn(best["config"], base.to_dict()).to_dict()
-    announce(folder, config, best[VAL_ERROR], epochs=budget.epochs, trials=len(results))
+    announce(folder, config, best[metric], epochs=budget.epochs, trials=len(results))
 
 
 def drawn(params: dict[str, Any], base: dict[str, Any]) -> Config:
@@ -229,7 +235,7 @@ def drawn(params: dict[str, Any], base: dict[str, Any]) -> Config:
     return Config.from_dict({**base, **found, "seed": params["seed"]})
 
 
-def trial_of_tune(params: dict[str, Any], base: dict[str, Any]) -> None:
+def trial_of_tune(params: dict[str, Any], base: dict[str, Any], objective: str) -> None:
     """Trains a trial of the bare side."""
     import torch
     from ray import tune
@@ -237,8 +243,10 @@ def trial_of_tune(params: dict[str, Any], base: dict[str, Any]) -> None:
     from ali import experiment
 
     torch.set_num_threads(1)
+    sought = Objective.parse(objective)
     for _, metrics in experiment.run(drawn(params, base)):
-        if VAL_ERROR in metrics:  # ASHA and OptunaSearch take no result without it
+        sought.add_to(metrics)
+        if sought.name in metrics:  # ASHA and OptunaSearch take no result without it
             tune.report(metrics)
 
 

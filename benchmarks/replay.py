@@ -19,8 +19,10 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
+from ali.errors import UserError
 from benchmarks.blackbox import Blackbox
 from benchmarks.curve_statistics import variance
+from sweeps import Objective
 
 Decision = Literal["continue", "stop", "pause"]
 
@@ -59,7 +61,9 @@ class Trace:
         spent: epochs trained when the choice changed, increasing.
         clock: simulated seconds at these moments.
         truth: mean objective at full budget of what was chosen, over seeds that it has not used.
-        error: standard error of each truth: a table has few seeds.
+        expected: the same mean of what the search saw, which it announces: `truth`, unless it sees
+            another objective.
+        error: standard error of each of these: a table has few seeds.
         choices: what was chosen.
         stopped: rows with a trial that was stopped for good, and none that was completed.
     """
@@ -67,34 +71,57 @@ class Trace:
     spent: list[int] = field(default_factory=list)
     clock: list[float] = field(default_factory=list)
     truth: list[float] = field(default_factory=list)
+    expected: list[float] = field(default_factory=list)
     error: list[float] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     stopped: set[int] = field(default_factory=set)
 
 
 class Curves:
-    """A table, as replays need it: objective and seconds of each run; missing seeds left out."""
+    """A table, as replays need it: objective and seconds of each run; missing seeds left out.
 
-    def __init__(self, table: Blackbox) -> None:
+    `seen`: what searches see in place of the table's objective, which judges their choice.
+    """
+
+    def __init__(self, table: Blackbox, seen: Objective | None = None) -> None:
         self.table = table
         self.values = table.curves(table.metadata["objective"])  # (rows, seeds, epochs)
+        self.seen = computed(table, seen) if seen else self.values
         self.seconds = np.nan_to_num(table.curves("cpu_seconds"), nan=0.0)
         self.ran = np.isfinite(table.curves("diverged")[..., -1])  # (rows, seeds)
-        worst = np.nanmax(self.values)
-        self.ends = np.where(np.isfinite(self.values[..., -1]), self.values[..., -1], worst)
-        self.ends[~self.ran] = np.nan
+        self.ends, self.seen_ends = self._ends(self.values), self._ends(self.seen)
         self.means = np.nanmean(self.ends, axis=1)
         self.epochs = self.values.shape[2]
 
+    def _ends(self, values: np.ndarray) -> np.ndarray:
+        """(rows, seeds): last values; the worst of all where a run diverged; NaN: no such run."""
+        ends = np.where(np.isfinite(values[..., -1]), values[..., -1], np.nanmax(values))
+        return np.where(self.ran, ends, np.nan)
+
     @cached_property
     def spread(self) -> float:
-        """Standard deviation of the ends between seeds, pooled over the rows."""
-        return variance(self.ends)[0] ** 0.5
+        """Standard deviation of what searches see at the end between seeds, pooled over rows."""
+        return variance(self.seen_ends)[0] ** 0.5
 
     @cached_property
     def tenth(self) -> set[int]:
         """The truly best tenth of the rows."""
         return set(np.argsort(self.means)[: len(self.means) // 10].tolist())
+
+
+def computed(table: Blackbox, objective: Objective) -> np.ndarray:
+    """(rows, seeds, epochs) of an objective that is arithmetic of the table's. Raises UserError if
+    the table lacks one of its metrics, or the higher is the better."""
+    objective.check(table.names)
+    if objective.maximize:
+        raise UserError(f"--objective {objective.name} would be maximized: write its negative")
+    found = np.full(table.objectives.shape[:3], np.nan)
+    columns = [(name, table.curves(name)) for name in objective.metrics]
+    for at in np.argwhere(np.isfinite(sum(column for _, column in columns))):
+        metrics = {name: float(column[tuple(at)]) for name, column in columns}
+        objective.add_to(metrics)
+        found[tuple(at)] = metrics[objective.name]
+    return found
 
 
 def simulate(
@@ -129,7 +156,7 @@ def simulate(
     while running and spent < budget:
         now, trial = heapq.heappop(running)
         row, seed = seeds[trial]
-        value = float(curves.values[row, seed, epochs[trial]])
+        value = float(curves.seen[row, seed, epochs[trial]])
         epochs[trial] += 1
         spent += 1
         decision = method.report(trial, epochs[trial], value)
@@ -147,6 +174,7 @@ def simulate(
             trace.choices.append(chosen)
             fresh = [s for s in order[chosen.row] if s not in used[chosen.row]] or order[chosen.row]
             trace.truth.append(float(curves.ends[chosen.row, list(fresh)].mean()))
+            trace.expected.append(float(curves.seen_ends[chosen.row, list(fresh)].mean()))
             trace.error.append(curves.spread / len(fresh) ** 0.5)
     trace.stopped -= completed
     return trace

@@ -38,18 +38,19 @@ from benchmarks.curve_statistics import WIDTH
 from benchmarks.learning_curves import KEPT, Name
 from benchmarks.replay import Choice, Curves, Trace, regret, simulate
 from benchmarks.search_methods import BASELINES, METHODS, ORACLE, RANDOM_TRIALS, SLOTS, Rows
+from sweeps import Objective
 
 
 @cache
-def rows_of(name: str, tables: Path) -> Rows:
+def rows_of(name: str, tables: Path, objective: str | None = None) -> Rows:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    return Rows(name, tables)
+    return Rows(name, tables, Objective.parse(objective) if objective is not None else None)
 
 
-def replay(name: str, tables: Path, method: str, number: int) -> Trace:
+def replay(name: str, tables: Path, objective: str | None, method: str, number: int) -> Trace:
     """Replay `number` of a method: all methods meet the same seeds of the table in it."""
-    rows = rows_of(name, tables)
+    rows = rows_of(name, tables, objective)
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").exists() else None))
     try:
         made = METHODS[method](rows, np.random.default_rng([number, 1]), folder)
@@ -68,6 +69,9 @@ class Replays:
     """Replays of each method."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Which methods: all unless named."""
+    objective: str | None = None
+    """What the searches see in place of the table's objective: a metric of the table, or arithmetic
+    of several (docs/space.md). Regret stays that of the table's objective."""
     tables: Path = KEPT
     """Folder of the tables."""
     processes: int = 2
@@ -135,12 +139,12 @@ def compare(options: Replays) -> None:
     """Runs them and prints the table. Raises UserError for options that cannot be."""
     check_at_least(1, replays=options.replays, processes=options.processes)
     check_choices("methods", options.methods, METHODS)
-    rows = rows_of(options.table, options.tables)
+    rows = rows_of(options.table, options.tables, options.objective)
     budget = RANDOM_TRIALS * rows.curves.epochs
     grid = np.unique(np.geomspace(rows.curves.epochs, budget, 80).astype(int))
     traces: dict[str, list[Trace]] = {}
     for method in dict.fromkeys(("random", *options.methods)):
-        one = partial(replay, options.table, options.tables, method)
+        one = partial(replay, options.table, options.tables, options.objective, method)
         with multiprocessing.get_context("forkserver").Pool(options.processes) as pool:
             traces[method] = pool.map(one, range(options.replays), chunksize=4)
     regrets = {name: regret(found, rows.curves, grid) for name, found in traces.items()}
@@ -173,7 +177,7 @@ def summary(traces: dict[str, list[Trace]], race: Race, curves: Curves) -> Shown
         middle = interquartile_mean(values)
         at = [middle[np.searchsorted(grid, grid[-1] / part)] for part in (8, 4, 2, 1)]
         ratio, low, high = race.speed_up(name, ["random"])
-        off = [t.choices[-1].mean - t.truth[-1] for t in traces[name] if t.choices]
+        off = [t.choices[-1].mean - t.expected[-1] for t in traces[name] if t.choices]
         held = [within(0.0, *one) for one in announced(traces[name])]
         near = [within(1.96, *one) for one in announced(traces[name])]
         lost = [len(t.stopped & curves.tenth) / len(curves.tenth) for t in traces[name]]
@@ -194,7 +198,7 @@ def summary(traces: dict[str, list[Trace]], race: Race, curves: Curves) -> Shown
 def announced(traces: list[Trace]) -> list[tuple[Choice, float, float]]:
     """What was announced at the end with an interval, the mean over seeds that were not used for
     it, and that mean's standard error."""
-    last = [(t.choices[-1], t.truth[-1], t.error[-1]) for t in traces if t.choices]
+    last = [(t.choices[-1], t.expected[-1], t.error[-1]) for t in traces if t.choices]
     return [one for one in last if np.isfinite(one[0].high)]
 
 

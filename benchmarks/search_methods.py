@@ -20,6 +20,7 @@ from ali.metrics import EPOCH
 from benchmarks import blackbox
 from benchmarks.learning_curves import TABLES
 from benchmarks.replay import Choice, Curves, Decision, Method, TableSampler, key
+from sweeps import Objective
 from sweeps.engine import forest
 from sweeps.engine.confirmation import estimates
 from sweeps.engine.endings import Ending, EndState
@@ -38,10 +39,10 @@ RANDOM_TRIALS = 64  # whose best is the target
 class Rows:
     """A table's configurations as points of the search, and its curves."""
 
-    def __init__(self, name: str, tables: Path) -> None:
+    def __init__(self, name: str, tables: Path, seen: Objective | None = None) -> None:
         self.table = TABLES[name]
         read = blackbox.read(tables / name).begun()
-        self.curves = Curves(read)
+        self.curves = Curves(read, seen)
         self.points, self.configs = [], []
         self.distributions: dict[str, Any] = {}
         for record in read.hyperparameters.to_dict("records"):

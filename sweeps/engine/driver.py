@@ -345,7 +345,7 @@ class Driver:
         parent, ending = to.parent_run_id, Ending(EndState.COMPLETED, "all trials ended")
         self.ask_mlflow(lambda: runs.end_run(self.client, parent, ending))
         own = self.sweep.experiment
-        if self.objective.name == own.objective(self.base, self.dataset):
+        if own.objective(self.base, self.dataset) in self.objective.metrics:
             for key, value in own.baselines(self.base, self.dataset).items():
                 self.ask_mlflow(partial(self.client.log_metric, parent, key, value))
         ended = [t for t in study.trials() if t.state.is_finished()]

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 from ali.output import first_line
 from sweeps.engine.options import Options
-from sweeps.engine.reporting import evidence, findings, page, sheet
+from sweeps.engine.reporting import evidence, findings, page, sheet, tables
 from sweeps.engine.reporting.findings import Findings, find
 from sweeps.engine.reporting.records import Records
 from sweeps.engine.reporting.table import Table
@@ -207,7 +207,7 @@ def description(
             name: f"[{name}]({run_path(to.experiment, its.info.run_id)})"
             for name, its in found.by_id.items()
         }
-        table = findings.best_table(found, BEST_SHOWN)
+        table = tables.best_table(found, BEST_SHOWN)
         parts += ["### Best trials", markdown(table, links)]
     for file in files:
         query = urlencode({"path": file, "run_uuid": to.parent_run_id})

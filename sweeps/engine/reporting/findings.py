@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from ali.metrics import (
     COLLAPSED,
-    EPOCH,
-    NEAR_MODES,
     RAW_PIXEL_ERROR,
     SAMPLE_DISTANCE,
-    SAMPLE_DIVERSITY,
-    SAMPLE_SEPARATION,
     UNTRAINED_BN_ERROR,
     UNTRAINED_ERROR,
+    VAL_ERROR,
 )
 from ali.output import without_password
 from sweeps.engine.confirmation import (
@@ -27,31 +24,23 @@ from sweeps.engine.confirmation import (
     confirmed,
     estimates,
 )
-from sweeps.engine.endings import first_try
 from sweeps.engine.estimate import Estimate
-from sweeps.engine.formatting import MISSING, format_hyperparameters, varied
 from sweeps.engine.journal import ALI, EXPERIMENT
+from sweeps.engine.objective import Objective
 from sweeps.engine.options import Options
-from sweeps.engine.pareto import front
 from sweeps.engine.reporting.evidence import (
     announcement,
     control_of,
     has_collapsed,
     importance_of,
 )
-from sweeps.engine.reporting.table import Table
 from sweeps.engine.results import TrialResult, ranked
 from sweeps.engine.scripts import script_command
 from sweeps.engine.study import trial_id
 from sweeps.engine.tracking import runs
 from sweeps.engine.tracking.client import is_database
 from sweeps.engine.tracking.schema import (
-    DRIVER_SECONDS,
     KIND_TRIAL,
-    SLOT_USE,
-    TOTAL_CORE_SECONDS,
-    TOTAL_EVAL_SECONDS,
-    TOTAL_TRAIN_SECONDS,
     TRIAL,
 )
 from sweeps.engine.tracking.view import view_path
@@ -65,12 +54,7 @@ if TYPE_CHECKING:
     from sweeps.engine.importance import Importance
 
 BEST_SHOWN = 10
-QUALITY = {  # metric shown beside the objective: heading
-    SAMPLE_DISTANCE: "distance",
-    SAMPLE_DIVERSITY: "diversity",
-    SAMPLE_SEPARATION: "separation",
-    NEAR_MODES: "near modes",
-}
+EARLIER = "score = val_error + 0.1 * min(sample_distance, 1)"  # docs/space.md has the evidence
 COLLAPSED_WORDS, UNTRAINED = "which has collapsed", "which is no better than untrained"
 NOT_ENDED = "not ended"
 Runs = dict[str, "Run"]  # of trials, by id
@@ -94,6 +78,12 @@ class Findings:
     @cached_property
     def objective(self) -> str:
         return runs.objective_of(self.parent) if self.parent else "objective"
+
+    @cached_property
+    def parts(self) -> list[str]:
+        """The metrics that the objective is computed from, if it is arithmetic of several."""
+        formula = runs.formula_of(self.parent) if self.parent else None
+        return sorted(Objective(self.objective, formula=formula).metrics) if formula else []
 
     @cached_property
     def sign(self) -> int:
@@ -133,7 +123,7 @@ class Findings:
         if not self.complete or self.parent is None:
             return []
         best = self.complete[0]
-        return _doubts(best, self.expected(best).mean, self.by_id, self.parent)
+        return _doubts(best, self.expected_error(best), self.by_id, self.parent)
 
     @cached_property
     def sound(self) -> TrialResult | None:
@@ -157,6 +147,23 @@ class Findings:
         """The expected objective of the configuration of a trial in `complete`."""
         return self.estimates[int(trial.trial_id)]
 
+    def metrics_of(self, trial: TrialResult) -> Mapping[str, float]:
+        """Its last metrics in MLflow."""
+        run = self.by_id.get(trial.trial_id)
+        return run.data.metrics if run else {}
+
+    def errors(self, trial: TrialResult) -> list[float]:
+        """val_error of a completed trial and of those that repeat its configuration."""
+        names = [trial.trial_id, *(t.trial_id for t in self.trials if t.confirms == trial.trial_id)]
+        known = [self.by_id[name].data.metrics for name in names if name in self.by_id]
+        return [metrics[VAL_ERROR] for metrics in known if VAL_ERROR in metrics]
+
+    def expected_error(self, trial: TrialResult) -> float:
+        """What an untrained encoder's val_error is compared with: the expected objective, or the
+        mean of the errors so far where the objective is computed from them."""
+        errors = self.errors(trial) if VAL_ERROR in self.parts else []
+        return mean(errors) if errors else self.expected(trial).mean
+
 
 def find(options: Options, study: optuna.Study, client: MlflowClient, experiment: str) -> Findings:
     """Reads a sweep's study and its runs."""
@@ -176,8 +183,11 @@ def verdict(found: Findings) -> list[str]:
         return [f"{none} yet: of {begun} that have begun, {waiting} have not ended."]
     best, said = found.complete[0], []
     values, expected = runs_of(best, found.again), found.expected(best).mean
+    errors = found.errors(best) if VAL_ERROR in found.parts else []
     if UNTRAINED in found.doubts and found.parent:
-        said.append(_too_short(found.options, values, expected, found.parent))
+        shown = (errors, mean(errors)) if errors else (values, expected)
+        earlier = found.objective == VAL_ERROR and SAMPLE_DISTANCE in found.metrics_of(best)
+        said.append(_too_short(found.options, *shown, found.parent, earlier))
     if found.again:
         known, ahead = found.estimates, best.trial_id
         said.append(announcement(found.again, known, found.control, ahead).strip())
@@ -186,6 +196,9 @@ def verdict(found: Findings) -> list[str]:
             f"Best: trial {best.trial_id}, {found.objective} {best.value:.4f} with one seed; "
             f"expect {expected:.4f} of another."
         )
+    if errors and UNTRAINED not in found.doubts:
+        seeds = f"on average over {len(errors)} seeds" if errors[1:] else "with one seed"
+        said.append(f"Its {VAL_ERROR} is {mean(errors):.4f} {seeds}.")
     if COLLAPSED_WORDS in found.doubts:
         said.append(f"The samples of trial {best.trial_id} have collapsed: look at them first.")
     if found.sound:
@@ -219,7 +232,10 @@ def _doubts(best: TrialResult, expected: float, by_id: Runs, parent: Run) -> lis
     return collapsed + ([UNTRAINED] if expected >= untrained_error(parent) else [])
 
 
-def _too_short(options: Options, values: Sequence[float], expected: float, parent: Run) -> str:
+def _too_short(
+    options: Options, values: Sequence[float], expected: float, parent: Run, earlier: bool = False
+) -> str:
+    """`earlier`: whether to name an objective that tells good configurations earlier."""
     shown, expect = f"{mean(values):.4f}", f"{expected:.4f}"
     has = f"{shown} on average over {len(values)} seeds" if len(values) > 1 else shown
     said = f"the best trial, {has}, is"
@@ -229,7 +245,7 @@ def _too_short(options: Options, values: Sequence[float], expected: float, paren
     return (
         f"{options.epochs} epochs are too short: {said} no better than an untrained encoder, "
         f"{untrained_error(parent):.4f}. The ranking says little; start a sweep with more "
-        "--epochs."
+        "--epochs" + f", or with --objective {shlex.quote(EARLIER)}" * earlier + "."
     )
 
 
@@ -256,29 +272,6 @@ def next_commands(
             yield "train the best that has not", command
 
 
-def best_table(found: Findings, shown: int = BEST_SHOWN) -> Table:
-    """The best trials with what to expect of them, their measures and hyperparameters."""
-    options, by_id, best = found.options, found.by_id, found.complete[:shown]
-    logged = {key for run in by_id.values() for key in run.data.metrics}
-    quality = [key for key in QUALITY if key in logged and key != found.objective]
-    headings = varied([trial.config for trial in best])
-    rows = []
-    for trial in best:
-        run = by_id.get(trial.trial_id)
-        metrics = run.data.metrics if run else {}
-        values = [f"{trial.value:.4f}", f"{found.expected(trial).mean:.4f}"]
-        values += [f"{metrics.get(key, math.nan):.2f}" for key in quality]
-        cells = format_hyperparameters(trial.config, headings).values()
-        rows.append((trial.trial_id, *values, *cells))
-    lacks = any(MISSING in cell for row in rows for cell in row)
-    return Table(
-        f"Best trials of {options.name} at their full budget of {options.epochs} epochs",
-        ("trial", found.objective, "expected", *(QUALITY[key] for key in quality), *headings),
-        rows,
-        f"{MISSING}: not searched, or as the paper's table has it" if lacks else "",
-    )
-
-
 def notes(found: Findings) -> Iterator[str]:
     """Lines that say how far the best trials' objective is to be trusted."""
     ids, by_id = [trial.trial_id for trial in found.complete[:BEST_SHOWN]], found.by_id
@@ -294,87 +287,3 @@ def notes(found: Findings) -> Iterator[str]:
         )
     elif RAW_PIXEL_ERROR in known:  # a model that classifies itself
         yield f"SVMs on raw pixels with as many labels: {known[RAW_PIXEL_ERROR]:.4f}"
-
-
-def pareto(found: Findings) -> Table | str | None:
-    """The trials that are best in the objective and the quality of samples together."""
-    points, objective = {}, found.objective
-    for trial in found.complete:
-        run = found.by_id.get(trial.trial_id)
-        distance = run.data.metrics.get(SAMPLE_DISTANCE) if run else None
-        if trial.value is not None and distance is not None:
-            points[trial.trial_id] = (found.sign * trial.value, distance)
-    if objective == SAMPLE_DISTANCE or len(points) < 2:
-        return None
-    names = front(points)
-    if len(names) == 1:
-        end = "lowest" if found.sign > 0 else "highest"
-        return f"Trial {names[0]} has the {end} {objective} and the lowest {SAMPLE_DISTANCE}."
-    return Table(
-        f"Best in {objective} and {SAMPLE_DISTANCE} together (Pareto front)",
-        ("trial", objective, SAMPLE_DISTANCE),
-        [(name, f"{found.sign * points[name][0]:.4f}", f"{points[name][1]:.2f}") for name in names],
-    )
-
-
-def ends_table(trials: Sequence[TrialResult]) -> Table:
-    """How many trials ended in which way, and why the first of them did."""
-    groups: dict[str, list[TrialResult]] = defaultdict(list)
-    for trial in trials:
-        groups[trial.ending.state.value if trial.ending else NOT_ENDED].append(trial)
-    rows = []
-    for end, group in sorted(groups.items()):
-        group.sort(key=lambda trial: trial.trial_id)
-        epochs = [max(trial.values, default=0) for trial in group]
-        why = [f"{t.trial_id}: {t.ending.reason}" if t.ending else t.trial_id for t in group[:3]]
-        span = f"{min(epochs)}–{max(epochs)}" if min(epochs) < max(epochs) else f"{epochs[0]}"
-        rows.append((end, str(len(group)), span, "\n".join(why)))
-    headings = ("end", "trials", "epochs", "why (the first three)")
-    return Table("How trials ended", headings, rows, left=headings)
-
-
-def trials_table(found: Findings) -> Table:
-    """Every trial: its value, how it ended and its hyperparameters."""
-    headings = varied([trial.config for trial in found.trials])
-    rows = []
-    for trial in sorted(found.trials, key=lambda trial: trial.trial_id):
-        end = trial.ending.state.value if trial.ending else NOT_ENDED
-        value = MISSING if trial.value is None else f"{trial.value:.4f}"
-        epochs, again = str(max(trial.values, default=0)), trial.confirms or ""
-        cells = format_hyperparameters(trial.config, headings).values()
-        rows.append((trial.trial_id, end, epochs, value, again, *cells))
-    own = ("trial", "end", "epochs", found.objective, "confirms")
-    return Table("All trials", (*own, *headings), rows, left=("end",))
-
-
-def last_tries(trials: Sequence[FrozenTrial]) -> set[str]:
-    """Ids of trials, of those that were retried the last try, which goes on with all before it."""
-    tries = {first_try(t): t.number for t in sorted(trials, key=lambda t: t.number)}
-    return {trial_id(number) for number in tries.values()}
-
-
-def cost_table(found: Findings) -> Table:
-    """What the trials took."""
-    counted = last_tries(found.frozen)
-    metrics = [run.data.metrics for name, run in found.by_id.items() if name in counted]
-    train = sum(m.get(TOTAL_TRAIN_SECONDS, 0.0) for m in metrics)
-    evaluation = sum(m.get(TOTAL_EVAL_SECONDS, 0.0) for m in metrics)
-    cores = sum(m.get(TOTAL_CORE_SECONDS, 0.0) for m in metrics)
-    row = (
-        str(len(metrics)),
-        str(sum(int(m.get(EPOCH, 0)) for m in metrics)),
-        f"{train:.0f}",
-        f"{evaluation:.0f}",
-        f"{(train + evaluation) / max(1, len(metrics)):.1f}",
-        f"{cores / 3600:.2f}",
-    )
-    headings = ("trials", "epochs", "training s", "evaluation s", "s/trial", "core-hours")
-    return Table("Time and cost", headings, [row])
-
-
-def slot_use(found: Findings) -> str:
-    """How much of its slots' time the last driver used, in a sentence; empty until it has ended."""
-    known = found.parent.data.metrics if found.parent else {}
-    if SLOT_USE not in known:
-        return ""
-    return f"slots were in use {known[SLOT_USE]:.0%} of {known[DRIVER_SECONDS]:.0f} s"

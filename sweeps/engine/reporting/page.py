@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ali.metrics import RECONSTRUCTIONS, SAMPLES
-from sweeps.engine.reporting import evidence, findings, repeat, sheet
+from sweeps.engine.reporting import evidence, findings, repeat, sheet, tables
 from sweeps.engine.reporting.findings import Findings
 from sweeps.engine.reporting.records import Records
 from sweeps.engine.reporting.table import Table
@@ -76,7 +76,7 @@ def html(found: Findings, records: Records, drawn: dict[str, Figure], contact: I
         verdict=findings.verdict(found),
         numbers=numbers(found),
         notes=[note[:1].upper() + note[1:] + "." for note in findings.notes(found)],
-        tables=tables(found),
+        tables=sections(found),
         figures=_figures(found, records, drawn),
         pictures=_pictures(found, records),
         sheet=contact and data_uri(sheet.encoded(contact), "jpeg"),
@@ -98,7 +98,7 @@ def _unbroken(text: str) -> str:
 
 def state(found: Findings) -> str:
     """How far the sweep is, in a few words."""
-    counted = findings.last_tries(found.frozen)
+    counted = tables.last_tries(found.frozen)
     new = [t for t in found.trials if t.confirms is None and t.trial_id in counted]
     ended = sum(trial.ending is not None for trial in new)
     text = f"{ended} of {found.options.num_trials} trials ended"
@@ -118,29 +118,29 @@ def numbers(found: Findings) -> list[tuple[str, str]]:
         shown.append((f"{expected.mean:.4f}", what))
     if found.parent and (untrained := findings.untrained_error(found.parent)) < 1:
         shown.append((f"{untrained:.4f}", "an untrained encoder"))
-    cost = findings.cost_table(found)
+    cost = tables.cost_table(found)
     row = dict(zip(cost.headings, cost.rows[0], strict=True))
     shown.append((row["trials"], f"trials, {row['epochs']} epochs"))
     shown.append((row["core-hours"], "core-hours"))
     return shown
 
 
-def tables(found: Findings) -> dict[str, list[Table | str]]:
+def sections(found: Findings) -> dict[str, list[Table | str]]:
     """The tables of the text report, by the section of the page that they are in."""
     ranking: list[Table | str | None] = []
     if found.complete:
-        ranking.append(findings.best_table(found))
-        ranking.append(findings.pareto(found))
+        ranking.append(tables.best_table(found))
+        ranking.append(tables.pareto(found))
     if again := found.again:
         table = evidence.confirmation_table(again, found.estimates, found.by_id, found.frozen)
         ranking.append(table)
-    ends = findings.ends_table(found.trials)
+    ends = tables.ends_table(found.trials)
     return {
         "ranking": [table for table in ranking if table],
         "importance": [evidence.importance_table(found.importance)],
         "ends": [ends],
-        "all": [findings.trials_table(found)],
-        "cost": [t for t in (findings.cost_table(found), findings.slot_use(found)) if t],
+        "all": [tables.trials_table(found)],
+        "cost": [t for t in (tables.cost_table(found), tables.slot_use(found)) if t],
     }
 
 

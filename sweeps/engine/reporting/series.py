@@ -98,8 +98,8 @@ def best_so_far(found: Findings) -> list[tuple[int, float]]:
 
 
 def baselines(found: Findings) -> dict[str, float]:
-    """Values of the objective without training, by baseline."""
-    known = found.parent.data.metrics if found.parent else {}
+    """Values of the objective without training, by baseline; none if it is computed from others."""
+    known = found.parent.data.metrics if found.parent and not found.parts else {}
     return {label: known[name] for name, label in BASELINES.items() if name in known}
 
 

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 
 from ali.output import console
 from sweeps.engine.formatting import HYPERPARAMETERS, varied
-from sweeps.engine.reporting import evidence, findings
+from sweeps.engine.reporting import evidence, findings, tables
 from sweeps.engine.reporting.findings import Findings
 from sweeps.engine.reporting.table import Table
 from sweeps.engine.tracking import runs
@@ -49,16 +49,16 @@ def as_text(found: Findings, width: int | None = None) -> str:
         for sentence in findings.verdict(found):
             show(sentence)
         if found.complete:
-            show(findings.best_table(found))
+            show(tables.best_table(found))
         for line in findings.notes(found):
             show(f"{line[:1].upper()}{line[1:]}.")
-        show(findings.pareto(found))
+        show(tables.pareto(found))
         if again := found.again:
             show(evidence.confirmation_table(again, found.estimates, found.by_id, found.frozen))
-    show(findings.ends_table(found.trials))
+    show(tables.ends_table(found.trials))
     show(evidence.importance_table(found.importance))
-    show(findings.cost_table(found))
-    show(findings.slot_use(found))
+    show(tables.cost_table(found))
+    show(tables.slot_use(found))
     show(runs.lost_records(found.runs))
     text.print("Next:")
     for what, line in found.next_commands:

@@ -16,7 +16,7 @@ from sweeps.engine.endings import END_STATE, Ending, EndState
 from sweeps.engine.estimate import Estimate
 from sweeps.engine.journal import CONFIG
 from sweeps.engine.options import Options
-from sweeps.engine.reporting import evidence, findings, text
+from sweeps.engine.reporting import evidence, findings, series, tables, text
 from sweeps.engine.results import TrialResult
 
 pytestmark = pytest.mark.versions
@@ -41,7 +41,7 @@ def test_the_table_of_best_trials_is_not_cut():
     )
     for count in (1, 2):
         found = findings.Findings(Options(name="s"), trials[:count], [run], parent)
-        table = findings.best_table(found)
+        table = tables.best_table(found)
         width = text.WIDTH + 2 * text.OPTIONAL_WIDTH * (count - 1)
         (shown,) = text.tables_of(table, width)  # in one piece
         assert "…" not in shown
@@ -106,7 +106,28 @@ def test_a_budget_that_is_too_short_is_called_so():
     trial, _, parent = best(0.55, 0.9)
     line = findings._too_short(Options(name="s", epochs=6), [trial.value], trial.value, parent)
     assert line.startswith("6 epochs are too short: the best trial, 0.5500,")
-    assert "0.5000" in line and "--epochs" in line
+    assert "0.5000" in line and line.endswith("--epochs.")
+    line = findings._too_short(Options(name="s", epochs=6), [0.55], 0.55, parent, earlier=True)
+    assert line.endswith("or with --objective 'score = val_error + 0.1 * min(sample_distance, 1)'.")
+
+
+@pytest.mark.parametrize(("error", "says"), [(0.3, "val_error is 0.3000 with"), (0.6, "too short")])
+def test_of_an_objective_computed_from_others_the_error_is_said_too(error, says):
+    trial = create_trial(
+        value=1.2, user_attrs={CONFIG: Config().to_dict()}, intermediate_values={1: 1.2}
+    )
+    trial.number = 0
+    metrics = {"val_error": error, "score": 1.2, "sample_distance": 0.4}
+    of_trial = SimpleNamespace(metrics=metrics, tags={"trial_id": "00000"})
+    tags = {"objective": "score", "formula": "val_error + sample_distance"}
+    of_sweep = SimpleNamespace(metrics={"untrained_error": 0.5}, tags=tags)
+    runs = [SimpleNamespace(data=of_trial)]
+    found = findings.Findings(Options(name="s"), [trial], runs, SimpleNamespace(data=of_sweep))
+    assert says in " ".join(findings.verdict(found))
+    table = tables.best_table(found)
+    assert table.headings[:5] == ("trial", "score", "expected", "distance", "val_error")
+    assert table.rows[0][3:5] == ("0.40", f"{error:.4f}")
+    assert not series.baselines(found)
 
 
 def study(trials, effect, seed):
@@ -264,12 +285,12 @@ def test_the_best_is_judged_by_all_runs_of_its_configuration():
 def test_the_text_of_an_error_is_shown_as_it_is():
     reason = "KeyError: size [64, 3] of [/layers/0] in [bold] :smile:"
     ended = TrialResult("00000", {}, None, {}, Ending(EndState.FAILED, reason), False)
-    assert reason in shown(findings.ends_table([ended]))
+    assert reason in shown(tables.ends_table([ended]))
 
 
 def test_a_trial_that_has_not_ended_is_named_alone():
     running = TrialResult("00000", {}, None, {}, None, False)
-    assert findings.ends_table([running]).rows == [("not ended", "1", "0", "00000")]
+    assert tables.ends_table([running]).rows == [("not ended", "1", "0", "00000")]
 
 
 LONG = [f"a_hyperparameter_with_a_long_name_{i}" for i in range(7)]

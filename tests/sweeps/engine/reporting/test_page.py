@@ -16,7 +16,16 @@ from sweeps.engine.endings import RETRIES, EndState
 from sweeps.engine.journal import EXPERIMENT, SCRIPT
 from sweeps.engine.objective import MAXIMIZE
 from sweeps.engine.options import Options
-from sweeps.engine.reporting import findings, interactive, page, repeat, series, sheet, static
+from sweeps.engine.reporting import (
+    findings,
+    interactive,
+    page,
+    repeat,
+    series,
+    sheet,
+    static,
+    tables,
+)
 from tests.sweeps.engine.reporting.sweep import REASON, Logged, run, sweep, trial
 
 pytestmark = pytest.mark.versions
@@ -156,12 +165,12 @@ def test_numeric_choices_are_in_their_order():
 def test_a_retried_trial_counts_once():
     """The retry goes on with all that its first try has done, and so do its totals."""
     found = sweep()
-    before, state = findings.cost_table(found).rows, page.state(found)
+    before, state = tables.cost_table(found).rows, page.state(found)
     again = trial(16, EndState.COMPLETED, 0.5, **{RETRIES: 14})
     found.frozen.append(again)
     found.runs.append(run(again))
     del found.__dict__["by_id"], found.__dict__["trials"]
-    assert findings.cost_table(found).rows == before
+    assert tables.cost_table(found).rows == before
     assert page.state(found) == state
 
 
