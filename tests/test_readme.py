@@ -86,7 +86,7 @@ def test_variables_are_those_that_are_read():
 
 
 def test_tree_has_every_folder_and_engine_file():
-    tree = section(README, "## Where things are")
+    tree = section(ROOT / "docs" / "structure.md", "## Where things are")
     engine = ROOT / "sweeps" / "engine"
     expected = {path.name for path in engine.glob("*.py")} - {"__init__.py"}
     for folder in (engine, ROOT / "ali"):
