@@ -21,6 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from ali.errors import UserError
 from ali.files import atomic_write, make_folder
+from sweeps import Objective
 
 EVALUATIONS, HYPERPARAMETERS = "objectives_evaluations.npy", "hyperparameters.parquet"
 
@@ -44,6 +45,23 @@ class Blackbox:
     def curves(self, name: str) -> np.ndarray:
         """(configurations, seeds, epochs) of one objective."""
         return self.objectives[..., self.names.index(name)]
+
+    def computed(self, objective: Objective) -> np.ndarray:
+        """(configurations, seeds, epochs) of an objective that is arithmetic of these.
+
+        Raises UserError if it needs others, or the higher is the better.
+        """
+        objective.check(self.names)
+        if objective.maximize:
+            raise UserError(f"--objective {objective.name} would be maximized: write its negative")
+        found = np.full(self.objectives.shape[:3], np.nan)
+        curves = {name: self.curves(name) for name in objective.metrics}
+        known = np.isfinite([*curves.values()]).all(axis=0)
+        for at in map(tuple, np.argwhere(known)):
+            metrics = {name: float(curve[at]) for name, curve in curves.items()}
+            objective.add_to(metrics)
+            found[at] = metrics[objective.name]
+        return found
 
     def begun(self) -> Blackbox:
         """The table without the configurations that have no run yet."""

@@ -19,6 +19,7 @@ from ali.metrics import (
     TRAIN_SECONDS,
 )
 from benchmarks.blackbox import Blackbox
+from sweeps import Objective
 from sweeps.engine.confirmation import LAST_PART
 
 WIDTH = 120  # characters of a printed table
@@ -27,10 +28,13 @@ PARTS = (1 / 9, 2 / 9, 1 / 3, 1 / 2, 2 / 3, 1)  # of the budget, after which mea
 NOT_MEASURED = {"diverged", "cpu_seconds", EVAL_SECONDS, TRAIN_SECONDS, IMAGES_PER_SECOND}
 
 
-def describe(table: Blackbox, name: str, others: Mapping[str, Blackbox]) -> None:
+def describe(
+    table: Blackbox, name: str, others: Mapping[str, Blackbox], more: Objective | None = None
+) -> None:
     """Prints the statistics of a table. Runs that are missing are left out.
 
     `others`: further tables, by name; those with the same first configurations are compared.
+    `more`: a measure that is arithmetic of the table's, whose predictions are shown, too.
     """
     console = Console(highlight=False, width=WIDTH)
     objective = table.metadata["objective"]
@@ -41,7 +45,7 @@ def describe(table: Blackbox, name: str, others: Mapping[str, Blackbox]) -> None
         f"epochs, {int((~whole & np.isfinite(table.curves('diverged')[..., -1])).sum())} diverged"
     )
     console.print(noise(values, objective))
-    console.print(predictors(table, values))
+    console.print(predictors(table, values, more))
     console.print(regions(table, values))
     for other, beside in others.items():
         if told := agreement(table, beside):
@@ -121,7 +125,7 @@ def noise(values: np.ndarray, objective: str) -> Table:
     return table
 
 
-def predictors(table: Blackbox, values: np.ndarray) -> Table:
+def predictors(table: Blackbox, values: np.ndarray, more: Objective | None = None) -> Table:
     """How well each measure, mean of three epochs, predicts the end of another seed of the same
     configuration (mean of the last fifth): rank correlation by epoch.
 
@@ -132,11 +136,15 @@ def predictors(table: Blackbox, values: np.ndarray) -> Table:
     ran = np.isfinite(values).any(axis=2)
     names = [name for name in table.names if name not in NOT_MEASURED]
     names = [n for n in names if np.isfinite(table.curves(n)[ran]).any(axis=-1).mean() > 0.5]
+    measures = {name: table.curves(name) for name in names}
+    if more:
+        measures[more.name] = table.computed(more)
     epochs, ends = values.shape[2], _last(values).mean(axis=2)
-    for column in ("after epoch", *names):
+    for column in ("after epoch", *measures):
         shown.add_column(column, justify="right")
     for epoch in sorted({max(1, round(epochs * part)) for part in PARTS}):
-        early = [table.curves(name)[..., max(0, epoch - 3) : epoch].mean(axis=2) for name in names]
+        three = slice(max(0, epoch - 3), epoch)
+        early = [curve[..., three].mean(axis=2) for curve in measures.values()]
         shown.add_row(str(epoch), *(f"{_rank(_across(here, ends)):+.2f}" for here in early))
     return shown
 

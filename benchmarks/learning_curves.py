@@ -40,7 +40,7 @@ from benchmarks import blackbox
 from benchmarks.blackbox import Blackbox
 from benchmarks.curve_statistics import describe
 from benchmarks.processes import apart
-from sweeps import InitialPoint, Space, paper_defaults, short_budget
+from sweeps import InitialPoint, Objective, Space, paper_defaults, short_budget
 from sweeps.engine.space import PAPER_VALUES, suggest
 from sweeps.mixture import SPACE, quick
 
@@ -183,6 +183,8 @@ class Describe:
     """Print what a table says of noise, early epochs and regions of the space."""
 
     table: Positional[Name]
+    objective: str | None = None
+    """Arithmetic of the table's measures (docs/space.md), to see how well it predicts the end."""
     tables: Path = KEPT
     """Folder of the tables."""
 
@@ -369,7 +371,8 @@ def command() -> None:
     else:
         table, kept = blackbox.read(options.tables / options.table), options.tables.glob("*/")
         others = sorted(one for one in kept if one.name in TABLES and one.name != options.table)
-        describe(table, options.table, {one.name: blackbox.read(one) for one in others})
+        more = None if options.objective is None else Objective.parse(options.objective)
+        describe(table, options.table, {one.name: blackbox.read(one) for one in others}, more)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
-from ali.errors import UserError
 from benchmarks.blackbox import Blackbox
 from benchmarks.curve_statistics import variance
 from sweeps import Objective
@@ -86,7 +85,7 @@ class Curves:
     def __init__(self, table: Blackbox, seen: Objective | None = None) -> None:
         self.table = table
         self.values = table.curves(table.metadata["objective"])  # (rows, seeds, epochs)
-        self.seen = computed(table, seen) if seen else self.values
+        self.seen = table.computed(seen) if seen else self.values
         self.seconds = np.nan_to_num(table.curves("cpu_seconds"), nan=0.0)
         self.ran = np.isfinite(table.curves("diverged")[..., -1])  # (rows, seeds)
         self.ends, self.seen_ends = self._ends(self.values), self._ends(self.seen)
@@ -107,21 +106,6 @@ class Curves:
     def tenth(self) -> set[int]:
         """The truly best tenth of the rows."""
         return set(np.argsort(self.means)[: len(self.means) // 10].tolist())
-
-
-def computed(table: Blackbox, objective: Objective) -> np.ndarray:
-    """(rows, seeds, epochs) of an objective that is arithmetic of the table's. Raises UserError if
-    the table lacks one of its metrics, or the higher is the better."""
-    objective.check(table.names)
-    if objective.maximize:
-        raise UserError(f"--objective {objective.name} would be maximized: write its negative")
-    found = np.full(table.objectives.shape[:3], np.nan)
-    columns = [(name, table.curves(name)) for name in objective.metrics]
-    for at in np.argwhere(np.isfinite(sum(column for _, column in columns))):
-        metrics = {name: float(column[tuple(at)]) for name, column in columns}
-        objective.add_to(metrics)
-        found[tuple(at)] = metrics[objective.name]
-    return found
 
 
 def simulate(

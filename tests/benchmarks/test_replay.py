@@ -5,13 +5,14 @@ import optuna
 import pytest
 
 from ali.config import Config
+from ali.errors import UserError
 from benchmarks import blackbox, learning_curves, search
 from benchmarks.blackbox import Blackbox
 from benchmarks.learning_curves import TABLES, Table, effective
 from benchmarks.replay import Curves, TableSampler, key, regret, simulate
 from benchmarks.search import Race, epochs_to, interquartile_mean
 from benchmarks.search_methods import METHODS, ORACLE, Rows
-from sweeps import Space, paper_defaults
+from sweeps import Objective, Space, paper_defaults
 
 EPOCHS, ROWS, SEEDS = 9, 40, 3
 TOY = Table(
@@ -111,6 +112,21 @@ def test_regret_before_the_first_choice_is_a_random_rows(rows, tmp_path):
     means = rows.curves.means
     assert values[0] == pytest.approx(means.mean() - means.min())
     assert values[1] == pytest.approx(trace.truth[0] - means.min())
+
+
+def test_a_search_that_sees_another_objective_is_judged_by_the_tables(rows, tmp_path):
+    """It minimizes the negative here, so what it chooses is bad, and what it announces negative."""
+    seen = Curves(rows.curves.table, Objective.parse("worst = 0 - modes_missed"))
+    assert np.allclose(seen.seen, -rows.curves.values, equal_nan=True)
+    made = METHODS["random"](rows, np.random.default_rng(0), tmp_path)
+    trace = simulate(made, seen, np.random.default_rng(1), 20 * EPOCHS, slots=1)
+    truth, expected = trace.truth[-1], trace.expected[-1]
+    assert truth == pytest.approx(-expected) and truth > np.quantile(rows.curves.means, 0.8)
+    for wrong, says in (("a + b", "has no metric"), ("code_use", "has no metric")):
+        with pytest.raises(UserError, match=says):
+            Curves(rows.curves.table, Objective.parse(wrong))
+    with pytest.raises(UserError, match="write its negative"):
+        Curves(rows.curves.table, Objective.parse("diverged", "maximize"))
 
 
 def test_a_diverged_run_counts_as_the_worst_value(rows):
