@@ -24,6 +24,7 @@ import numpy as np
 import optuna
 from rich.console import Console
 from rich.table import Table as Shown
+from scipy.stats import spearmanr
 
 from ali import environment
 from ali.cli import main, parse_args
@@ -31,19 +32,23 @@ from ali.cli.common import check_at_least, check_choices
 from ali.errors import UserError
 from ali.files import make_folder
 from ali.lock import folder_lock
-from ali.metrics import TEST_ERROR_MEAN, VAL_ERROR
-from benchmarks.curve_statistics import WIDTH
+from ali.metrics import (
+    CODE_USE,
+    EPOCH,
+    SAMPLE_DISTANCE,
+    SAMPLE_DIVERSITY,
+    TEST_ERROR_MEAN,
+    VAL_ERROR,
+)
+from benchmarks.curve_statistics import PARTS, WIDTH
+from benchmarks.learning_curves import CURVE, DIVERGED
 from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Run, begin, check_data, read, train
 from benchmarks.processes import apart
 from sweeps import Objective
 
-FREE = (
-    "data_dir",
-    "output_dir",
-    "methods",
-    "parallel",
-    "gpus_per_trial",
-)  # may differ in a continuation
+# May differ in a continuation
+FREE = ("data_dir", "output_dir", "methods", "parallel", "gpus_per_trial")
+FORETELL = (VAL_ERROR, SAMPLE_DISTANCE, SAMPLE_DIVERSITY, CODE_USE)
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Report:
 
     output_dir: Path = Path("runs/live")
     """Folder of all searches and trainings."""
+    objective: str | None = None
+    """A further measure, arithmetic of others (docs/space.md), to see how well it foretells."""
 
 
 def run(options: Run) -> None:
@@ -86,7 +93,8 @@ def search(options: Run, folder: Path, repeat: int, method: str) -> None:
 
 
 def report(options: Report) -> None:
-    """One row per method. Raises UserError if nothing has been found yet."""
+    """What was found, and what foretold it. Raises UserError if nothing has been found yet."""
+    more = None if options.objective is None else Objective.parse(options.objective)
     shown = Shown()
     for column in (
         *("method", "searches", "epochs", "trials", "announced"),
@@ -110,7 +118,35 @@ def report(options: Report) -> None:
         )
     if not shown.row_count:
         raise UserError(f"nothing has been found in {options.output_dir} yet: start `run` first")
-    Console(highlight=False, width=WIDTH).print(shown)
+    console = Console(highlight=False, width=WIDTH)
+    console.print(shown)
+    curves = [read(file) for file in sorted(options.output_dir.glob(f"*/full-*/{CURVE}"))]
+    whole = [one["curve"] for one in curves if not one[DIVERGED]]
+    if len(whole) > 2:
+        console.print(foretold(whole, more))
+
+
+def foretold(curves: Sequence[Sequence[dict[str, float]]], more: Objective | None = None) -> Shown:
+    """How well measures after some epochs, as last evaluated, predict the last val_error: rank
+    correlation over the trainings."""
+    names = [name for name in FORETELL if all(name in curve[-1] for curve in curves)]
+    title = f"rank correlation with the last val_error, {len(curves)} trainings"
+    shown = Shown("after epoch", title=title, title_justify="left")
+    evaluated = [[dict(m) for m in curve if VAL_ERROR in m] for curve in curves]
+    if more:
+        names.append(more.name)
+        for metrics in itertools.chain(*evaluated):
+            more.add_to(metrics, last=True)
+    for name in names:
+        shown.add_column(name, justify="right")
+    ends = [curve[-1][VAL_ERROR] for curve in evaluated]
+    epochs = min(int(curve[-1][EPOCH]) for curve in evaluated)
+    for epoch in sorted({max(1, round(epochs * part)) for part in PARTS}):
+        seen = [[m for m in curve if m[EPOCH] <= epoch] for curve in evaluated]
+        if all(seen):
+            told = [spearmanr([its[-1][name] for its in seen], ends).statistic for name in names]
+            shown.add_row(str(epoch), *(f"{value:+.2f}" for value in told))
+    return shown
 
 
 def folder_name(method: str, repeat: int | str) -> str:

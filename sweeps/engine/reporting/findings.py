@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from sweeps.engine.importance import Importance
 
 BEST_SHOWN = 10
-EARLIER = "score = val_error + 0.1 * min(sample_distance, 1)"  # docs/space.md has the evidence
+EARLIER = "score = val_error + 0.2 * min(sample_distance, 1)"  # docs/space.md says why
 COLLAPSED_WORDS, UNTRAINED = "which has collapsed", "which is no better than untrained"
 NOT_ENDED = "not ended"
 Runs = dict[str, "Run"]  # of trials, by id

@@ -108,7 +108,7 @@ def test_a_budget_that_is_too_short_is_called_so():
     assert line.startswith("6 epochs are too short: the best trial, 0.5500,")
     assert "0.5000" in line and line.endswith("--epochs.")
     line = findings._too_short(Options(name="s", epochs=6), [0.55], 0.55, parent, earlier=True)
-    assert line.endswith("or with --objective 'score = val_error + 0.1 * min(sample_distance, 1)'.")
+    assert line.endswith("or with --objective 'score = val_error + 0.2 * min(sample_distance, 1)'.")
 
 
 @pytest.mark.parametrize(("error", "says"), [(0.3, "val_error is 0.3000 with"), (0.6, "too short")])
