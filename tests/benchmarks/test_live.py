@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from benchmarks.live import foretold
 from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Budget
+from sweeps import Objective
 from tests.paths import REAL_DATA, ROOT
 
 DATA = REAL_DATA / "svhn"
@@ -23,15 +25,17 @@ def live(*arguments):
 @pytest.mark.integration
 @pytest.mark.long
 def test_each_method_searches_and_what_it_announces_is_tested(tmp_path):
+    score = "score = val_error + 0.2 * min(sample_distance, 1)"
     small = "--repeats 1 --budget 6 --epochs 3 --full-epochs 3 --seeds 1 --width 0.1 --draws 2"
     options = ["run", "--data-dir", DATA, "--output-dir", tmp_path, *small.split()]
+    options += ["--objective", score]
     whole = live(*options)
     assert whole.returncode == 0, whole.stderr
     folders = [folder for folder in tmp_path.iterdir() if folder.is_dir()]
     assert len(folders) == len(SEARCHES)
     for folder in folders:
         found = json.loads((folder / FOUND).read_text())
-        assert found["epochs"] >= 6 and 0 < found["value"] < 1
+        assert found["epochs"] >= 6 and 0 < found["value"] < 1.2
         assert 0 < json.loads((folder / "full-0" / TESTED).read_text())["test_error_mean"] < 1
         trained = json.loads((folder / "full-0" / "curve.json").read_text())["config"]
         assert {**trained, "seed": 0, "epochs": 3} == {**found["config"], "seed": 0}
@@ -46,6 +50,23 @@ def test_each_method_searches_and_what_it_announces_is_tested(tmp_path):
 def test_a_report_of_nothing_says_so(tmp_path):
     found = live("report", "--output-dir", tmp_path)
     assert found.returncode == 2 and "start `run` first" in found.stderr
+
+
+def test_what_foretold_the_end_is_told():
+    """Here sample_distance is in the order of the end from the start, and val_error is reversed."""
+    curves = [
+        [
+            {"epoch": 1, "val_error": 0.9 - end, "sample_distance": end},
+            {"epoch": 2, "d_loss": 1.0},
+            {"epoch": 9, "val_error": end, "sample_distance": 2 * end},
+        ]
+        for end in (0.1, 0.2, 0.3, 0.4)
+    ]
+    shown = foretold(curves, Objective.parse("score = val_error + 10 * sample_distance"))
+    told = {column.header: list(column.cells) for column in shown.columns}
+    assert list(told) == ["after epoch", "val_error", "sample_distance", "score"]
+    assert told["val_error"][0] == "-1.00" and told["val_error"][-1] == "+1.00"
+    assert set(told["sample_distance"]) == set(told["score"]) == {"+1.00"}
 
 
 def test_the_last_result_of_a_trial_which_tune_gives_twice_counts_once():
