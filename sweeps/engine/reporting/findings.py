@@ -154,7 +154,8 @@ class Findings:
 
     def errors(self, trial: TrialResult) -> list[float]:
         """val_error of a completed trial and of those that repeat its configuration."""
-        names = [trial.trial_id, *(t.trial_id for t in self.trials if t.confirms == trial.trial_id)]
+        again = [t for t in self.trials if t.confirms == trial.trial_id and t.complete]
+        names = [one.trial_id for one in (trial, *again)]
         known = [self.by_id[name].data.metrics for name in names if name in self.by_id]
         return [metrics[VAL_ERROR] for metrics in known if VAL_ERROR in metrics]
 
