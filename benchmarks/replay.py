@@ -19,6 +19,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
+from ali.errors import UserError
 from benchmarks.blackbox import Blackbox
 from benchmarks.curve_statistics import variance
 from sweeps import Objective
@@ -79,13 +80,16 @@ class Trace:
 class Curves:
     """A table, as replays need it: objective and seconds of each run; missing seeds left out.
 
-    `seen`: what searches see in place of the table's objective, which judges their choice.
+    `seen`: what searches see in place of the table's objective, which judges their choice. Raises
+    UserError if some runs lack it: they would count as diverged.
     """
 
     def __init__(self, table: Blackbox, seen: Objective | None = None) -> None:
         self.table = table
         self.values = table.curves(table.metadata["objective"])  # (rows, seeds, epochs)
         self.seen = table.computed(seen) if seen else self.values
+        if seen and (np.isfinite(self.values) & ~np.isfinite(self.seen)).any():
+            raise UserError(f"--objective {seen.name}: some runs of the table have no such value")
         self.seconds = np.nan_to_num(table.curves("cpu_seconds"), nan=0.0)
         self.ran = np.isfinite(table.curves("diverged")[..., -1])  # (rows, seeds)
         self.ends, self.seen_ends = self._ends(self.values), self._ends(self.seen)

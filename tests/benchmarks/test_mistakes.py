@@ -23,6 +23,7 @@ PYTHON = [sys.executable, "-m"]
         ("live run --data-dir nowhere --repeats 0", "--repeats must be at least 1, not 0"),
         ("live run --data-dir nowhere --methods ours", "--methods ours: choose from this project"),
         ("live run --data-dir nowhere --objective a+", "--objective: 'a+' is no arithmetic"),
+        ("search house-numbers --objective 0-sample_separation", "some runs of the table have no"),
         ("search mixture --objective val_error", "has no metric 'val_error'; it has code_use"),
         ("learning_curves run mixture --processes 0", "--processes must be at least 1, not 0"),
         ("search mixture --replays 0", "--replays must be at least 1, not 0"),
