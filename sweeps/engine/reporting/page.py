@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ali.metrics import RECONSTRUCTIONS, SAMPLES
+from ali.metrics import RECONSTRUCTIONS, SAMPLES, VAL_ERROR
 from sweeps.engine.reporting import evidence, findings, repeat, sheet, tables
 from sweeps.engine.reporting.findings import Findings
 from sweeps.engine.reporting.records import Records
@@ -117,7 +117,7 @@ def numbers(found: Findings) -> list[tuple[str, str]]:
         what = "expected of another seed" + (f", 95 % interval {interval}" if interval else "")
         shown.append((f"{expected.mean:.4f}", what))
     if found.parent and (untrained := findings.untrained_error(found.parent)) < 1:
-        shown.append((f"{untrained:.4f}", "an untrained encoder"))
+        shown.append((f"{untrained:.4f}", f"{VAL_ERROR} of an untrained encoder"))
     cost = tables.cost_table(found)
     row = dict(zip(cost.headings, cost.rows[0], strict=True))
     shown.append((row["trials"], f"trials, {row['epochs']} epochs"))
