@@ -161,6 +161,7 @@ class SweepTrial(tune.Trainable):
         # restarted, unlike one that lost its node.
         if self._opened is not None:
             self._opened.text(traceback.format_exc(), "traceback.txt")
+            self._opened.queue.flush_files(FLUSH_SECONDS)  # the next trial may kill this process
         return self._end(EndState.FAILED, f"{type(error).__name__}: {error}")
 
     def _epoch(self) -> dict[str, Any]:

@@ -163,6 +163,7 @@ def test_metrics_do_not_wait_for_pictures_and_lost_ones_are_told(local, tmp_path
     run.text("a traceback", "traceback.txt")
     assert run.queue.flush(1.5) and logged_steps(client, to, "00000") == [1, 2, 3]
     assert run.queue.lost == 0, "the pictures are still tried"
+    assert not run.queue.flush_files(0.1)
     run.tell_missing()  # by a process that ends before they are given up
     assert run.queue.flush(1)
     assert lost(client, to).endswith("it lacks pictures of 00000 (3 epochs); texts of 00000")

@@ -48,9 +48,11 @@ class AsyncLogQueue:
 
     def flush(self, timeout: float) -> bool:
         """Waits until all queued records but files are delivered or given up; False on time-out."""
-        reached = threading.Event()
-        self.put(reached.set)
-        return reached.wait(min(timeout, threading.TIMEOUT_MAX))
+        return _wait(self.put, timeout)
+
+    def flush_files(self, timeout: float) -> bool:
+        """The same of files."""
+        return _wait(self.put_file, timeout)
 
     def finish(self) -> None:
         """Ends the threads after the records that are queued; does not wait for it."""
@@ -71,6 +73,12 @@ class AsyncLogQueue:
         self.finish()
         self._files.join(timeout)
         self._records.join(timeout)
+
+
+def _wait(put: Callable[[Record], None], timeout: float) -> bool:
+    reached = threading.Event()
+    put(reached.set)
+    return reached.wait(min(timeout, threading.TIMEOUT_MAX))
 
 
 class _Lane(threading.Thread):
