@@ -153,7 +153,10 @@ class Findings:
         return run.data.metrics if run else {}
 
     def errors(self, trial: TrialResult) -> list[float]:
-        """val_error of a completed trial and of those that repeat its configuration."""
+        """val_error of a completed trial and of those that repeat its configuration, if the
+        objective is computed from it."""
+        if VAL_ERROR not in self.parts:
+            return []
         again = [t for t in self.trials if t.confirms == trial.trial_id and t.complete]
         names = [one.trial_id for one in (trial, *again)]
         known = [self.by_id[name].data.metrics for name in names if name in self.by_id]
@@ -162,7 +165,7 @@ class Findings:
     def expected_error(self, trial: TrialResult) -> float:
         """What an untrained encoder's val_error is compared with: the expected objective, or the
         mean of the errors so far where the objective is computed from them."""
-        errors = self.errors(trial) if VAL_ERROR in self.parts else []
+        errors = self.errors(trial)
         return mean(errors) if errors else self.expected(trial).mean
 
 
@@ -184,7 +187,7 @@ def verdict(found: Findings) -> list[str]:
         return [f"{none} yet: of {begun} that have begun, {waiting} have not ended."]
     best, said = found.complete[0], []
     values, expected = runs_of(best, found.again), found.expected(best).mean
-    errors = found.errors(best) if VAL_ERROR in found.parts else []
+    errors = found.errors(best)
     if UNTRAINED in found.doubts and found.parent:
         shown = (errors, mean(errors)) if errors else (values, expected)
         earlier = found.objective == VAL_ERROR and SAMPLE_DISTANCE in found.metrics_of(best)
