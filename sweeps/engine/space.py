@@ -1,7 +1,7 @@
 """The search space over ALI's hyperparameters (Appendix A), and the paper's own point in it.
 
-Which hyperparameters exist depends on the table of the data set: the networks of Fig. 7 have
-neither D(x) nor leaky ReLUs, and the discriminator of Table 2 is maxout.
+Which hyperparameters exist depends on the table of the data set: the networks of Fig. 7 have no
+D(x), and their discriminator, like that of Table 2, is maxout.
 """
 
 from __future__ import annotations

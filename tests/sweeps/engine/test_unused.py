@@ -68,6 +68,8 @@ def test_an_option_without_effect(settings, says):
         ({"model": "sdgm"}, Space(bn_with_z=True), "space: bn_with_z has no effect"),
         ({"model": "sdgm"}, Space(fixed={"dropout": 0.1}), "space: dropout has no effect .* sdgm"),
         ({"model": "sdgm"}, Space(fixed={"slope": 0.1}), "space: slope has no effect .* sdgm"),
+        ({"model": "sdgm"}, Space(slope=(0.0, 0.2)), "space: slope has no effect .* sdgm"),
+        ({"model": "sdgm"}, Space(dropout=(0.0, 0.2)), "space: dropout has no effect .* sdgm"),
     ],
 )
 def test_a_dimension_without_effect(settings, space, says):
@@ -83,3 +85,4 @@ def test_what_has_an_effect_or_its_default_is_accepted():
     check(Options(name="s", data="mixture"), Space(fixed={"dropout": 0.1, "bn": False}))
     check(Options(name="s", model="gan"), Space(fixed={"bn_z": False, "lr": 1e-3}))
     check(Options(name="s", model="convnet"), Space(fixed={"lr": 1e-3}))
+    check(Options(name="s", data="mixture"), Space(dropout=(0.0, 0.2)))
