@@ -5,8 +5,7 @@ not a value there predicts the last one; in adversarial training an early one of
 Here the trials that reached their full budget are the evidence: a linear regression of their last
 value on that after the same epoch predicts where another will end, and how surely. A trial is
 stopped if it is unlikely to end among the best 1/η of them. Where early values predict nothing, the
-prediction is as wide as the last values themselves, and no trial is stopped. Each evaluation is a
-chance to stop a good trial by mistake, so with many of them less is risked at each.
+prediction is as wide as the last values themselves, and no trial is stopped.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 MIN_COMPLETED = 10  # trials at full budget before any is stopped
-RISK = 0.5  # a trial is stopped if its chance of ending among the best 1/η is below this, divided …
-LEAST, MOST = 0.02, 0.1  # … by a trial's evaluations, but within these (benchmarks/README.md)
+UNLIKELY = 0.02  # chance of ending among the best 1/η below which a trial is stopped
 SMOOTH = 3  # evaluations that are averaged, since one is noisy: the last ones
 
 Curve = dict[int, float]  # objective by epoch
@@ -86,15 +84,9 @@ class Forecast:
         ends = np.array([self._level(name, self.max_epochs) for name in self._completed])
         here, target = _level(curve, epoch), float(np.quantile(ends, 1 / self.reduction_factor))
         chance = chance_below(target, here, early, ends)
-        if chance >= self.unlikely:
+        if chance >= UNLIKELY:
             return None
         return Cut(epoch, here, target, chance, len(ends))
-
-    @property
-    def unlikely(self) -> float:
-        """The chance below which a trial is stopped."""
-        evaluations = max(map(len, self._completed.values()))
-        return min(max(RISK / evaluations, LEAST), MOST)
 
     def _level(self, completed: str, epoch: int) -> float:
         known = self._levels.setdefault(completed, {})
