@@ -84,10 +84,14 @@ def test_a_point_outside_the_space_is_one_trial_alone(study):
 
 
 def test_the_short_budgets_point_is_in_the_space(study):
-    study.enqueue(short_budget(Config()))
+    for data in ("house-numbers", "svhn"):
+        study.enqueue(short_budget(Config(data=data)))
     _, config = drawn(study, Config())
     assert (config.lr_g, config.dropout_x, config.slope_encoder) == (1e-3, 0.3, 0.15)
-    assert config.bn_x == (False, False, False, True, True)
+    assert config.bn_x == (False, False, False, True, True) and config.slope_discriminator == 0.2
+    _, config = drawn(study, Config(data="svhn"))
+    assert (config.lr_g, config.dropout_x, config.slope_encoder) == (4e-4, 0.1, 0.15)
+    assert config.bn_x == (True, True, True, False, True) and config.slope_discriminator == 0.15
 
 
 def test_the_space_is_conditional_and_within_its_bounds(study):
