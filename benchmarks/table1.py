@@ -50,7 +50,7 @@ from benchmarks.live_searches import (
     swept,
 )
 from benchmarks.processes import apart
-from sweeps import Options, Space, Sweep, paper_defaults, short_budget
+from sweeps import Objective, Options, Space, Sweep, paper_defaults, short_budget
 
 PLAIN = "swwae-plain"  # without dropout
 MODELS = (*KINDS, PLAIN)
@@ -84,6 +84,9 @@ class Comparison:
     """Of two cores, for the sweep of each model."""
     training_minutes: float = 10.0
     """Of one core, for each training."""
+    objective: str | None = None
+    """What the sweeps of models without a classifier of their own minimize in place of val_error,
+    which in short trials says little of them (docs/space.md)."""
     seeds: int = 2
     """Trainings of each model."""
     draws: int = 100
@@ -100,6 +103,8 @@ class Comparison:
             if not getattr(self, option) > 0:
                 name = option.replace("_", "-")
                 raise UserError(f"--{name} must be above 0, not {getattr(self, option)}")
+        if self.objective is not None:
+            Objective.parse(self.objective)
         check_data(Subject("ali", self).base(epochs=1))
 
 
@@ -146,6 +151,7 @@ class Subject:
         asked = Options(
             **common, name=self.name, output_dir=self.folder, race=3, num_trials=budget,
             cpus_per_trial=1, max_concurrent=SLOTS,
+            objective=None if KINDS[self._model].classifies else self.options.objective,
         )  # fmt: skip
         space = Space(fixed={"dropout_fc": 0.0} if self.name == PLAIN else {})
         points = (paper_defaults, short_budget)  # as in sweeps/svhn.py

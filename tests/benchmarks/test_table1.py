@@ -14,6 +14,8 @@ from tests.paths import ROOT
 TINY = "--data house-numbers --train-size 400 --labels 50 --width 0.1 --draws 2 --unlabelled 0"
 TINY += " --search-minutes 0.05 --training-minutes 0.05 --models ali swwae-plain"
 
+SCORE = "score = val_error + 0.2 * min(sample_distance, 1)"
+
 
 def command(*arguments):
     return [sys.executable, "-m", "benchmarks.table1", *map(str, arguments)]
@@ -29,7 +31,7 @@ def run(*arguments, expect=0):
 @pytest.mark.integration
 @pytest.mark.long
 def test_each_model_is_searched_trained_and_tested_once_and_a_kill_loses_nothing(tmp_path):
-    options = [*TINY.split(), "--output-dir", tmp_path, "--seeds"]
+    options = [*TINY.split(), "--output-dir", tmp_path, "--objective", SCORE, "--seeds"]
     with open(tmp_path / "log", "w") as log:
         killed = subprocess.Popen(command(*options, 1), cwd=ROOT, stdout=log, stderr=log)
     until = time.monotonic() + 600
@@ -39,7 +41,8 @@ def test_each_model_is_searched_trained_and_tested_once_and_a_kill_loses_nothing
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     out = run(*options, 1)
-    assert "sweep ali: " not in out and "sweep swwae-plain: " in out
+    assert "sweep ali: " not in out and "minimizing val_error" in out
+    assert "minimizing score" in (tmp_path / "log").read_text()
     rows = {row["row"]: row for row in json.loads((tmp_path / "table1.json").read_text())["rows"]}
     for name, folder in (("ALI", "ali"), ("SWWAE without dropout", "swwae-plain")):
         found = json.loads((tmp_path / folder / "found.json").read_text())["config"]
@@ -60,7 +63,17 @@ def test_each_model_is_searched_trained_and_tested_once_and_a_kill_loses_nothing
     assert "has other options" in run(*options, 2, "--width", 0.2, expect=2)
 
 
-def test_models_that_there_are_not(tmp_path):
-    said = run("--models", "ali", "dcgan", "--output-dir", tmp_path / "out", expect=2)
-    assert "--models dcgan: choose from ali, gan, " in said and said.count("\n") == 1
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--models", "ali", "dcgan"], "--models dcgan: choose from ali, gan, "),
+        (
+            ["--data", "house-numbers", "--objective", "a = 1 +"],
+            "'1 +' is no arithmetic of metrics",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, given, says):
+    said = run(*given, "--output-dir", tmp_path / "out", expect=2)
+    assert says in said and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
