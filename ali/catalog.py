@@ -71,7 +71,8 @@ def _log(low: float, high: float) -> dict[str, Any]:
 
 
 _ADAM_VAE = {"lr_g": 3e-4, "beta1_g": 0.9}  # of M1, M2 and SDGM alike
-_PCA = Setting(600, None)  # of 3072; their weights have 514 too
+# Of 3072; their weights have 514, too. With thousands of images, and not 600,000, few are better.
+_PCA = Setting(600, {"choices": [20, 50, 150, 600]})
 
 _ALI = Kind(
     adam=("d", "g"),

@@ -97,11 +97,13 @@ def check_data(config: Config) -> None:
 def begin(folder: Path, options: Any, free: Collection[str]) -> None:
     """Keeps a comparison's options in its folder, a dataclass without the fields in `free`.
 
-    Raises UserError if it has begun with others.
+    Raises UserError if it has begun with others; an option that there was not then had its default.
     """
-    fixed = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in free}
+    asked = [f for f in fields(options) if f.name not in free]
+    fixed = {f.name: getattr(options, f.name) for f in asked}
     begun, text = folder / BEGUN, json.dumps(fixed, default=str)
-    if begun.exists() and read(begun) != json.loads(text):
+    usual = json.loads(json.dumps({f.name: f.default for f in asked}, default=str))
+    if begun.exists() and {**usual, **read(begun)} != json.loads(text):
         raise UserError(f"{begun} has other options: give those, or another --output-dir")
     begun.write_text(text, encoding="utf-8")
 

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from benchmarks.live import foretold
-from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Budget
+from ali.errors import UserError
+from benchmarks.live import FREE, foretold
+from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Budget, Run, begin
 from sweeps import Objective
 from tests.paths import REAL_DATA, ROOT
 
@@ -74,6 +75,18 @@ def test_the_last_result_of_a_trial_which_tune_gives_twice_counts_once():
     for trial, epoch in [("a", 3), ("b", 3), ("a", 6), ("a", 6)]:
         budget(trial, {"epoch": epoch})
     assert (budget.epochs, budget.stop_all()) == (9, True)
+
+
+def test_a_comparison_of_an_earlier_version_goes_on(tmp_path):
+    """It lacks the options that there were not then: they have their defaults."""
+    begin(tmp_path, Run(budget=9), FREE)
+    (kept,) = tmp_path.iterdir()
+    earlier = json.loads(kept.read_text())
+    del earlier["objective"]
+    kept.write_text(json.dumps(earlier))
+    with pytest.raises(UserError, match="has other options"):
+        begin(tmp_path, Run(budget=9, objective="sample_distance"), FREE)
+    begin(tmp_path, Run(budget=9), FREE)
 
 
 PARENT = """
