@@ -79,14 +79,14 @@ def test_the_last_result_of_a_trial_which_tune_gives_twice_counts_once():
 
 def test_a_comparison_of_an_earlier_version_goes_on(tmp_path):
     """It lacks the options that there were not then: they have their defaults."""
-    begin(tmp_path, Run(budget=9), FREE)
+    begin(tmp_path, Run(data_dir=tmp_path, budget=9), FREE)
     (kept,) = tmp_path.iterdir()
     earlier = json.loads(kept.read_text())
     del earlier["objective"]
     kept.write_text(json.dumps(earlier))
     with pytest.raises(UserError, match="has other options"):
-        begin(tmp_path, Run(budget=9, objective="sample_distance"), FREE)
-    begin(tmp_path, Run(budget=9), FREE)
+        begin(tmp_path, Run(data_dir=tmp_path, budget=9, objective="sample_distance"), FREE)
+    begin(tmp_path, Run(data_dir=tmp_path, budget=9), FREE)
 
 
 PARENT = """
