@@ -100,12 +100,16 @@ def begin(folder: Path, options: Any, free: Collection[str]) -> None:
     Raises UserError if it has begun with others; an option that there was not then had its default.
     """
     asked = [f for f in fields(options) if f.name not in free]
-    fixed = {f.name: getattr(options, f.name) for f in asked}
-    begun, text = folder / BEGUN, json.dumps(fixed, default=str)
-    usual = json.loads(json.dumps({f.name: f.default for f in asked}, default=str))
-    if begun.exists() and {**usual, **read(begun)} != json.loads(text):
+    fixed = _plain({f.name: getattr(options, f.name) for f in asked})
+    usual, begun = _plain({f.name: f.default for f in asked}), folder / BEGUN
+    if begun.exists() and {**usual, **read(begun)} != fixed:
         raise UserError(f"{begun} has other options: give those, or another --output-dir")
-    begun.write_text(text, encoding="utf-8")
+    begun.write_text(json.dumps(fixed), encoding="utf-8")
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has them; paths and the like as text."""
+    return json.loads(json.dumps(values, default=str))
 
 
 def ours(options: Run, folder: Path, repeat: int) -> None:

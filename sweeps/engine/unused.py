@@ -46,13 +46,8 @@ def _unused_dimensions(
             is_default(base, name, value) or stands_for_a_group(name, space.fixed, unused)
         ):
             found.append((dimensions.given_as(name, space.fixed), unused[name]))
+    given, usual = space.to_dict(), Space().to_dict()
     for group, fields in dimensions.GROUPS.items():
-        if all(one in unused for one in fields) and _own_range(space, group):
+        if given[group] != usual[group] and all(one in unused for one in fields):
             found.append((group, unused[fields[0]]))
     return found
-
-
-def _own_range(space: Space, group: str) -> bool:
-    """Whether a group has another range than a space has by default."""
-    mine, usual = (dimensions.dimension(group, getattr(s, group)) for s in (space, Space()))
-    return mine != usual

@@ -11,6 +11,7 @@ from ali.errors import UserError
 from benchmarks.live import FREE, foretold
 from benchmarks.live_searches import FOUND, SEARCHES, TESTED, Budget, Run, begin
 from sweeps import Objective
+from sweeps.engine.reporting.findings import EARLIER
 from tests.paths import REAL_DATA, ROOT
 
 DATA = REAL_DATA / "svhn"
@@ -26,10 +27,9 @@ def live(*arguments):
 @pytest.mark.integration
 @pytest.mark.long
 def test_each_method_searches_and_what_it_announces_is_tested(tmp_path):
-    score = "score = val_error + 0.2 * min(sample_distance, 1)"
     small = "--repeats 1 --budget 6 --epochs 3 --full-epochs 3 --seeds 1 --width 0.1 --draws 2"
     options = ["run", "--data-dir", DATA, "--output-dir", tmp_path, *small.split()]
-    options += ["--objective", score]
+    options += ["--objective", EARLIER]
     whole = live(*options)
     assert whole.returncode == 0, whole.stderr
     folders = [folder for folder in tmp_path.iterdir() if folder.is_dir()]

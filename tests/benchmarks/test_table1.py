@@ -9,12 +9,11 @@ import time
 
 import pytest
 
+from sweeps.engine.reporting.findings import EARLIER
 from tests.paths import ROOT
 
 TINY = "--data house-numbers --train-size 400 --labels 50 --width 0.1 --draws 2 --unlabelled 0"
 TINY += " --search-minutes 0.05 --training-minutes 0.05 --models ali swwae-plain"
-
-SCORE = "score = val_error + 0.2 * min(sample_distance, 1)"
 
 
 def command(*arguments):
@@ -31,7 +30,7 @@ def run(*arguments, expect=0):
 @pytest.mark.integration
 @pytest.mark.long
 def test_each_model_is_searched_trained_and_tested_once_and_a_kill_loses_nothing(tmp_path):
-    options = [*TINY.split(), "--output-dir", tmp_path, "--objective", SCORE, "--seeds"]
+    options = [*TINY.split(), "--output-dir", tmp_path, "--objective", EARLIER, "--seeds"]
     with open(tmp_path / "log", "w") as log:
         killed = subprocess.Popen(command(*options, 1), cwd=ROOT, stdout=log, stderr=log)
     until = time.monotonic() + 600
