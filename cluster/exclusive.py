@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from ali.beside import beside
-from ali.cli import main, terminable
+from ali.cli import main, postponed, terminable
 from ali.errors import UserError
 from sweeps.engine import mirror
 from sweeps.engine.storage import Storage
@@ -76,11 +76,12 @@ def exclusive(folder: Path, command: list[str]) -> int:
     lease.take()
     time.sleep(SETTLE_SECONDS)
     lease.renew()
-    with terminable(), subprocess.Popen(command, start_new_session=True) as server:
-        lease.server = server
+    with terminable(), contextlib.ExitStack() as start:
+        start.enter_context(postponed())  # a signal before `_wait` would leave the server behind
+        server = lease.server = subprocess.Popen(command, start_new_session=True)
         try:
             with beside(lease.keep):
-                _wait(server)
+                _wait(server, start)
         finally:
             with contextlib.suppress(OSError, UserError):  # it expires
                 lease.drop()
@@ -92,9 +93,13 @@ def exclusive(folder: Path, command: list[str]) -> int:
     return server.returncode
 
 
-def _wait(server: subprocess.Popen) -> None:
-    """Returns, or raises KeyboardInterrupt, when the server and all it has started have ended."""
+def _wait(server: subprocess.Popen, start: contextlib.ExitStack) -> None:
+    """Returns, or raises KeyboardInterrupt, when the server and all it has started have ended.
+
+    `start` is closed first: until then signals were postponed.
+    """
     try:
+        start.close()
         server.wait()
     except KeyboardInterrupt:
         os.killpg(server.pid, signal.SIGINT)

@@ -199,6 +199,23 @@ def terminable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """In the block, SIGINT, SIGTERM and SIGHUP wait for its end; the first of them counts."""
+    came: list[int] = []
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
 def _fail(message: str, code: int) -> int:
     with contextlib.suppress(OSError):  # the reader may have closed it
         print("error:" if code == 2 else "stopped:", " ".join(message.split()), file=sys.stderr)

@@ -80,6 +80,18 @@ def test_a_folder_has_one_server_at_a_time(tmp_path):
         assert not is_running(int(pids()[2])), "two servers would write the same files"
 
 
+def test_a_head_that_is_stopped_while_its_server_starts_leaves_none_behind(tmp_path):
+    """Its lease expires, and another head's server would write the same files."""
+    folder, started = tmp_path / "mlflow", tmp_path / "started"
+    folder.mkdir()
+    command = ("sh", "-c", f"echo $$ > {started}; kill -TERM $PPID; exec sleep 60")
+    for _ in range(5):  # the signal comes at another moment each time
+        with server(folder, *command) as stopped:
+            stopped.communicate(timeout=30)
+        assert stopped.returncode == 143 and not (folder / LEASE).exists()
+        assert not is_running(int(started.read_text()))
+
+
 def test_a_server_that_takes_long_to_stop_keeps_its_folder_meanwhile(tmp_path):
     """A second one on the same files would destroy them."""
     folder, started = tmp_path / "mlflow", tmp_path / "started"
